@@ -1,0 +1,113 @@
+"""The embeddings of one run on one test set, as a small Zarr group: written by `encode`, read by everything after it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from console import UserError
+
+EMBEDDINGS_VERSION = 1
+_ROWS_PER_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of a test set by one run.
+
+    Attributes:
+        images: (N, E) float32, L2-normalised; rows in the index's order, dropped images left out.
+        captions: (M, E) float32, L2-normalised; grouped by image in the images' order.
+        caption_image: (M,) int32, the row in `images` that each caption describes.
+        image_ids, caption_ids: (N,) and (M,) arrays of str.
+        attributes: run, split and the digests of what was read.
+    """
+
+    images: np.ndarray
+    captions: np.ndarray
+    caption_image: np.ndarray
+    image_ids: np.ndarray
+    caption_ids: np.ndarray
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
+    """Write the group to `path`, replacing what is there; equal embeddings give equal bytes.
+
+    It is built beside `path` and renamed into place, so a reader sees the old group, none, or the whole new one.
+    """
+    import zarr
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent))
+    try:
+        built = temporary / "new"
+        group = zarr.create_group(
+            str(built), attributes={**embeddings.attributes, "embeddings_version": EMBEDDINGS_VERSION}
+        )
+        for name in ("images", "captions"):
+            values = np.ascontiguousarray(getattr(embeddings, name), dtype=np.float32)
+            chunks = (max(1, min(len(values), _ROWS_PER_CHUNK)), max(1, values.shape[1]))
+            group.create_array(name, data=values, chunks=chunks)
+        group.create_array("caption_image", data=np.asarray(embeddings.caption_image, dtype=np.int32))
+        for name in ("image_ids", "caption_ids"):
+            values = getattr(embeddings, name)
+            array = group.create_array(name, shape=(len(values),), dtype=str, chunks=(max(1, len(values)),))
+            if len(values):
+                array[:] = np.asarray(values, dtype=np.dtypes.StringDType())
+        if path.exists():
+            os.replace(path, temporary / "old")
+        os.replace(built, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
+    """Read and check a group written by `write_embeddings`.
+
+    Raises:
+        UserError: `path` is no such group, is of a newer version, is incomplete, or holds a NaN or infinite number.
+    """
+    import zarr
+
+    again = "run evaluation.encode again"
+    if not (Path(path) / "zarr.json").is_file():
+        raise UserError(f"no embeddings at {path}: {again}")
+    group = zarr.open_group(str(path), mode="r")
+    attributes = dict(group.attrs)
+    version = attributes.get("embeddings_version")
+    if version != EMBEDDINGS_VERSION:
+        raise UserError(
+            f"{path} has embeddings version {version!r}, this program reads version {EMBEDDINGS_VERSION}: {again}, "
+            "or use the program's version that wrote it"
+        )
+    try:
+        embeddings = Embeddings(
+            images=np.asarray(group["images"][:]),
+            captions=np.asarray(group["captions"][:]),
+            caption_image=np.asarray(group["caption_image"][:]),
+            image_ids=np.asarray(group["image_ids"][:]),
+            caption_ids=np.asarray(group["caption_ids"][:]),
+            attributes=attributes,
+        )
+    except KeyError as error:
+        raise UserError(f"{path} lacks the array {error}: {again}") from error
+    for name, ids in (("images", embeddings.image_ids), ("captions", embeddings.caption_ids)):
+        values = getattr(embeddings, name)
+        if len(values) != len(ids):
+            raise UserError(f"{path} has {len(values)} {name} embeddings and {len(ids)} ids: {again}")
+        # One sum per row finds NaN and infinity without a mask as large as the embeddings.
+        bad = np.flatnonzero(~np.isfinite(values.sum(axis=1, dtype=np.float64)))
+        if len(bad):
+            raise UserError(
+                f"{path}: {len(bad)} {name} have embeddings that are not finite, the first is {str(ids[bad[0]])!r}: "
+                "the run's training has diverged or its input features hold NaN"
+            )
+    return embeddings

@@ -1,0 +1,103 @@
+"""Metrics of an ensemble: the mean of its runs' similarities, from their embeddings.
+
+The mean of n inner products is the inner product of the concatenated embeddings, each scaled by 1/sqrt(n). So an ensemble
+is scored block by block like a single run, and no N x M matrix is ever made. (3SHNet adds the matrices of two runs.)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from console import UserError, run_cli, write_json
+from evaluation.embeddings import Embeddings, read_embeddings
+from evaluation.metrics import add_arguments, all_metrics
+
+
+def check_same_items(members: Sequence[Embeddings], names: Sequence[str]) -> None:
+    """All members must hold the same images and captions in the same order.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    first = members[0]
+    for member, name in zip(members[1:], names[1:], strict=True):
+        for kind in ("image", "caption"):
+            mine, other = getattr(first, f"{kind}_ids"), getattr(member, f"{kind}_ids")
+            shared = min(len(mine), len(other))
+            differing = np.flatnonzero(mine[:shared] != other[:shared])
+            if not len(differing) and len(mine) == len(other):
+                continue
+            row = int(differing[0]) if len(differing) else shared
+            found = [repr(str(ids[row])) if row < len(ids) else "nothing" for ids in (mine, other)]
+            raise UserError(
+                f"an ensemble needs the same {kind}s in the same order, but {kind} number {row + 1} is {found[0]} of "
+                f"{len(mine)} in {names[0]} and {found[1]} of {len(other)} in {name}: encode both runs with one index and "
+                "one split; if images were dropped as unreadable from only one of the feature stores, remove them from "
+                "the dataset"
+            )
+        differing = np.flatnonzero(first.caption_image != member.caption_image)
+        if len(differing):
+            caption = str(first.caption_ids[differing[0]])
+            raise UserError(
+                f"caption {caption!r} belongs to different images in {names[0]} and {name}: encode both runs with one index"
+            )
+
+
+def combine(members: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings whose inner products are the means of the members'; widths may differ.
+
+    Args:
+        members: at least one, of the same items (see `check_same_items`).
+    """
+    scale = np.float32(1 / np.sqrt(len(members)))
+    joined = {}
+    for name in ("images", "captions"):
+        parts = [getattr(member, name) for member in members]
+        values = np.empty((len(parts[0]), sum(part.shape[1] for part in parts)), dtype=np.float32)
+        start = 0
+        for part in parts:
+            np.multiply(part, scale, out=values[:, start : start + part.shape[1]])
+            start += part.shape[1]
+        joined[name] = values
+    first = members[0]
+    return Embeddings(
+        **joined, caption_image=first.caption_image, image_ids=first.image_ids, caption_ids=first.caption_ids
+    )
+
+
+def ensemble_metrics(
+    members: Sequence[Embeddings], names: Sequence[str], *, folds: int = 0, seed: int = 0
+) -> dict[str, Any]:
+    """The metrics file's content for the mean of the members' similarities; `names` are used in errors.
+
+    Raises:
+        UserError: fewer than one member, or members of different items.
+    """
+    if not members:
+        raise UserError("an ensemble needs at least one run")
+    check_same_items(members, names)
+    return all_metrics(combine(members), folds=folds, seed=seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.ensemble", description=__doc__.split("\n")[0])
+    parser.add_argument("--embeddings", required=True, nargs="+", help="embeddings.zarr of every run")
+    add_arguments(parser)
+    args = parser.parse_args()
+    members = [read_embeddings(path) for path in args.embeddings]
+    metrics = ensemble_metrics(members, args.embeddings, folds=args.folds, seed=args.seed)
+    metrics["runs"] = [
+        member.attributes.get("run", path) for member, path in zip(members, args.embeddings, strict=True)
+    ]
+    for name in ("split", "index_digest"):
+        if name in members[0].attributes:
+            metrics[name] = members[0].attributes[name]
+    write_json(args.output, metrics)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,215 @@
+"""Retrieval metrics of embeddings or of a similarity matrix, with folds and two checks: a control and chance.
+
+R@1, R@5, R@10 (in %), median and mean rank in both directions and rSum, as SCAN, VSE-infinity and 3SHNet report them:
+an image's rank is that of the best of its captions; a tie counts as a miss. Scores are compared block by block and never
+held together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from console import UserError, run_cli, write_json
+from evaluation.embeddings import Embeddings, read_embeddings
+from model.ranking import ranks_from_embeddings, ranks_from_similarity, retrieval_scores
+
+PROTOCOL = "standard"
+_CONTROL_IMAGES = (
+    2000  # the control of a small test set is the mean over so many deranged images, else it is mere noise
+)
+
+
+def retrieval_metrics(
+    image_embeddings: np.ndarray, caption_embeddings: np.ndarray, caption_image: np.ndarray
+) -> dict[str, Any]:
+    """Metrics of one gallery: all images against all captions, scored by inner product.
+
+    Args:
+        image_embeddings: (N, E) floats, each image once. caption_embeddings: (M, E) floats.
+        caption_image: (M,) integers, the image row of each caption, in any order.
+
+    Returns:
+        `{i2t, t2i, rsum, images, captions, protocol}`; `i2t` and `t2i` are `{r1, r5, r10, medr, meanr}`, recalls in %,
+        ranks from 1.
+
+    Raises:
+        ValueError: NaN or infinite embeddings, shapes that do not fit, an image without a caption.
+    """
+    images, captions = _numpy(image_embeddings), _numpy(caption_embeddings)
+    owner = _numpy(caption_image)
+    return _with_size(retrieval_scores(*ranks_from_embeddings(images, captions, owner)), len(images), len(captions))
+
+
+def retrieval_metrics_from_similarity(similarity: np.ndarray, caption_image: np.ndarray) -> dict[str, Any]:
+    """`retrieval_metrics` from scores (N, M) instead of embeddings; same result, same errors."""
+    similarity, owner = _numpy(similarity), _numpy(caption_image)
+    return _with_size(retrieval_scores(*ranks_from_similarity(similarity, owner)), *similarity.shape)
+
+
+def fold_metrics(images: np.ndarray, captions: np.ndarray, caption_image: np.ndarray, folds: int) -> dict[str, Any]:
+    """Mean of the metrics over `folds` galleries of consecutive images (COCO 1K: five folds of 1,000 of the 5,000).
+
+    All folds are of one size, as recall depends on it; the few images left over at the end are in no fold.
+
+    Returns:
+        `{count, images_per_fold, images_left_out, i2t, t2i, rsum}`.
+
+    Raises:
+        UserError: more folds than images.
+    """
+    size = len(images) // folds
+    if size < 1:
+        raise UserError(
+            f"{folds} folds of {len(images)} images cannot be made: lower the test set's `folds` to {len(images)} or less"
+        )
+    scores = []
+    for fold in range(folds):
+        start = fold * size
+        chosen = np.flatnonzero((caption_image >= start) & (caption_image < start + size))
+        ranks = ranks_from_embeddings(images[start : start + size], captions[chosen], caption_image[chosen] - start)
+        scores.append(retrieval_scores(*ranks))
+    left_out = len(images) - folds * size
+    return {"count": folds, "images_per_fold": size, "images_left_out": left_out, **_mean_scores(scores)}
+
+
+def derangement(count: int, generator: np.random.Generator) -> np.ndarray:
+    """(count,) int64, a random permutation that leaves nothing in place (one random cycle through all).
+
+    Raises:
+        ValueError: count < 2.
+    """
+    if count < 2:
+        raise ValueError(f"{count} items cannot be deranged")
+    cycle = generator.permutation(count)
+    result = np.empty(count, dtype=np.int64)
+    result[cycle] = np.roll(cycle, 1)
+    return result
+
+
+def control_metrics(
+    images: np.ndarray, captions: np.ndarray, caption_image: np.ndarray, seed: int
+) -> dict[str, Any] | None:
+    """The metrics after every image embedding has been given to another image; they must be at chance.
+
+    Were they not, something other than the match of image and caption would give the answer away, such as the order of
+    rows. Returns `{seed, derangements, i2t, t2i, rsum}`, the mean over some derangements; None for a single image.
+    """
+    if len(images) < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    repeats = max(1, min(20, _CONTROL_IMAGES // len(images)))
+    scores = []
+    for _ in range(repeats):
+        moved = images[derangement(len(images), generator)]
+        scores.append(retrieval_scores(*ranks_from_embeddings(moved, captions, caption_image)))
+    return {"seed": seed, "derangements": repeats, **_mean_scores(scores)}
+
+
+def chance_metrics(captions_per_image: Sequence[int] | np.ndarray) -> dict[str, Any]:
+    """What a random order of the gallery gives on average, exactly.
+
+    Among M captions, c of them right, the best right one is later than place k with the probability
+    C(M-c, k) / C(M, k), and its mean place is (M+1) / (c+1). Among N images the right one is at each place equally often.
+
+    Args:
+        captions_per_image: (N,) counts, each at least 1.
+
+    Returns:
+        `{i2t, t2i, rsum}`; `medr` is the first place by which half of the queries have been answered.
+    """
+    counts = np.asarray(captions_per_image, dtype=np.int64)
+    images, captions = len(counts), int(counts.sum())
+    places = np.arange(captions + 1, dtype=np.float64)
+    later = np.zeros(captions + 1)
+    for count, how_often in zip(*np.unique(counts, return_counts=True), strict=True):
+        each = np.ones(captions + 1)
+        for taken in range(count):
+            each *= np.clip(captions - places - taken, 0, None) / (captions - taken)
+        later += how_often / images * each
+    i2t = {f"r{k}": 100.0 * float(1 - later[min(k, captions)]) for k in (1, 5, 10)}
+    i2t |= {"medr": float(np.argmax(later <= 0.5)), "meanr": float(np.mean((captions + 1) / (counts + 1)))}
+    t2i = {f"r{k}": 100.0 * min(k, images) / images for k in (1, 5, 10)}
+    t2i |= {"medr": float(-(-images // 2)), "meanr": (images + 1) / 2}
+    return {"i2t": i2t, "t2i": t2i, "rsum": _rsum(i2t, t2i)}
+
+
+def all_metrics(embeddings: Embeddings, *, folds: int, seed: int) -> dict[str, Any]:
+    """Everything that goes into a metrics file: the whole test set, its folds, the control and chance.
+
+    Images without a caption cannot be scored: they are left out and counted under `images_without_captions`.
+
+    Raises:
+        UserError: nothing to score, or too many folds.
+    """
+    images, owner = embeddings.images, embeddings.caption_image.astype(np.int64)
+    if not len(images) or not len(owner):
+        raise UserError(
+            f"the test set has {len(images)} images and {len(owner)} captions: give the dataset captions, or choose "
+            "another split for the test set"
+        )
+    counts = np.bincount(owner, minlength=len(images))
+    captioned = counts > 0
+    if not captioned.all():
+        images = images[captioned]
+        owner = (np.cumsum(captioned) - 1)[owner]
+        counts = counts[captioned]
+    result = retrieval_metrics(images, embeddings.captions, owner)
+    if not captioned.all():
+        result["images_without_captions"] = int((~captioned).sum())
+        print(f"note: {result['images_without_captions']} images have no caption and are left out", file=sys.stderr)
+    if folds > 1:
+        result["folds"] = fold_metrics(images, embeddings.captions, owner, folds)
+    if control := control_metrics(images, embeddings.captions, owner, seed):
+        result["control"] = control
+    result["chance"] = chance_metrics(counts)
+    return result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that `metrics` and `ensemble` share."""
+    parser.add_argument("--folds", type=int, default=0, help="also the mean over so many folds; 0 or 1: none")
+    parser.add_argument("--seed", type=int, default=0, help="of the control's derangements")
+    parser.add_argument("--output", required=True, help="metrics.json to write")
+
+
+def _numpy(values: Any) -> np.ndarray:
+    """Also takes tensors, on any device and with gradients, without importing torch."""
+    return np.asarray(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
+
+
+def _with_size(scores: dict[str, Any], images: int, captions: int) -> dict[str, Any]:
+    return {**scores, "images": int(images), "captions": int(captions), "protocol": PROTOCOL}
+
+
+def _rsum(i2t: dict[str, float], t2i: dict[str, float]) -> float:
+    return sum(direction[key] for direction in (i2t, t2i) for key in ("r1", "r5", "r10"))
+
+
+def _mean_scores(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    mean = {
+        direction: {key: float(np.mean([score[direction][key] for score in scores])) for key in scores[0][direction]}
+        for direction in ("i2t", "t2i")
+    }
+    return {**mean, "rsum": _rsum(mean["i2t"], mean["t2i"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.metrics", description=__doc__.split("\n")[0])
+    parser.add_argument("--embeddings", required=True, help="embeddings.zarr of evaluation.encode")
+    add_arguments(parser)
+    args = parser.parse_args()
+    embeddings = read_embeddings(args.embeddings)
+    metrics = all_metrics(embeddings, folds=args.folds, seed=args.seed)
+    for name in ("run", "split", "index_digest"):
+        if name in embeddings.attributes:
+            metrics[name] = embeddings.attributes[name]
+    write_json(args.output, metrics)
+
+
+if __name__ == "__main__":
+    run_cli(main)

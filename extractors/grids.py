@@ -1,0 +1,100 @@
+"""Grid features: the whole-image res5 map of a detector, as visual tokens (Jiang et al. 2020, grid-feats-vqa)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch.nn import functional as F
+
+from console import UserError
+from extractors.images import ImageBatch
+from extractors.loading import NetworkRunner, load_network
+from extractors.networks.rcnn import C4RCNN
+from stores.schema import ArraySpec
+
+# Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
+RECIPE = 1
+
+
+class GridExtractor:
+    """Rows of the `grids` store for batches of images.
+
+    Args:
+        runner: around a C4 detector.
+        grid: side of the square grid the map is adaptively average-pooled to, or "native" to keep the map's own cells.
+        max_cells: G for "native": a larger map is pooled down, both sides by the same factor, to fit.
+    """
+
+    def __init__(self, runner: NetworkRunner, *, grid: int | str = 7, max_cells: int = 608) -> None:
+        if not isinstance(runner.network, C4RCNN):
+            raise UserError("grid features need a Faster R-CNN C4 architecture, such as scenes_grids")
+        if grid != "native" and not (isinstance(grid, int) and grid >= 1):
+            raise UserError(f"grid must be a positive number of cells per side or 'native', not {grid!r}")
+        self.runner = runner
+        self.grid = grid
+        self.cells = max_cells if grid == "native" else grid * grid
+        dim = runner.network.roi_heads.box_predictor.cls_score.in_features
+        self.arrays = {
+            "features": ArraySpec((self.cells, dim), "float16", 0),
+            "counts": ArraySpec((), "int16", 0),
+            "grid_shapes": ArraySpec((2,), "int16", 0),
+        }
+
+    @property
+    def input(self):
+        return self.runner.input
+
+    @property
+    def weights_digest(self) -> str:
+        return self.runner.weights_digest
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What readers of the store need to know about the numbers."""
+        return {"grid": self.grid}
+
+    def to(self, device: str) -> GridExtractor:
+        self.runner.to(device)
+        return self
+
+    def _grid_shape(self, height: int, width: int) -> tuple[int, int]:
+        if self.grid != "native":
+            return self.grid, self.grid
+        factor = min(1.0, (self.cells / (height * width)) ** 0.5)
+        return max(1, int(height * factor)), max(1, int(width * factor))
+
+    def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
+        """One dict of rows per image; cells row-major, `grid_shapes` is (rows, columns)."""
+        with self.runner.autocast():
+            maps = self.runner.network.grid(self.runner.pixels(batch))
+        result = []
+        for feature, (h, w) in zip(maps, batch.sizes, strict=True):
+            # Cells that lie in the padding are not part of the image.
+            feature = feature[:, : -(-h // 32), : -(-w // 32)]
+            shape = self._grid_shape(*feature.shape[1:])
+            pooled = F.adaptive_avg_pool2d(feature, shape)
+            rows = {name: np.full(spec.shape, spec.fill, spec.dtype) for name, spec in self.arrays.items()}
+            count = shape[0] * shape[1]
+            rows["features"][:count] = pooled.flatten(1).T.cpu().numpy()
+            rows["counts"][...] = count
+            rows["grid_shapes"][:] = shape
+            result.append(rows)
+        return result
+
+
+def build_extractor(
+    *,
+    architecture: str,
+    weights: str,
+    engine: str = "native",
+    grid: int | str = 7,
+    max_cells: int = 608,
+    precision: str = "fp32",
+    **_unused: Any,
+) -> GridExtractor:
+    """A `GridExtractor` from flat settings (config section `features.grids`)."""
+    if engine != "native":
+        raise UserError(f"unknown engine {engine!r} for grids; choose native")
+    network, digest = load_network(architecture, weights)
+    return GridExtractor(NetworkRunner(network, digest, precision), grid=grid, max_cells=max_cells)

@@ -1,0 +1,68 @@
+"""From settings to a network with weights in place, on a device, in a precision: what the extractors share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+from torch import nn
+
+from console import UserError, digest_file
+from extractors.images import InputSpec
+from extractors.networks import build, load_checkpoint
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_network(architecture: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, str]:
+    """The network called `architecture` with `weights` loaded, in eval mode, and the weights file's sha256.
+
+    Raises:
+        UserError: unknown architecture, no such file, or weights that do not fit.
+    """
+    try:
+        network = build(architecture)
+        load_checkpoint(network, weights)
+    except FileNotFoundError as error:
+        raise UserError(f"{error}; set `weights` to the checkpoint of {architecture}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return network.eval(), digest_file(weights)
+
+
+class NetworkRunner:
+    """Holds a network, its device and precision; the extractors are built around one.
+
+    Args:
+        network: in eval mode. weights_digest: sha256 of its weights file.
+        precision: "fp32", or "bf16" / "fp16" for automatic mixed precision.
+    """
+
+    def __init__(self, network: nn.Module, weights_digest: str, precision: str = "fp32") -> None:
+        if precision not in PRECISIONS:
+            raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        self.network = network
+        self.weights_digest = weights_digest
+        self.precision = precision
+        self.device = torch.device("cpu")
+
+    @property
+    def input(self) -> InputSpec:
+        """How images are brought to this network."""
+        return self.network.meta.input
+
+    def to(self, device: str | torch.device) -> NetworkRunner:
+        """Move to a device; returns self."""
+        self.device = torch.device(device)
+        self.network = self.network.to(self.device).to(memory_format=torch.channels_last)
+        return self
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision's context for a forward pass."""
+        dtype = PRECISIONS[self.precision]
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def pixels(self, batch) -> torch.Tensor:
+        """An `ImageBatch`'s pixels on the device."""
+        return batch.pixels.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)

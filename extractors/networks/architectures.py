@@ -1,0 +1,255 @@
+"""Named architectures: everything about a network but its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from extractors.images import InputSpec
+from extractors.networks.fpn import FPN
+from extractors.networks.rcnn import C4RCNN, Meta, PanopticFPN
+from extractors.networks.resnet import ResNet, make_stage
+from extractors.networks.roi import Res5RoIHeads, RoIPooler, StandardRoIHeads
+from extractors.networks.rpn import RPN
+from extractors.networks.semantic import SemanticFPNHead
+
+
+def c4_rcnn(
+    *,
+    input: InputSpec,
+    blocks: tuple[int, int, int, int],
+    num_classes: int,
+    num_attributes: int = 0,
+    class_names: tuple[str, ...] = (),
+    attribute_names: tuple[str, ...] = (),
+    stem_channels: int = 64,
+    res2_channels: int = 256,
+    groups: int = 1,
+    width_per_group: int = 64,
+    stride_in_1x1: bool = True,
+    caffe_pool: bool = False,
+    norm: str = "FrozenBN",
+    rpn_channels: int | None = None,
+    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512),
+    pre_nms_top: int = 6000,
+    post_nms_top: int = 1000,
+    rpn_nms_threshold: float = 0.7,
+    rpn_min_size: float = 0.0,
+    pooling: str = "align",
+    pool_resolution: int = 14,
+    pool_from_res5: bool = False,
+    res5_stride: int = 2,
+    res5_dilation: int = 1,
+    attribute_embedding: int = 256,
+    attribute_hidden: int = 512,
+    box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0),
+) -> C4RCNN:
+    """A ResNet-C4 Faster R-CNN; `blocks` are the bottlenecks of res2..res5, `res2_channels` doubles per stage."""
+    res4_channels = res2_channels * 4
+    width = groups * width_per_group
+    body = ResNet(
+        blocks=blocks[:3],
+        stem_channels=stem_channels,
+        res2_channels=res2_channels,
+        groups=groups,
+        width_per_group=width_per_group,
+        stride_in_1x1=stride_in_1x1,
+        caffe_pool=caffe_pool,
+        norm=norm,
+    )
+    rpn = RPN(
+        in_channels=res4_channels,
+        channels=rpn_channels,
+        anchor_sizes=(anchor_sizes,),
+        strides=(16,),
+        pre_nms_top=pre_nms_top,
+        post_nms_top=post_nms_top,
+        nms_threshold=rpn_nms_threshold,
+        min_size=rpn_min_size,
+    )
+    res5 = make_stage(
+        blocks[3],
+        res4_channels,
+        res4_channels * 2,
+        bottleneck_channels=width * 8,
+        first_stride=res5_stride,
+        groups=groups,
+        dilation=res5_dilation,
+        stride_in_1x1=stride_in_1x1,
+        norm=norm,
+    )
+    heads = Res5RoIHeads(
+        res5=res5,
+        # grid-feats-vqa pools 1x1 from the whole-image res5 map instead of running res5 on every pooled region.
+        pooler=RoIPooler(1, (1 / 32,), pooling) if pool_from_res5 else RoIPooler(pool_resolution, (1 / 16,), pooling),
+        pool_from_res5=pool_from_res5,
+        features=res4_channels * 2,
+        num_classes=num_classes,
+        num_attributes=num_attributes,
+        attribute_embedding=attribute_embedding,
+        attribute_hidden=attribute_hidden,
+        box_weights=box_weights,
+    )
+    meta = Meta(input=input, class_names=class_names, attribute_names=attribute_names)
+    return C4RCNN(backbone=body, proposal_generator=rpn, roi_heads=heads, meta=meta)
+
+
+def panoptic_fpn(
+    *,
+    input: InputSpec,
+    blocks: tuple[int, int, int, int],
+    thing_categories: tuple[int, ...],
+    stuff_categories: tuple[int, ...],
+    stem_channels: int = 64,
+    res2_channels: int = 256,
+    width_per_group: int = 64,
+    stride_in_1x1: bool = True,
+    norm: str = "FrozenBN",
+    fpn_channels: int = 256,
+    box_hidden: int = 1024,
+    mask_channels: int = 256,
+    semantic_channels: int = 128,
+    semantic_norm: str = "GN",
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,)),
+    pre_nms_top: int = 1000,
+    post_nms_top: int = 1000,
+    canonical_size: float = 224.0,
+    score_threshold: float = 0.05,
+    stuff_area_limit: int = 4096,
+    instance_threshold: float = 0.5,
+) -> PanopticFPN:
+    """A ResNet Panoptic FPN; the semantic branch has label 0 for any thing, then one per stuff category."""
+    body = ResNet(
+        blocks=blocks,
+        stem_channels=stem_channels,
+        res2_channels=res2_channels,
+        width_per_group=width_per_group,
+        stride_in_1x1=stride_in_1x1,
+        norm=norm,
+    )
+    rpn = RPN(
+        in_channels=fpn_channels,
+        anchor_sizes=anchor_sizes,
+        strides=(4, 8, 16, 32, 64),
+        pre_nms_top=pre_nms_top,
+        post_nms_top=post_nms_top,
+    )
+    scales = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+    heads = StandardRoIHeads(
+        box_pooler=RoIPooler(7, scales, canonical_size=canonical_size),
+        mask_pooler=RoIPooler(14, scales, canonical_size=canonical_size),
+        channels=fpn_channels,
+        hidden=box_hidden,
+        num_classes=len(thing_categories),
+        mask_channels=mask_channels,
+        score_threshold=score_threshold,
+    )
+    return PanopticFPN(
+        backbone=FPN(body, fpn_channels),
+        proposal_generator=rpn,
+        roi_heads=heads,
+        sem_seg_head=SemanticFPNHead(fpn_channels, semantic_channels, 1 + len(stuff_categories), semantic_norm),
+        meta=Meta(input=input, thing_categories=thing_categories, stuff_categories=stuff_categories),
+        stuff_area_limit=stuff_area_limit,
+        instance_threshold=instance_threshold,
+    )
+
+
+def _scenes_vocabulary() -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    from catalog.categories import COCO_PANOPTIC
+    from catalog.scenes import COLORS, STUFFS, THINGS
+
+    names = tuple(COCO_PANOPTIC[i].name for i in (*THINGS, *STUFFS))
+    return names, tuple(COLORS), tuple(THINGS), tuple(STUFFS)
+
+
+def _scenes_input(min_size: int, max_size: int) -> InputSpec:
+    return InputSpec(
+        min_size=min_size,
+        max_size=max_size,
+        channels="RGB",
+        mean=(127.5, 127.5, 127.5),
+        std=(64.0, 64.0, 64.0),
+        divisibility=32,
+    )
+
+
+def scenes_regions(**overrides: Any) -> C4RCNN:
+    """A quarter-width ResNet-C4 detector of the embedded scenes: things and stuff as objects, colours as attributes."""
+    names, colors, _, _ = _scenes_vocabulary()
+    options: dict[str, Any] = {
+        "input": _scenes_input(176, 288),
+        "blocks": (1, 2, 3, 1),
+        "num_classes": len(names),
+        "num_attributes": len(colors),
+        "class_names": names,
+        "attribute_names": colors,
+        "stem_channels": 16,
+        "res2_channels": 64,
+        "width_per_group": 16,
+        "stride_in_1x1": False,
+        "rpn_channels": 128,
+        "anchor_sizes": (20, 40, 80, 160),
+        "pre_nms_top": 1000,
+        "post_nms_top": 100,
+        "pool_resolution": 7,
+        "attribute_embedding": 32,
+        "attribute_hidden": 64,
+    }
+    return c4_rcnn(**(options | overrides))
+
+
+def scenes_grids(**overrides: Any) -> C4RCNN:
+    """The same body as `scenes_regions`, larger input, trained with 1x1 regions pooled from the whole-image res5 map."""
+    return scenes_regions(**({"input": _scenes_input(224, 320), "pool_from_res5": True} | overrides))
+
+
+def scenes_panoptic(**overrides: Any) -> PanopticFPN:
+    """A narrow Panoptic FPN of the embedded scenes."""
+    _, _, things, stuffs = _scenes_vocabulary()
+    options: dict[str, Any] = {
+        "input": _scenes_input(176, 288),
+        "blocks": (1, 2, 3, 1),
+        "thing_categories": things,
+        "stuff_categories": stuffs,
+        "stem_channels": 16,
+        "res2_channels": 64,
+        "width_per_group": 16,
+        "stride_in_1x1": False,
+        "fpn_channels": 64,
+        "box_hidden": 192,
+        "mask_channels": 48,
+        "semantic_channels": 48,
+        "semantic_norm": "FrozenBN",
+        "anchor_sizes": ((12,), (24,), (48,), (96,), (176,)),
+        "pre_nms_top": 300,
+        "post_nms_top": 100,
+        "canonical_size": 96.0,
+        "score_threshold": 0.1,
+        "stuff_area_limit": 256,
+    }
+    return panoptic_fpn(**(options | overrides))
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "scenes_regions": scenes_regions,
+    "scenes_grids": scenes_grids,
+    "scenes_panoptic": scenes_panoptic,
+}
+
+
+def build(architecture: str, **overrides: Any) -> nn.Module:
+    """The network called `architecture`, randomly initialised, in eval mode.
+
+    Args:
+        architecture: a key of `ARCHITECTURES`.
+        overrides: keyword arguments of the builder that replace the named architecture's own.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}; choose one of {', '.join(sorted(ARCHITECTURES))}")
+    return ARCHITECTURES[architecture](**overrides).eval()

@@ -1,0 +1,90 @@
+"""Convolutions that carry their norm, and the norms the checkpoints use.
+
+A checkpoint of detectron2 names a convolution's norm as its child (`conv1.norm.weight`), so the modules do too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics: y = (x - running_mean) / sqrt(running_var + eps) * weight + bias.
+
+    The four vectors are buffers, not parameters, under the names of `BatchNorm2d`.
+
+    Args:
+        channels: number of channels C of the input (B, C, H, W).
+        eps: added to the variance before the root.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        # Stored so that a fresh layer is the identity: checkpoints of ImageNet models that folded their statistics
+        # into weight and bias come without the running ones.
+        self.register_buffer("running_var", torch.ones(channels) - eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float -> the same shape."""
+        if x.requires_grad:
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            shift = self.bias - self.running_mean * scale
+            return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+
+
+def make_norm(name: str, channels: int) -> nn.Module | None:
+    """The norm called `name` ("", "FrozenBN", "BN" or "GN") for `channels` channels; ValueError for another name."""
+    if name == "":
+        return None
+    if name == "FrozenBN":
+        return FrozenBatchNorm2d(channels)
+    if name == "BN":
+        return nn.BatchNorm2d(channels)
+    if name == "GN":
+        return nn.GroupNorm(32, channels)
+    raise ValueError(f"unknown norm {name!r}; choose '', 'FrozenBN', 'BN' or 'GN'")
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution followed by an optional norm (child `norm`) and an optional ReLU."""
+
+    def __init__(self, *args: int, norm: str = "", relu: bool = False, **kwargs) -> None:
+        kwargs.setdefault("bias", norm == "")
+        super().__init__(*args, **kwargs)
+        self.norm = make_norm(norm, self.out_channels)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.relu_(x) if self.relu else x
+
+
+def msra_init(conv: nn.Conv2d) -> None:
+    """He initialisation (fan out, ReLU), zero bias."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def xavier_init(layer: nn.Conv2d | nn.Linear) -> None:
+    """Caffe2's "XavierFill" (uniform, fan in), zero bias."""
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def normal_init(layer: nn.Conv2d | nn.Linear, std: float) -> None:
+    """Normal weights of the given standard deviation, zero bias."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,189 @@
+"""The detectors as whole networks: body, proposals, heads, and what the extractors ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from extractors.images import InputSpec
+from extractors.networks.boxes import clip_boxes, decode_boxes, nonempty
+from extractors.networks.roi import Res5RoIHeads, StandardRoIHeads
+from extractors.networks.rpn import RPN
+from extractors.networks.semantic import SemanticFPNHead, merge_panoptic, paste_masks, resize_logits
+
+
+@dataclass
+class Proposals:
+    """One image's proposals with everything the choice of regions needs; pixels of the network input.
+
+    `boxes` (P, 4) xyxy, `regressed` (P, C, 4), `probabilities` (P, C) without background, `features` (P, D),
+    `attribute_probabilities` (P, A) or None, all float32 on the network's device.
+    """
+
+    boxes: Tensor
+    regressed: Tensor
+    probabilities: Tensor
+    features: Tensor
+    attribute_probabilities: Tensor | None
+
+
+@dataclass
+class Panoptic:
+    """One image's panoptic result at original resolution.
+
+    `segment_map` (H, W) int32 ids, 0 void; `segments` as from `merge_panoptic`; `semantic_logits` (S, H, W) float32;
+    `masks` (n, H, W) bool, `mask_probabilities` (n, H, W), `scores` (n,), `classes` (n,), `boxes` (n, 4) of the kept instances.
+    """
+
+    segment_map: Tensor
+    segments: list[dict]
+    semantic_logits: Tensor
+    masks: Tensor
+    mask_probabilities: Tensor
+    scores: Tensor
+    classes: Tensor
+    boxes: Tensor
+
+
+@dataclass
+class Meta:
+    """What a network's numbers mean: its input, its class and attribute names, and options of its results."""
+
+    input: InputSpec
+    class_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
+    # Panoptic networks: our 133-category index of every thing class and of every semantic label 1.. .
+    thing_categories: tuple[int, ...] = ()
+    stuff_categories: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class C4RCNN(nn.Module):
+    """Faster R-CNN with a res5 head on res4 (Ren et al. 2015; Anderson et al. 2018), regions and grids.
+
+    Parameter names are detectron2's: `backbone.*`, `proposal_generator.rpn_head.*`, `roi_heads.*`.
+    """
+
+    def __init__(self, *, backbone: nn.Module, proposal_generator: RPN, roi_heads: Res5RoIHeads, meta: Meta) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.meta = meta
+
+    @torch.inference_mode()
+    def regions(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
+        """Proposals with features of a batch.
+
+        Args:
+            pixels: (B, 3, H, W) normalised input. sizes: unpadded (height, width) of each image.
+        """
+        feature = self.backbone(pixels)["res4"]
+        proposals = [boxes for boxes, _ in self.proposal_generator([feature], sizes)]
+        heads = self.roi_heads
+        features = heads.region_features(feature, proposals)
+        logits, deltas = heads.box_predictor(features)
+        probabilities = F.softmax(logits.float(), dim=-1)
+        attributes = None
+        if heads.attribute_predictor is not None:
+            # The attribute head is told the most likely object, never the background.
+            attributes = heads.attribute_predictor(features, probabilities[:, :-1].argmax(dim=1)).float().softmax(-1)
+        result = []
+        counts = [len(p) for p in proposals]
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        for boxes, start, count, size in zip(proposals, starts, counts, sizes, strict=True):
+            rows = slice(start, start + count)
+            regressed = decode_boxes(deltas[rows], boxes, heads.box_weights).view(count, -1, 4)
+            result.append(
+                Proposals(
+                    boxes=boxes,
+                    regressed=clip_boxes(regressed, size),
+                    probabilities=probabilities[rows, :-1],
+                    features=features[rows].float(),
+                    attribute_probabilities=None if attributes is None else attributes[rows],
+                )
+            )
+        return result
+
+    @torch.inference_mode()
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Whole-image res5 map: (B, 3, H, W) -> (B, D, ceil(H/32), ceil(W/32)) float32."""
+        return self.roi_heads.res5(self.backbone(pixels)["res4"]).float()
+
+
+class PanopticFPN(nn.Module):
+    """Panoptic FPN (Kirillov et al. 2019): Mask R-CNN on a pyramid plus a semantic branch.
+
+    Parameter names are detectron2's: `backbone.*`, `proposal_generator.*`, `roi_heads.*`, `sem_seg_head.*`.
+    """
+
+    PROPOSAL_LEVELS = ("p2", "p3", "p4", "p5", "p6")
+    ROI_LEVELS = ("p2", "p3", "p4", "p5")
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        proposal_generator: RPN,
+        roi_heads: StandardRoIHeads,
+        sem_seg_head: SemanticFPNHead,
+        meta: Meta,
+        overlap_threshold: float = 0.5,
+        stuff_area_limit: int = 4096,
+        instance_threshold: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.sem_seg_head = sem_seg_head
+        self.meta = meta
+        self.overlap_threshold = overlap_threshold
+        self.stuff_area_limit = stuff_area_limit
+        self.instance_threshold = instance_threshold
+
+    @torch.inference_mode()
+    def panoptic(
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], original_sizes: Sequence[tuple[int, int]]
+    ) -> list[Panoptic]:
+        """Panoptic results of a batch.
+
+        Args:
+            pixels: (B, 3, H, W) normalised, H and W multiples of 32. sizes: unpadded (height, width) of the network input.
+            original_sizes: (height, width) of the results.
+        """
+        features = self.backbone(pixels)
+        proposals = [b for b, _ in self.proposal_generator([features[p] for p in self.PROPOSAL_LEVELS], sizes)]
+        pyramid = [features[p] for p in self.ROI_LEVELS]
+        detections = self.roi_heads.detect(pyramid, proposals, sizes)
+        mask_maps = self.roi_heads.masks(pyramid, [d[0] for d in detections], [d[2] for d in detections])
+        logits = self.sem_seg_head.upsample(self.sem_seg_head(features))
+        result = []
+        for (boxes, scores, classes), maps, image_logits, size, original in zip(
+            detections, mask_maps, logits, sizes, original_sizes, strict=True
+        ):
+            scale = boxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
+            boxes = clip_boxes(boxes * scale, original)
+            keep = nonempty(boxes)
+            boxes, scores, classes, maps = boxes[keep], scores[keep], classes[keep], maps[keep]
+            probabilities = paste_masks(maps, boxes, original)
+            masks = probabilities >= 0.5
+            semantic = resize_logits(image_logits, size, original)
+            segment_map, segments = merge_panoptic(
+                masks,
+                scores,
+                classes,
+                semantic.argmax(dim=0),
+                overlap_threshold=self.overlap_threshold,
+                stuff_area_limit=self.stuff_area_limit,
+                score_threshold=self.instance_threshold,
+            )
+            result.append(
+                Panoptic(segment_map, segments, semantic, masks, probabilities, scores, classes, boxes)
+            )
+        return result

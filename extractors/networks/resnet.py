@@ -1,0 +1,176 @@
+"""ResNet and ResNeXt bodies with the conventions the published detectors differ in.
+
+Sources: He et al. 2016, Xie et al. 2017; strides and names as in detectron2's `modeling/backbone/resnet.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from extractors.networks.layers import Conv2d, msra_init
+
+
+class Stem(nn.Module):
+    """7x7 stride-2 convolution, ReLU, 3x3 stride-2 max pooling: stride 4 in all.
+
+    Args:
+        out_channels: channels of the result.
+        norm: norm of the convolution.
+        caffe_pool: pool with padding 0 and `ceil_mode` as Caffe does, instead of padding 1.
+    """
+
+    def __init__(self, out_channels: int, norm: str, caffe_pool: bool = False) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(3, out_channels, 7, stride=2, padding=3, bias=False, norm=norm, relu=True)
+        self.caffe_pool = caffe_pool
+        msra_init(self.conv1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, ~H/4, ~W/4)."""
+        x = self.conv1(x)
+        if self.caffe_pool:
+            return F.max_pool2d(x, kernel_size=3, stride=2, padding=0, ceil_mode=True)
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+
+class Bottleneck(nn.Module):
+    """1x1 -> 3x3 -> 1x1 residual block with a projection shortcut where shape changes.
+
+    Args:
+        in_channels, out_channels: of the block.
+        bottleneck_channels: of the 3x3 convolution (over all groups).
+        stride: of the block; carried by the first 1x1 convolution if `stride_in_1x1` (MSRA/Caffe), else by the 3x3.
+        groups: of the 3x3 convolution (ResNeXt).
+        dilation: of the 3x3 convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int,
+        groups: int,
+        dilation: int,
+        stride_in_1x1: bool,
+        norm: str,
+    ) -> None:
+        super().__init__()
+        if in_channels != out_channels:
+            self.shortcut = Conv2d(in_channels, out_channels, 1, stride=stride, bias=False, norm=norm)
+            msra_init(self.shortcut)
+        else:
+            self.shortcut = None
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        width = bottleneck_channels
+        self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, bias=False, norm=norm, relu=True)
+        self.conv2 = Conv2d(
+            width,
+            width,
+            3,
+            stride=stride_3x3,
+            padding=dilation,
+            dilation=dilation,
+            groups=groups,
+            bias=False,
+            norm=norm,
+            relu=True,
+        )
+        self.conv3 = Conv2d(width, out_channels, 1, bias=False, norm=norm)
+        for conv in (self.conv1, self.conv2, self.conv3):
+            msra_init(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H/stride, W/stride)."""
+        out = self.conv3(self.conv2(self.conv1(x)))
+        out = out + (x if self.shortcut is None else self.shortcut(x))
+        return F.relu_(out)
+
+
+def make_stage(
+    blocks: int,
+    in_channels: int,
+    out_channels: int,
+    *,
+    bottleneck_channels: int,
+    first_stride: int,
+    groups: int = 1,
+    dilation: int = 1,
+    stride_in_1x1: bool,
+    norm: str,
+) -> nn.Sequential:
+    """A residual stage of `blocks` bottlenecks; only the first has `first_stride`."""
+    return nn.Sequential(
+        *(
+            Bottleneck(
+                in_channels if i == 0 else out_channels,
+                out_channels,
+                bottleneck_channels=bottleneck_channels,
+                stride=first_stride if i == 0 else 1,
+                groups=groups,
+                dilation=dilation,
+                stride_in_1x1=stride_in_1x1,
+                norm=norm,
+            )
+            for i in range(blocks)
+        )
+    )
+
+
+class ResNet(nn.Module):
+    """The body res2..res4 (C4) or res2..res5.
+
+    Args:
+        blocks: bottlenecks of res2, res3, ...: as many stages are built as numbers are given (3 or 4).
+        stem_channels: channels after the stem.
+        res2_channels: channels of res2; doubled by every stage.
+        groups, width_per_group: of the 3x3 convolutions; `groups * width_per_group` is res2's bottleneck width.
+        stride_in_1x1: see `Bottleneck`.
+        caffe_pool: see `Stem`.
+        norm: norm after every convolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        blocks: Sequence[int],
+        stem_channels: int = 64,
+        res2_channels: int = 256,
+        groups: int = 1,
+        width_per_group: int = 64,
+        stride_in_1x1: bool = True,
+        caffe_pool: bool = False,
+        norm: str = "FrozenBN",
+    ) -> None:
+        super().__init__()
+        self.stem = Stem(stem_channels, norm, caffe_pool)
+        self.stages = [f"res{i}" for i in range(2, 2 + len(blocks))]
+        self.channels: dict[str, int] = {}
+        channels_in, channels_out, width = stem_channels, res2_channels, groups * width_per_group
+        for name, count in zip(self.stages, blocks, strict=True):
+            stage = make_stage(
+                count,
+                channels_in,
+                channels_out,
+                bottleneck_channels=width,
+                first_stride=1 if name == "res2" else 2,
+                groups=groups,
+                stride_in_1x1=stride_in_1x1,
+                norm=norm,
+            )
+            self.add_module(name, stage)
+            self.channels[name] = channels_out
+            channels_in, channels_out, width = channels_out, channels_out * 2, width * 2
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> {"res2": (B, C2, ~H/4, ~W/4), "res3": stride 8, "res4": stride 16[, "res5": stride 32]}."""
+        x = self.stem(x)
+        features = {}
+        for name in self.stages:
+            x = getattr(self, name)(x)
+            features[name] = x
+        return features

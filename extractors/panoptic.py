@@ -1,0 +1,159 @@
+"""Panoptic segmentation as 3SHNet eats it: a 64x64 map of class ids, a 133-class presence vector, 133x7x7 features.
+
+Conventions (COCO class order, void 255, area fractions) are recorded in the store's attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from catalog.categories import NUM_CATEGORIES, VOID
+from console import UserError
+from extractors.images import ImageBatch
+from extractors.loading import NetworkRunner, load_network
+from extractors.networks.rcnn import Meta, Panoptic, PanopticFPN
+from stores.schema import ArraySpec
+
+# Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
+RECIPE = 1
+
+MAP_SIDE = 64
+GRID_SIDE = 7
+SEG_FEATURES = ("area", "soft")
+
+
+def category_map(result: Panoptic, meta: Meta) -> np.ndarray:
+    """(H, W) uint8 category 0..132 of every pixel, 255 where the panoptic result is void."""
+    lookup = np.full(len(result.segments) + 1, VOID, np.uint8)
+    for segment in result.segments:
+        index = segment["category"]
+        lookup[segment["id"]] = meta.thing_categories[index] if segment["is_thing"] else meta.stuff_categories[index - 1]
+    return lookup[result.segment_map.cpu().numpy()]
+
+
+def nearest_map(categories: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:
+    """(H, W) -> (side, side) by nearest neighbour at cell centres, aspect ignored."""
+    height, width = categories.shape
+    rows = ((np.arange(side) + 0.5) * height / side).astype(np.int64)
+    columns = ((np.arange(side) + 0.5) * width / side).astype(np.int64)
+    return categories[rows[:, None], columns[None, :]]
+
+
+def category_presence(categories: np.ndarray, min_pixels: int) -> np.ndarray:
+    """(133,) uint8: 1 where a category covers more than `min_pixels` pixels of the original image."""
+    counts = np.bincount(categories.ravel(), minlength=256)[:NUM_CATEGORIES]
+    return (counts > min_pixels).astype(np.uint8)
+
+
+def area_fractions(categories: np.ndarray, side: int = GRID_SIDE) -> np.ndarray:
+    """(133, side, side) float16: the share of each cell's pixels per category; cells as in adaptive average pooling.
+
+    A cell sums to 1 less its share of void.
+    """
+    height, width = categories.shape
+    result = np.zeros((NUM_CATEGORIES, side, side), np.float16)
+    for i in range(side):
+        rows = slice(i * height // side, -(-(i + 1) * height // side))
+        for j in range(side):
+            cell = categories[rows, j * width // side : -(-(j + 1) * width // side)]
+            counts = np.bincount(cell.ravel(), minlength=256)
+            result[:, i, j] = counts[:NUM_CATEGORIES] / cell.size
+    return result
+
+
+def soft_probabilities(result: Panoptic, meta: Meta) -> Tensor:
+    """(133, H, W) float32 per-pixel probabilities that sum to at most 1.
+
+    Stuff: the semantic branch's softmax. Things: the largest of score x mask probability over a class's instances.
+    """
+    height, width = result.semantic_logits.shape[1:]
+    soft = result.semantic_logits.new_zeros((NUM_CATEGORIES, height, width))
+    soft[list(meta.stuff_categories)] = result.semantic_logits.softmax(dim=0)[1:]
+    for mask, score, thing in zip(result.mask_probabilities, result.scores, result.classes.tolist(), strict=True):
+        category = meta.thing_categories[thing]
+        soft[category] = torch.maximum(soft[category], mask * score)
+    return soft / soft.sum(dim=0, keepdim=True).clamp(min=1.0)
+
+
+class PanopticExtractor:
+    """Rows of the `panoptic` store for batches of images.
+
+    Args:
+        runner: around a Panoptic FPN. seg_features: "area" (fractions of the hard map) or "soft" (probabilities).
+        min_pixels: see `category_presence`.
+    """
+
+    def __init__(self, runner: NetworkRunner, *, seg_features: str = "area", min_pixels: int = 100) -> None:
+        if seg_features not in SEG_FEATURES:
+            raise UserError(f"unknown seg_features {seg_features!r}; choose one of {', '.join(SEG_FEATURES)}")
+        if not isinstance(runner.network, PanopticFPN):
+            raise UserError("panoptic segmentation needs a Panoptic FPN architecture, such as scenes_panoptic")
+        self.runner = runner
+        self.seg_features = seg_features
+        self.min_pixels = min_pixels
+        self.arrays = {
+            "seg_maps": ArraySpec((MAP_SIDE, MAP_SIDE), "uint8", VOID),
+            "category_onehots": ArraySpec((NUM_CATEGORIES,), "uint8", 0),
+            "seg_features": ArraySpec((NUM_CATEGORIES, GRID_SIDE, GRID_SIDE), "float16", 0),
+        }
+
+    @property
+    def input(self):
+        return self.runner.input
+
+    @property
+    def weights_digest(self) -> str:
+        return self.runner.weights_digest
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What readers of the store need to know about the numbers."""
+        return {"class_order": "coco", "void": VOID, "seg_features": self.seg_features, "min_pixels": self.min_pixels}
+
+    def to(self, device: str) -> PanopticExtractor:
+        self.runner.to(device)
+        return self
+
+    def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
+        """One dict of rows per image."""
+        with self.runner.autocast():
+            results = self.runner.network.panoptic(self.runner.pixels(batch), batch.sizes, batch.original_sizes)
+        meta = self.runner.network.meta
+        rows = []
+        for result in results:
+            categories = category_map(result, meta)
+            if self.seg_features == "area":
+                features = area_fractions(categories)
+            else:
+                pooled = F.adaptive_avg_pool2d(soft_probabilities(result, meta), GRID_SIDE)
+                features = pooled.to(torch.float16).cpu().numpy()
+            rows.append(
+                {
+                    "seg_maps": nearest_map(categories),
+                    "category_onehots": category_presence(categories, self.min_pixels),
+                    "seg_features": features,
+                }
+            )
+        return rows
+
+
+def build_extractor(
+    *,
+    architecture: str,
+    weights: str,
+    engine: str = "native",
+    seg_features: str = "area",
+    min_pixels: int = 100,
+    precision: str = "fp32",
+    **_unused: Any,
+) -> PanopticExtractor:
+    """A `PanopticExtractor` from flat settings (config section `features.panoptic`)."""
+    if engine != "native":
+        raise UserError(f"unknown engine {engine!r} for panoptic; choose native")
+    network, digest = load_network(architecture, weights)
+    return PanopticExtractor(NetworkRunner(network, digest, precision), seg_features=seg_features, min_pixels=min_pixels)

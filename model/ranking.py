@@ -1,0 +1,178 @@
+"""Retrieval ranks, counted block by block: the one place where a rank is computed. NumPy only, so that it starts fast.
+
+A rank is the number of OTHER items that score at least as high as the right one (0 is best), so a tie counts as a miss:
+a model that gives every item the same score must not reach 100 % recall, which sorting would grant it by luck of the
+order. Recall, median and mean follow the field's convention (SCAN, VSE++, 3SHNet `evaluation`: 1-based median and mean).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+DEFAULT_BLOCK = 4_194_304  # scores per block: 16 MiB of float32
+
+
+def ranks_from_embeddings(
+    image_emb: np.ndarray, caption_emb: np.ndarray, caption_image: np.ndarray, *, block: int = DEFAULT_BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks in both directions from one pass over the inner products.
+
+    Args:
+        image_emb: (N, E) floats, one row per image (each image once).
+        caption_emb: (M, E) floats.
+        caption_image: (M,) integers, the image row of each caption.
+        block: the most scores held at a time; memory is about 6 bytes times this, whatever N and M are.
+
+    Returns:
+        `(image_to_caption, caption_to_image)`: int64 (N,) and (M,), see the functions of those names.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinite embeddings, caption_image out of range, an image without a
+            caption.
+    """
+    image_emb, caption_emb = _embeddings(image_emb, "image_emb"), _embeddings(caption_emb, "caption_emb")
+    if image_emb.shape[1] != caption_emb.shape[1]:
+        raise ValueError(f"image_emb has width {image_emb.shape[1]} but caption_emb has {caption_emb.shape[1]}")
+    owner = _owners(caption_image, len(image_emb), len(caption_emb))
+    # The score of each right pair. Its rounding may differ in the last bit from the blocks' matrix products, which is
+    # harmless except between equal embeddings: those must tie exactly, so they are compared by identity below.
+    positive = np.empty(len(caption_emb), dtype=image_emb.dtype)
+    step = max(1, block // max(1, image_emb.shape[1]))
+    for start in range(0, len(caption_emb), step):
+        rows = slice(start, start + step)
+        positive[rows] = np.einsum("me,me->m", caption_emb[rows], image_emb[owner[rows]])
+    image_twin, caption_twin = _equal_rows(image_emb), _equal_rows(caption_emb)
+    best_caption = _best_caption(positive, owner, len(image_emb))
+    best = positive[best_caption]
+
+    to_caption = np.zeros(len(image_emb), dtype=np.int64)
+    to_image = np.zeros(len(caption_emb), dtype=np.int64)
+    for rows, columns in _blocks(len(caption_emb), len(image_emb), block):
+        scores = caption_emb[rows] @ image_emb[columns].T
+        own_row = np.flatnonzero((owner[rows] >= columns.start) & (owner[rows] < columns.stop))
+        own_column = owner[rows][own_row] - columns.start
+        hits = scores >= positive[rows, None]
+        if image_twin is not None:
+            hits |= image_twin[columns][None, :] == image_twin[owner[rows]][:, None]
+        hits[own_row, own_column] = False
+        to_image[rows] += hits.sum(axis=1)
+        np.greater_equal(scores, best[columns][None, :], out=hits)
+        if caption_twin is not None:
+            hits |= caption_twin[rows][:, None] == caption_twin[best_caption[columns]][None, :]
+        hits[own_row, own_column] = False
+        to_caption[columns] += hits.sum(axis=0)
+    return to_caption, to_image
+
+
+def caption_to_image_ranks(
+    image_emb: np.ndarray, caption_emb: np.ndarray, caption_image: np.ndarray, *, block: int = DEFAULT_BLOCK
+) -> np.ndarray:
+    """(M,) int64: for each caption, the number of other images that score at least as high as its own image."""
+    return ranks_from_embeddings(image_emb, caption_emb, caption_image, block=block)[1]
+
+
+def image_to_caption_ranks(
+    image_emb: np.ndarray, caption_emb: np.ndarray, caption_image: np.ndarray, *, block: int = DEFAULT_BLOCK
+) -> np.ndarray:
+    """(N,) int64: for each image, the number of captions of OTHER images scoring at least as high as its best caption."""
+    return ranks_from_embeddings(image_emb, caption_emb, caption_image, block=block)[0]
+
+
+def ranks_from_similarity(
+    similarity: np.ndarray, caption_image: np.ndarray, *, block: int = DEFAULT_BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same two ranks, `(image_to_caption (N,), caption_to_image (M,))`, from scores (N, M). Raises as above."""
+    similarity = np.asarray(similarity)
+    if similarity.ndim != 2:
+        raise ValueError(f"similarity has shape {similarity.shape}; expected (images, captions)")
+    images, captions = similarity.shape
+    owner = _owners(caption_image, images, captions)
+    positive = np.asarray(similarity[owner, np.arange(captions)])
+    best = positive[_best_caption(positive, owner, images)]
+    to_caption = np.zeros(images, dtype=np.int64)
+    to_image = np.zeros(captions, dtype=np.int64)
+    for rows, columns in _blocks(images, captions, block):
+        scores = similarity[rows, columns]
+        if not np.isfinite(scores).all():
+            raise ValueError("similarity holds NaN or infinite scores; the model that made them has diverged")
+        own_column = np.flatnonzero((owner[columns] >= rows.start) & (owner[columns] < rows.stop))
+        own_row = owner[columns][own_column] - rows.start
+        hits = scores >= positive[None, columns]
+        hits[own_row, own_column] = False
+        to_image[columns] += hits.sum(axis=0)
+        hits = scores >= best[rows, None]
+        hits[own_row, own_column] = False
+        to_caption[rows] += hits.sum(axis=1)
+    return to_caption, to_image
+
+
+def recalls(ranks: np.ndarray) -> dict[str, float]:
+    """`{r1, r5, r10}` in percent, `medr` = floor(median) + 1 and `meanr` = mean + 1, from 0-based ranks."""
+    ranks = np.asarray(ranks)
+    if ranks.size == 0:
+        raise ValueError("no ranks to summarise: the split holds no images or no captions")
+    return {f"r{k}": 100.0 * float(np.mean(ranks < k)) for k in (1, 5, 10)} | {
+        "medr": float(np.floor(np.median(ranks)) + 1),
+        "meanr": float(np.mean(ranks) + 1),
+    }
+
+
+def retrieval_scores(to_caption: np.ndarray, to_image: np.ndarray) -> dict:
+    """`{i2t: recalls, t2i: recalls, rsum}` from the ranks of both directions; rsum = the sum of the six recalls."""
+    i2t, t2i = recalls(to_caption), recalls(to_image)
+    return {"i2t": i2t, "t2i": t2i, "rsum": sum(d[k] for d in (i2t, t2i) for k in ("r1", "r5", "r10"))}
+
+
+def _embeddings(values: np.ndarray, name: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 2:
+        raise ValueError(f"{name} has shape {values.shape}; expected (items, width)")
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float32)
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise ValueError(
+            f"{name} holds NaN or infinite values in {len(bad)} of {len(values)} rows, the first at row {bad[0]}; "
+            "the model that made them has diverged"
+        )
+    return values
+
+
+def _owners(caption_image: np.ndarray, images: int, captions: int) -> np.ndarray:
+    owner = np.asarray(caption_image)
+    if owner.shape != (captions,) or not np.issubdtype(owner.dtype, np.integer):
+        raise ValueError(f"caption_image is {owner.dtype} {owner.shape}; expected integers of shape ({captions},)")
+    owner = owner.astype(np.int64)
+    if captions and (owner.min() < 0 or owner.max() >= images):
+        raise ValueError(f"caption_image ranges over {owner.min()}..{owner.max()}; there are {images} images")
+    missing = np.flatnonzero(np.bincount(owner, minlength=images) == 0)
+    if len(missing):
+        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        raise ValueError(f"{len(missing)} of {images} images have no caption (rows {shown}); leave them out")
+    return owner
+
+
+def _equal_rows(values: np.ndarray) -> np.ndarray | None:
+    """A label per row, shared by rows that are equal; None when all rows differ (the usual case)."""
+    plain = np.ascontiguousarray(values) + 0.0  # -0.0 becomes 0.0: equal numbers must have equal bytes
+    keys = plain.view(np.dtype((np.void, plain.dtype.itemsize * plain.shape[1]))).ravel() if plain.size else plain[:, 0]
+    distinct, labels = np.unique(keys, return_inverse=True)
+    return None if len(distinct) == len(values) else labels
+
+
+def _best_caption(positive: np.ndarray, owner: np.ndarray, images: int) -> np.ndarray:
+    """(images,) the caption of each image that scores highest with it."""
+    order = np.lexsort((-positive, owner))
+    first = np.searchsorted(owner[order], np.arange(images))
+    return order[first]
+
+
+def _blocks(rows: int, columns: int, block: int) -> list[tuple[slice, slice]]:
+    width = min(columns, max(1, min(block, 8192)))
+    height = max(1, block // max(1, width))
+    return [
+        (slice(top, min(top + height, rows)), slice(left, min(left + width, columns)))
+        for top in range(0, rows, height)
+        for left in range(0, columns, width)
+    ]

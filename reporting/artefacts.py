@@ -1,0 +1,233 @@
+"""Everything the report reads, as plain records. Only finished artefacts are read; what is missing becomes a note.
+
+Paths are those of the workflow, below the results folder: `{dataset}/index`, `{dataset}/features/{feature}.zarr`,
+`{dataset}/features/{feature}.receipts`, `runs/{run}`, `evaluation/{run}/{testset}` and `ensembles/{ensemble}/{testset}`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from catalog.index import Index, read_index
+from console import UserError
+from stores import Store, open_store
+
+EMBEDDINGS_VERSION = 1  # of the groups that `evaluation.encode` writes
+SECONDS = ("decode", "network", "write", "startup")
+
+
+@dataclass(frozen=True)
+class System:
+    """What is scored: a run (its only member is itself) or an ensemble of runs. `datasets`: what its members learnt from."""
+
+    name: str
+    members: tuple[str, ...]
+    ensemble: bool
+    datasets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One feature of one dataset, summed over its shards; times are seconds summed over jobs."""
+
+    dataset: str
+    feature: str
+    shards: int
+    images: int
+    seconds: dict[str, float]
+    devices: tuple[str, ...]
+    failures: tuple[dict[str, str], ...]
+    dropped: tuple[str, ...]
+    sealed: bool
+
+    @property
+    def images_per_second(self) -> float | None:
+        total = self.seconds.get("total", 0.0)
+        return self.images / total if total > 0 else None
+
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """Shares of the total time, in %, with what the receipts do not name as `other`."""
+        total = self.seconds.get("total", 0.0)
+        if total <= 0:
+            return []
+        parts = [(name, 100 * self.seconds[name] / total) for name in SECONDS if self.seconds.get(name)]
+        # Decoding can overlap the network in worker processes, so the parts may exceed the whole.
+        scale = max(1.0, sum(share for _, share in parts) / 100)
+        parts = [(name, share / scale) for name, share in parts]
+        rest = 100 - sum(share for _, share in parts)
+        return [*parts, ("other", rest)] if rest > 0.5 else parts
+
+
+@dataclass(frozen=True)
+class History:
+    """`history.csv` of a run: column -> values per epoch (NaN where a cell is empty or no number)."""
+
+    run: str
+    columns: dict[str, list[float]]
+
+    def column(self, *names: str) -> list[float] | None:
+        """The first of `names` that exists."""
+        return next((self.columns[name] for name in names if name in self.columns), None)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the gallery needs of one embeddings group: images (N,E) f4, captions (M,E) f4, caption_image (M,), ids."""
+
+    images: np.ndarray
+    captions: np.ndarray
+    caption_image: np.ndarray
+    image_ids: np.ndarray
+    caption_ids: np.ndarray
+
+
+@dataclass
+class Artefacts:
+    """Reader of one results folder for one configuration; `notes` collects what was looked for and not found."""
+
+    results: Path
+    config: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    _indexes: dict[str, Index | None] = field(default_factory=dict)
+    _stores: dict[tuple[str, str], Store | None] = field(default_factory=dict)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of the configuration; empty if absent."""
+        return self.config.get(name) or {}
+
+    @property
+    def features(self) -> list[str]:
+        """The features the configuration describes."""
+        return [name for name, settings in self.section("features").items() if isinstance(settings, dict)]
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def systems(self) -> list[System]:
+        """Runs, then ensembles, in the configuration's order."""
+        runs = self.section("runs")
+        systems = [System(name, (name,), False, (str(run.get("dataset", "")),)) for name, run in runs.items()]
+        for name, ensemble in self.section("ensembles").items():
+            members = tuple(ensemble.get("runs") or ())
+            datasets = tuple(dict.fromkeys(str(runs.get(run, {}).get("dataset", "")) for run in members))
+            systems.append(System(name, members, True, datasets))
+        return systems
+
+    def metrics(self, system: System, testset: str) -> dict[str, Any] | None:
+        """The metrics of a system on a test set; None (and a note) if they do not exist."""
+        path = (
+            self.results / ("ensembles" if system.ensemble else "evaluation") / system.name / testset / "metrics.json"
+        )
+        metrics = self._json(path)
+        if metrics is None:
+            self.note(f"{system.name} has no metrics on {testset}: {path} does not exist.")
+        elif not {"i2t", "t2i", "rsum"} <= metrics.keys():
+            raise UserError(f"{path} is not a metrics file: i2t, t2i or rsum is missing; run the evaluation again")
+        return metrics
+
+    def index(self, dataset: str) -> Index | None:
+        """The index of a dataset; None (and a note) if it does not exist."""
+        if dataset not in self._indexes:
+            path = self.results / dataset / "index"
+            self._indexes[dataset] = read_index(path) if (path / "images.parquet").is_file() else None
+            if self._indexes[dataset] is None:
+                self.note(f"Dataset {dataset} has no index: {path} does not exist.")
+        return self._indexes[dataset]
+
+    def store(self, dataset: str, feature: str) -> Store | None:
+        """The sealed store of a feature; None if it does not exist or is not sealed."""
+        key = (dataset, feature)
+        if key not in self._stores:
+            path = self.results / dataset / "features" / f"{feature}.zarr"
+            self._stores[key] = open_store(path) if (path / "zarr.json").is_file() else None
+        return self._stores[key]
+
+    def stage(self, dataset: str, feature: str) -> Stage | None:
+        """The receipts of a feature, summed; None if there are none."""
+        folder = self.results / dataset / "features" / f"{feature}.receipts"
+        receipts = [receipt for path in sorted(folder.glob("*.json")) if (receipt := self._json(path))]
+        if not receipts:
+            return None
+        store = self.store(dataset, feature)
+        seconds: dict[str, float] = {}
+        for receipt in receipts:
+            for name, value in (receipt.get("seconds") or {}).items():
+                seconds[name] = seconds.get(name, 0.0) + float(value or 0.0)
+        failures = [failure for receipt in receipts for failure in receipt.get("failures") or ()]
+        return Stage(
+            dataset=dataset,
+            feature=feature,
+            shards=len(receipts),
+            images=sum(int(receipt.get("images", 0)) for receipt in receipts),
+            seconds=seconds,
+            devices=tuple(sorted({str(receipt.get("device", "")) for receipt in receipts} - {""})),
+            failures=tuple(sorted(failures, key=lambda failure: str(failure.get("image_id")))),
+            dropped=tuple(sorted(store.dropped)) if store is not None else (),
+            sealed=store is not None,
+        )
+
+    def history(self, run: str) -> History | None:
+        """The training history of a run; None (and a note) if it does not exist."""
+        path = self.results / "runs" / run / "history.csv"
+        if not path.is_file():
+            self.note(f"Run {run} has no training history: {path} does not exist.")
+            return None
+        columns: dict[str, list[float]] = {}
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name:
+                        columns.setdefault(name, []).append(_number(value))
+        return History(run, columns)
+
+    def run_config(self, run: str) -> dict[str, Any] | None:
+        """The configuration stored beside a run's weights."""
+        return self._json(self.results / "runs" / run / "config.json")
+
+    def embeddings(self, run: str, testset: str) -> Embeddings | None:
+        """The embeddings of a run on a test set; None (and a note) if they do not exist."""
+        import zarr
+
+        path = self.results / "evaluation" / run / testset / "embeddings.zarr"
+        if not (path / "zarr.json").is_file():
+            self.note(f"Run {run} has no embeddings of {testset}, so the gallery leaves it out: {path} does not exist.")
+            return None
+        group = zarr.open_group(str(path), mode="r")
+        version = group.attrs.get("embeddings_version")
+        if version != EMBEDDINGS_VERSION:
+            raise UserError(
+                f"{path} has embeddings version {version!r}, the report reads version {EMBEDDINGS_VERSION}: "
+                "run the evaluation again"
+            )
+        return Embeddings(
+            **{name: np.asarray(group[name][:]) for name in ("images", "captions", "caption_image")},
+            **{name: np.asarray(group[name][:]).astype(str) for name in ("image_ids", "caption_ids")},
+        )
+
+    @staticmethod
+    def _json(path: Path) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON ({error}): delete it and run the workflow again") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path} must hold a JSON object: delete it and run the workflow again")
+        return value
+
+
+def _number(value: str | None) -> float:
+    try:
+        return float(value) if value else math.nan
+    except ValueError:
+        return math.nan

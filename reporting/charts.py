@@ -1,0 +1,103 @@
+"""Line charts as inline SVG that follow the page's light and dark colours. Built as XML, so every text is escaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 520, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 14, 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. `slot` is its colour's number in the page's palette; NaN values are left out."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    slot: int
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers that span [low, high]."""
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / count
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def format_tick(value: float) -> str:
+    """Shortest text of a tick's value, with thousands separated."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
+
+
+def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str = "", best: str = "") -> Markup:
+    """A line chart; hovering over a point shows its numbers.
+
+    Args:
+        series: lines over a shared axis. title: read out in place of the image. unit: after values in tooltips.
+        best: "max" or "min" marks each line's best point; "" marks none.
+    """
+    lines = []
+    for line in series:
+        points = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
+        if points:
+            lines.append((line, points))
+    if not lines:
+        return Markup("")
+    xs = [x for _, points in lines for x, _ in points]
+    ys = [y for _, points in lines for _, y in points]
+    y_ticks = ticks(min(ys), max(ys))
+    x_low, x_high = min(xs), max(xs)
+    if x_high == x_low:
+        x_low, x_high = x_low - 1, x_high + 1
+    x_ticks = [tick for tick in ticks(x_low, x_high, 6) if x_low <= tick <= x_high and tick == int(tick)]
+
+    def px(x: float) -> float:
+        return round(_LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT), 1)
+
+    def py(y: float) -> float:
+        return round(HEIGHT - _BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - _TOP - _BOTTOM), 1)
+
+    root = ElementTree.Element("svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "class": "chart", "role": "img"})
+    ElementTree.SubElement(root, "title").text = title
+    grid = ElementTree.SubElement(root, "g", {"class": "grid"})
+    labels = ElementTree.SubElement(root, "g", {"class": "ticks"})
+    for tick in y_ticks:
+        y = str(py(tick))
+        ElementTree.SubElement(grid, "line", {"x1": str(_LEFT), "x2": str(WIDTH - _RIGHT), "y1": y, "y2": y})
+        text = ElementTree.SubElement(labels, "text", {"x": str(_LEFT - 8), "y": y, "dy": "0.32em", "class": "end"})
+        text.text = format_tick(tick)
+    for tick in x_ticks:
+        text = ElementTree.SubElement(
+            labels, "text", {"x": str(px(tick)), "y": str(HEIGHT - _BOTTOM + 18), "class": "middle"}
+        )
+        text.text = format_tick(tick)
+    text = ElementTree.SubElement(
+        labels, "text", {"x": str((WIDTH + _LEFT - _RIGHT) / 2), "y": str(HEIGHT - 4), "class": "middle"}
+    )
+    text.text = x_label
+    for line, points in lines:
+        group = ElementTree.SubElement(root, "g", {"class": f"series s{line.slot}"})
+        path = " ".join(f"{px(x)},{py(y)}" for x, y in points)
+        if len(points) > 1:
+            ElementTree.SubElement(group, "polyline", {"points": path})
+        top = None
+        if best:
+            top = (max if best == "max" else min)(points, key=lambda point: point[1])
+            ElementTree.SubElement(group, "circle", {"class": "best", "cx": str(px(top[0])), "cy": str(py(top[1])), "r": "5"})
+        for x, y in points:
+            dot = ElementTree.SubElement(group, "circle", {"class": "point", "cx": str(px(x)), "cy": str(py(y)), "r": "9"})
+            mark = " (best)" if (x, y) == top else ""
+            note = f"{line.name}, {x_label} {format_tick(x)}: {y:,.4g}{unit}{mark}"
+            ElementTree.SubElement(dot, "title").text = note
+    return Markup(ElementTree.tostring(root, encoding="unicode"))

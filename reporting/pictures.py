@@ -1,0 +1,176 @@
+"""Images for the report: small JPEGs, panoptic maps and region boxes, each stored once and referred to by its key."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from catalog.categories import COCO_PANOPTIC
+
+# Side in pixels and JPEG quality, tried in turn until the report's images fit their budget.
+LADDER = ((240, 80), (200, 72), (160, 66), (112, 58))
+
+
+@dataclass(frozen=True)
+class Box:
+    """A region in pixels of the upright image; `label` may be empty."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Area:
+    """One category of a panoptic map: its name, its colour (#rrggbb) and the share of the map it covers, in %."""
+
+    name: str
+    colour: str
+    share: float
+
+
+@dataclass
+class Picture:
+    """One image of the report. `jpeg` and `map_png` are data addresses; `jpeg` is empty for an unreadable image."""
+
+    key: str
+    path: str
+    image_id: str
+    alt: str
+    width: int
+    height: int
+    boxes: Sequence[Box] = ()
+    areas: Sequence[Area] = ()
+    map_png: str = ""
+    jpeg: str = field(default="")
+
+
+def load_upright(path: str) -> Image.Image:
+    """An image as 8-bit RGB, turned as its EXIF orientation says; the first frame of an animation.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith(("I", "F")):
+                values = np.asarray(upright, dtype=np.float64)
+                scale = 257.0 if values.max(initial=0) > 255 else 1.0
+                upright = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
+            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+            return upright.convert("RGB")
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def data_uri(image: Image.Image, kind: str, **options: object) -> str:
+    """`image` encoded as `kind` (JPEG or PNG) in a data address."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def jpeg_uri(image: Image.Image, side: int, quality: int) -> str:
+    """`image` shrunk to at most `side` pixels and encoded as JPEG in a data address."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return data_uri(small, "JPEG", quality=quality, optimize=True)
+
+
+def category_colour(index: int) -> tuple[int, int, int]:
+    """A fixed RGB colour per panoptic category: vivid for things, muted for stuff, hues spread by the golden angle."""
+    hue = (0.07 + index * 0.61803398875) % 1.0
+    if COCO_PANOPTIC[index].is_thing:
+        lightness, saturation = (0.52, 0.62, 0.44)[index % 3], 0.85
+    else:
+        lightness, saturation = (0.50, 0.68, 0.38)[index % 3], 0.45
+    return tuple(round(255 * value) for value in colorsys.hls_to_rgb(hue, lightness, saturation))
+
+
+def category_name(index: int) -> str:
+    """The category's name for readers: COCO's endings `-merged`, `-other` and `-stuff` say nothing to them."""
+    name = COCO_PANOPTIC[index].name
+    for ending in ("-merged", "-stuff", "-other"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def panoptic_overlay(seg_map: np.ndarray) -> tuple[str, list[Area]]:
+    """A panoptic map as a palette PNG (void is transparent) and its categories, largest first.
+
+    Args:
+        seg_map: (64, 64) uint8 category ids, 255 void.
+
+    Returns:
+        the data address and the areas; ("", []) where all is void.
+    """
+    values, inverse, counts = np.unique(seg_map, return_inverse=True, return_counts=True)
+    known = values < len(COCO_PANOPTIC)
+    if not known.any():
+        return "", []
+    colours = [category_colour(int(value)) if ok else (0, 0, 0) for value, ok in zip(values, known, strict=True)]
+    image = Image.fromarray(inverse.reshape(seg_map.shape).astype(np.uint8), "P")
+    image.putpalette([channel for colour in colours for channel in colour])
+    options = {"transparency": bytes(255 if ok else 0 for ok in known)}
+    areas = [
+        Area(category_name(int(value)), "#" + bytes(colour).hex(), 100 * int(count) / seg_map.size)
+        for value, count, colour, ok in zip(values, counts, colours, known, strict=True)
+        if ok
+    ]
+    return data_uri(image, "PNG", optimize=True, **options), sorted(areas, key=lambda area: -area.share)
+
+
+def top_boxes(
+    boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, class_names: Sequence[str], limit: int = 10
+) -> list[Box]:
+    """The `limit` regions of highest score.
+
+    Args:
+        boxes: (n, 4) float xyxy. scores: (n,). class_ids: (n,) int. class_names: may be empty or too short.
+    """
+    chosen = []
+    for row in np.argsort(-scores, kind="stable")[:limit]:
+        x0, y0, x1, y1 = (float(value) for value in boxes[row])
+        label = str(class_names[class_ids[row]]) if 0 <= class_ids[row] < len(class_names) else ""
+        chosen.append(Box(x0, y0, max(x1 - x0, 0.0), max(y1 - y0, 0.0), label, float(scores[row])))
+    return chosen
+
+
+def encode_pictures(pictures: Sequence[Picture], budget: int) -> tuple[int, int]:
+    """Fill in `jpeg` of all pictures, as large as the budget allows.
+
+    Args:
+        budget: bytes of the encoded pictures together.
+
+    Returns:
+        (side, quality) that were used. An unreadable file leaves `jpeg` empty.
+    """
+    originals = {}
+    for picture in pictures:
+        try:
+            image = load_upright(picture.path)
+            image.thumbnail((LADDER[0][0], LADDER[0][0]), Image.Resampling.LANCZOS)
+            originals[picture.key] = image
+        except OSError:
+            picture.jpeg = ""
+    for side, quality in LADDER:
+        total = 0
+        for picture in pictures:
+            if picture.key in originals:
+                picture.jpeg = jpeg_uri(originals[picture.key], side, quality)
+                total += len(picture.jpeg)
+        if total <= budget:
+            break
+    return side, quality
