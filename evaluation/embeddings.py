@@ -93,8 +93,8 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
             images=np.asarray(group["images"][:]),
             captions=np.asarray(group["captions"][:]),
             caption_image=np.asarray(group["caption_image"][:]),
-            image_ids=np.asarray(group["image_ids"][:]),
-            caption_ids=np.asarray(group["caption_ids"][:]),
+            image_ids=np.array(group["image_ids"][:].tolist(), dtype=str),
+            caption_ids=np.array(group["caption_ids"][:].tolist(), dtype=str),
             attributes=attributes,
         )
     except KeyError as error:

@@ -2,7 +2,7 @@
 
 A rank is the number of OTHER items that score at least as high as the right one (0 is best), so a tie counts as a miss:
 a model that gives every item the same score must not reach 100 % recall, which sorting would grant it by luck of the
-order. Recall, median and mean follow the field's convention (SCAN, VSE++, 3SHNet `evaluation`: 1-based median and mean).
+order. Recall, median and mean follow the field's convention (SCAN, VSE++, 3SHNet: 1-based median and mean).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def caption_to_image_ranks(
 def image_to_caption_ranks(
     image_emb: np.ndarray, caption_emb: np.ndarray, caption_image: np.ndarray, *, block: int = DEFAULT_BLOCK
 ) -> np.ndarray:
-    """(N,) int64: for each image, the number of captions of OTHER images scoring at least as high as its best caption."""
+    """(N,) int64: for each image, how many captions of OTHER images score at least as high as its best caption."""
     return ranks_from_embeddings(image_emb, caption_emb, caption_image, block=block)[0]
 
 

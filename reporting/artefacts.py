@@ -1,7 +1,7 @@
 """Everything the report reads, as plain records. Only finished artefacts are read; what is missing becomes a note.
 
 Paths are those of the workflow, below the results folder: `{dataset}/index`, `{dataset}/features/{feature}.zarr`,
-`{dataset}/features/{feature}.receipts`, `runs/{run}`, `evaluation/{run}/{testset}` and `ensembles/{ensemble}/{testset}`.
+`{dataset}/features/{feature}.receipts`, `runs/{run}`, `evaluation/{run}/{testset}`, `ensembles/{ensemble}/{testset}`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 from catalog.index import Index, read_index
 from console import UserError
-from stores import Store, open_store
+from stores import open_store
+from stores.reader import Store
 
 EMBEDDINGS_VERSION = 1  # of the groups that `evaluation.encode` writes
 SECONDS = ("decode", "network", "write", "startup")
@@ -25,7 +26,7 @@ SECONDS = ("decode", "network", "write", "startup")
 
 @dataclass(frozen=True)
 class System:
-    """What is scored: a run (its only member is itself) or an ensemble of runs. `datasets`: what its members learnt from."""
+    """What is scored: a run (its own only member) or an ensemble. `datasets`: those its members were trained on."""
 
     name: str
     members: tuple[str, ...]
@@ -49,8 +50,9 @@ class Stage:
 
     @property
     def images_per_second(self) -> float | None:
-        total = self.seconds.get("total", 0.0)
-        return self.images / total if total > 0 else None
+        """Throughput once the programs have started; None where nothing was timed."""
+        working = self.seconds.get("total", 0.0) - self.seconds.get("startup", 0.0)
+        return self.images / working if working > 0 else None
 
     @property
     def parts(self) -> list[tuple[str, float]]:
@@ -158,6 +160,9 @@ class Artefacts:
         if not receipts:
             return None
         store = self.store(dataset, feature)
+        # Receipts of an earlier number of shards stay in the folder; the store knows which ones it is made of.
+        current = store.attributes.get("fingerprint") if store is not None else None
+        receipts = [receipt for receipt in receipts if current in (None, receipt.get("fingerprint"))]
         seconds: dict[str, float] = {}
         for receipt in receipts:
             for name, value in (receipt.get("seconds") or {}).items():
@@ -210,7 +215,7 @@ class Artefacts:
             )
         return Embeddings(
             **{name: np.asarray(group[name][:]) for name in ("images", "captions", "caption_image")},
-            **{name: np.asarray(group[name][:]).astype(str) for name in ("image_ids", "caption_ids")},
+            **{name: np.array(group[name][:].tolist(), dtype=str) for name in ("image_ids", "caption_ids")},
         )
 
     @staticmethod

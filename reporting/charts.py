@@ -94,9 +94,13 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str 
         top = None
         if best:
             top = (max if best == "max" else min)(points, key=lambda point: point[1])
-            ElementTree.SubElement(group, "circle", {"class": "best", "cx": str(px(top[0])), "cy": str(py(top[1])), "r": "5"})
+            ElementTree.SubElement(
+                group, "circle", {"class": "best", "cx": str(px(top[0])), "cy": str(py(top[1])), "r": "5"}
+            )
         for x, y in points:
-            dot = ElementTree.SubElement(group, "circle", {"class": "point", "cx": str(px(x)), "cy": str(py(y)), "r": "9"})
+            dot = ElementTree.SubElement(
+                group, "circle", {"class": "point", "cx": str(px(x)), "cy": str(py(y)), "r": "9"}
+            )
             mark = " (best)" if (x, y) == top else ""
             note = f"{line.name}, {x_label} {format_tick(x)}: {y:,.4g}{unit}{mark}"
             ElementTree.SubElement(dot, "title").text = note

@@ -1,4 +1,4 @@
-"""Which queries the gallery shows and what each system found for them. Only the queries shown are ranked against all."""
+"""Which queries the gallery shows and what each system found for them. Only a sample of queries is ever ranked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CANDIDATES = 240  # captions (and images) tried as queries, so that a large tes
 
 @dataclass(frozen=True)
 class Hit:
-    """One result: `row` of the image or caption in the embeddings, its 1-based place, its score, whether it is right."""
+    """One result: `row` of the image or caption in the embeddings, its place from 1, its score, and if it is right."""
 
     row: int
     place: int
@@ -25,7 +25,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a system found for one query: the first hits, the right item's rank (from 1), and that item if not among them."""
+    """What a system found for a query: the first hits, the right item's rank from 1, and that item if not among them."""
 
     hits: tuple[Hit, ...]
     rank: int

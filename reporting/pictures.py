@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import colorsys
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,14 +89,53 @@ def jpeg_uri(image: Image.Image, side: int, quality: int) -> str:
     return data_uri(small, "JPEG", quality=quality, optimize=True)
 
 
+# What fills most images looks like itself; all others are as unlike these and each other as can be.
+_NATURAL = {
+    "sky-other-merged": "#5aa9e6",
+    "sea": "#14539a",
+    "grass-merged": "#7bc043",
+    "tree-merged": "#1f6b3a",
+    "mountain-merged": "#8d6346",
+    "sand": "#e6c569",
+    "road": "#77798a",
+    "snow": "#d5e9f2",
+    "person": "#e4342f",
+}
+
+
+@functools.cache
+def _colours() -> tuple[tuple[int, int, int], ...]:
+    natural = {name: tuple(bytes.fromhex(colour[1:])) for name, colour in _NATURAL.items()}
+    levels = np.arange(24, 256, 21)
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _lab(candidates / 255)
+    # Neither so dark nor so pale that a half-transparent layer only shades the photo, and no grey.
+    usable = (lab[:, 0] > 30) & (lab[:, 0] < 85) & (np.hypot(lab[:, 1], lab[:, 2]) > 25)
+    candidates, lab = candidates[usable], lab[usable]
+    taken = _lab(np.array(list(natural.values())) / 255)
+    distance = ((lab[:, None] - taken[None]) ** 2).sum(axis=-1).min(axis=1)
+    colours = []
+    for category in COCO_PANOPTIC:
+        if category.name in natural:
+            colours.append(natural[category.name])
+            continue
+        chosen = int(np.argmax(distance))
+        colours.append(tuple(int(level) for level in candidates[chosen]))
+        distance = np.minimum(distance, ((lab - lab[chosen]) ** 2).sum(axis=1))
+    return tuple(colours)
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """(n, 3) sRGB in 0..1 -> CIELAB (D65), in which equal distances look about equally different."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
+    f = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
 def category_colour(index: int) -> tuple[int, int, int]:
-    """A fixed RGB colour per panoptic category: vivid for things, muted for stuff, hues spread by the golden angle."""
-    hue = (0.07 + index * 0.61803398875) % 1.0
-    if COCO_PANOPTIC[index].is_thing:
-        lightness, saturation = (0.52, 0.62, 0.44)[index % 3], 0.85
-    else:
-        lightness, saturation = (0.50, 0.68, 0.38)[index % 3], 0.45
-    return tuple(round(255 * value) for value in colorsys.hls_to_rgb(hue, lightness, saturation))
+    """A fixed RGB colour per panoptic category; no two are equal."""
+    return _colours()[index]
 
 
 def category_name(index: int) -> str:

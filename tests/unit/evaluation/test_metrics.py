@@ -71,7 +71,9 @@ def test_metrics_agree_with_naive_loops(integers):
 
 def test_a_perfect_model_and_a_constant_model():
     caption_image = np.repeat(np.arange(20), 5)
-    perfect = retrieval_metrics(np.eye(20, dtype=np.float32), np.eye(20, dtype=np.float32)[caption_image], caption_image)
+    perfect = retrieval_metrics(
+        np.eye(20, dtype=np.float32), np.eye(20, dtype=np.float32)[caption_image], caption_image
+    )
     assert perfect["rsum"] == 600
     assert perfect["i2t"] == {"r1": 100, "r5": 100, "r10": 100, "medr": 1, "meanr": 1}
     row = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)

@@ -57,7 +57,7 @@ def test_configured_table(results):
     assert len([line for line in text.splitlines() if line.strip().startswith("chance")]) == 1
     # The other test set has not been scored: it is named, not hidden.
     assert text.count("not computed") == 3
-    assert len({len(line) for line in text.splitlines() if line.endswith(".8") or line.endswith(".7")}) == 1
+    assert len({len(line) for line in text.splitlines() if line.endswith((".8", ".7"))}) == 1
 
 
 def test_found_table_groups_by_test_set(results):

@@ -84,14 +84,14 @@ def test_bad_input_is_named():
     images, captions, owner = random_case(3)
     broken = captions.copy()
     broken[7, 1] = np.nan
-    with pytest.raises(ValueError, match="caption_emb.*row 7"):
+    with pytest.raises(ValueError, match=r"caption_emb.*row 7"):
         ranking.ranks_from_embeddings(images, broken, owner)
     with pytest.raises(ValueError, match="NaN"):
         ranking.ranks_from_similarity(images @ broken.T, owner)
     lonely = np.where(owner == 5, 4, owner)
     with pytest.raises(ValueError, match=r"1 of 13 images have no caption \(rows 5\)"):
         ranking.ranks_from_embeddings(images, captions, lonely)
-    with pytest.raises(ValueError, match="0..13; there are 13 images"):
+    with pytest.raises(ValueError, match=r"0..13; there are 13 images"):
         ranking.ranks_from_similarity(images @ captions.T, np.where(owner == 12, 13, owner))
     with pytest.raises(ValueError, match="width 4 but caption_emb has 3"):
         ranking.ranks_from_embeddings(images, captions[:, :3], owner)

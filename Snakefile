@@ -1,0 +1,38 @@
+# From raw images and captions to trained, evaluated and ensembled 3SHNet retrieval models.
+# WHAT is computed: config.yaml (settings.py checks it). WHERE and HOW: profiles/.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+# A configuration given by --configfile stands alone; merged with the default it would drag the default's datasets along.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+
+
+wildcard_constraints:
+    dataset=alternatives(SETTINGS.datasets),
+    feature=alternatives(FEATURES),
+    shard=r"\d+",
+    run=alternatives(SETTINGS.runs),
+    testset=alternatives(SETTINGS.testsets),
+    ensemble=alternatives(SETTINGS.ensembles),
+
+
+rule all:
+    input:
+        all_features(),
+        metrics_files(),
+        f"{RESULTS}/report/index.html",
+
+
+include: "rules/targets.smk"
+include: "rules/index.smk"
+include: "rules/features.smk"
+include: "rules/train.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"

@@ -1,0 +1,178 @@
+"""A folder of images with captions in one CSV, JSON Lines or Parquet file, or with none (extraction only)."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalog.index import check_image_ids, listing
+from console import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+@dataclass
+class Annotations:
+    """What a source knows before any image is opened: parallel lists per image, and per caption."""
+
+    image_ids: list[str]
+    paths: list[str]
+    splits: list[str]
+    caption_ids: list[str]
+    caption_images: list[str]
+    texts: list[str]
+
+
+def _read_rows(path: Path) -> list[dict[str, object]]:
+    """Rows of the caption file as dictionaries; a UserError names file, line and fix."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(path).to_pylist()
+        except Exception as error:
+            raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
+    if suffix not in (".csv", ".jsonl"):
+        raise UserError(f"captions file {path}: use .csv, .jsonl or .parquet, not {suffix or 'no suffix'}")
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8 "
+            f"(for example: iconv -f latin1 -t utf-8 {path.name})"
+        ) from error
+    if suffix == ".csv":
+        reader = csv.DictReader(text.splitlines())
+        return list(reader)
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected an object with `image` and `caption`, found {line[:40]!r}")
+        rows.append(row)
+    return rows
+
+
+def _fraction(image_id: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the id and the seed alone, so that adding images moves no other image."""
+    digest = hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def read_folder(
+    images: str,
+    captions: str | None = None,
+    splits: dict[str, float] | None = None,
+    seed: int = 0,
+    split: str = "all",
+) -> Annotations:
+    """Index rows of a folder.
+
+    Args:
+        images: folder, searched recursively; an image's id is its path below it without suffix.
+        captions: file with columns `image` (file name, relative path or id) and `caption`; optional `caption_id`, `split`.
+        splits: fractions by name, drawn per image from `seed`, where the file has no `split` column.
+        split: name of the one split if there are neither.
+
+    Raises:
+        UserError: listing everything wrong at once.
+    """
+    root = Path(images)
+    if not root.is_dir():
+        raise UserError(f"image folder {images} does not exist; set datasets.<name>.images to a folder")
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"no images in {images}; looked for {', '.join(sorted(SUFFIXES))} in it and below")
+    relative = [p.relative_to(root).as_posix() for p in files]
+    ids = [r.rsplit(".", 1)[0] for r in relative]
+    problems = check_image_ids(ids)
+
+    lookup: dict[str, str | None] = {}
+    for r, image_id in zip(relative, ids, strict=True):
+        for key in {r, image_id, Path(r).name, Path(r).stem}:
+            # A bare name that fits two files of different folders fits none.
+            lookup[key] = image_id if lookup.get(key, image_id) == image_id else None
+        lookup[r], lookup[image_id] = image_id, image_id
+
+    texts: dict[str, list[tuple[str, str]]] = {i: [] for i in ids}
+    chosen_split: dict[str, str] = {}
+    if captions is not None:
+        path = Path(captions)
+        if not path.is_file():
+            raise UserError(f"captions file {captions} does not exist; set datasets.<name>.captions to a file or leave it out")
+        rows = _read_rows(path)
+        columns = set().union(*(r.keys() for r in rows[:50])) if rows else set()
+        if not {"image", "caption"} <= columns:
+            found = ", ".join(sorted(str(c) for c in columns)) or "none"
+            raise UserError(f"{path}: needs columns `image` and `caption`; found {found}")
+        unknown, empty, duplicate, ambiguous, moved = [], [], [], [], []
+        seen_ids: set[str] = set()
+        for number, row in enumerate(rows, 1):
+            name = str(row.get("image") or "")
+            image_id = lookup.get(name, "")
+            if image_id is None:
+                ambiguous.append(name)
+                continue
+            if not image_id:
+                unknown.append(name)
+                continue
+            text = str(row.get("caption") or "").strip()
+            if not text:
+                empty.append(f"row {number} ({name})")
+                continue
+            caption_id = str(row["caption_id"]) if row.get("caption_id") not in (None, "") else f"{image_id}#{len(texts[image_id])}"
+            if caption_id in seen_ids:
+                duplicate.append(caption_id)
+            seen_ids.add(caption_id)
+            texts[image_id].append((caption_id, " ".join(text.split())))
+            if row.get("split") not in (None, ""):
+                value = str(row["split"])
+                if chosen_split.setdefault(image_id, value) != value:
+                    moved.append(name)
+        for what, names in (
+            ("captions of images that are not in the folder", unknown),
+            ("captions whose image name fits several files (write the path below the folder)", ambiguous),
+            ("empty captions", empty),
+            ("caption ids that occur twice", duplicate),
+            ("images with captions in two splits", moved),
+        ):
+            if names:
+                problems.append(listing(what, names))
+        silent = [i for i in ids if not texts[i]]
+        if silent:
+            problems.append(listing("images without a caption (remove them or add captions)", silent))
+    if problems:
+        raise UserError(f"dataset in {images}" + (f" with captions {captions}" if captions else "") + ":\n  " + "\n  ".join(problems))
+
+    names = []
+    for image_id in ids:
+        if image_id in chosen_split:
+            names.append(chosen_split[image_id])
+        elif splits:
+            position, value = 0.0, _fraction(image_id, seed) * sum(splits.values())
+            for name, share in splits.items():
+                position += share
+                if value < position:
+                    break
+            names.append(name)
+        else:
+            names.append(split)
+    return Annotations(
+        image_ids=ids,
+        paths=[str(p) for p in files],
+        splits=names,
+        caption_ids=[c for i in ids for c, _ in texts[i]],
+        caption_images=[i for i in ids for _ in texts[i]],
+        texts=[t for i in ids for _, t in texts[i]],
+    )

@@ -1,0 +1,152 @@
+"""The index: one row per image, captions grouped in the same order. Its row order is the join key of everything after it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from console import UserError, atomic_path, progress
+
+INDEX_VERSION = "1"
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("path", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("split", pa.string()),
+        ("content_hash", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+CAPTIONS_SCHEMA = pa.schema([("caption_id", pa.string()), ("image_id", pa.string()), ("text", pa.string())])
+
+
+@dataclass(frozen=True)
+class Index:
+    """`images` and `captions` tables (schemas above) and the digest of the images."""
+
+    images: pa.Table
+    captions: pa.Table
+    digest: str
+
+
+def index_digest(image_ids: Iterable[str], content_hashes: Iterable[str]) -> str:
+    """sha256 over `image_id NUL content_hash NEWLINE` of every row: changes with any image, its order or its name."""
+    digest = hashlib.sha256()
+    for image_id, content_hash in zip(image_ids, content_hashes, strict=True):
+        digest.update(f"{image_id}\0{content_hash}\n".encode())
+    return digest.hexdigest()
+
+
+def write_index(images_path: Path, captions_path: Path, images: pa.Table, captions: pa.Table) -> str:
+    """Write both tables, atomically, captions first; returns the index digest."""
+    digest = index_digest(images.column("image_id").to_pylist(), images.column("content_hash").to_pylist())
+    metadata = {"index_version": INDEX_VERSION, "index_digest": digest}
+    for path, table in ((captions_path, captions), (images_path, images)):
+        with atomic_path(path) as temporary:
+            pq.write_table(table.replace_schema_metadata(metadata), temporary)
+    return digest
+
+
+def _read(path: Path) -> tuple[pa.Table, str]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with the target `index`")
+    table = pq.read_table(path)
+    metadata = table.schema.metadata or {}
+    version = metadata.get(b"index_version", b"").decode()
+    if version != INDEX_VERSION:
+        raise UserError(f"{path} has index version {version or 'none'}, this program reads {INDEX_VERSION}; make it again")
+    return table, metadata[b"index_digest"].decode()
+
+
+def read_images(path: str | os.PathLike[str]) -> tuple[pa.Table, str]:
+    """The images table and the index digest. UserError if there is none or it has another version."""
+    return _read(Path(path))
+
+
+def read_captions(path: str | os.PathLike[str]) -> pa.Table:
+    """The captions table."""
+    return _read(Path(path))[0]
+
+
+def read_index(path: str | os.PathLike[str]) -> Index:
+    """Both tables, from the index folder or from its images.parquet."""
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    images, digest = read_images(folder / "images.parquet")
+    captions, captions_digest = _read(folder / "captions.parquet")
+    if captions_digest != digest:
+        raise UserError(f"{folder}: images.parquet and captions.parquet are of different runs; make the index again")
+    return Index(images, captions, digest)
+
+
+def _describe(path: str) -> tuple[int, int, str, str | None]:
+    """(upright width, height, sha256, error) of one file; only the header is decoded."""
+    from PIL import Image
+
+    try:
+        with open(path, "rb") as file:
+            content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return 0, 0, "", f"cannot be read ({error.strerror})"
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+                width, height = height, width
+    except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for broken headers; each is a note in the index
+        return 0, 0, content_hash, f"not a readable image ({type(error).__name__})"
+    return width, height, content_hash, None
+
+
+def describe_images(image_ids: Sequence[str], paths: Sequence[str], splits: Sequence[str], workers: int = 4) -> pa.Table:
+    """The images table: sizes and content hashes read in parallel; an unreadable file gets an `error`, not a stop."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        facts = list(progress(pool.map(_describe, paths), total=len(paths), desc="index", unit="image"))
+    return pa.Table.from_pydict(
+        {
+            "image_id": list(image_ids),
+            "path": list(paths),
+            "width": [f[0] for f in facts],
+            "height": [f[1] for f in facts],
+            "split": list(splits),
+            "content_hash": [f[2] for f in facts],
+            "error": [f[3] for f in facts],
+        },
+        schema=IMAGES_SCHEMA,
+    )
+
+
+def listing(what: str, names: Sequence[str], limit: int = 5) -> str:
+    """`12 captions without an image: a, b, c, d, e, ...` for messages that report everything at once."""
+    shown = ", ".join(repr(n) for n in names[:limit])
+    return f"{len(names)} {what}: {shown}{', ...' if len(names) > limit else ''}"
+
+
+def check_image_ids(image_ids: Sequence[str]) -> list[str]:
+    """Problems with ids: empty, too long, control characters, path tricks, or equal after case folding."""
+    hostile = [i for i in image_ids if not i or len(i) > 255 or i.startswith("/") or ".." in i.split("/") or "\\" in i
+               or any(unicodedata.category(c) == "Cc" for c in i)]  # fmt: skip
+    seen: dict[str, str] = {}
+    collisions = []
+    for image_id in image_ids:
+        key = unicodedata.normalize("NFC", image_id)
+        if key in seen:
+            collisions.append(image_id)
+        seen[key] = image_id
+    problems = []
+    if hostile:
+        problems.append(listing("image ids that cannot be used (empty, over 255 characters, or with path tricks)", hostile))
+    if collisions:
+        problems.append(listing("image ids that occur twice (files of one name with different suffixes?)", collisions))
+    return problems

@@ -1,0 +1,181 @@
+"""Embeddings of one split by one run: each image once, each caption once.
+
+The features must come from the extractor that the run was trained with; a data set of its own, such as another one to
+score on without training again, is fine.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from console import UserError, run_cli
+from evaluation.embeddings import Embeddings, write_embeddings
+
+_CAPTIONS_PER_IMAGE = 5  # as the field scores
+# Settings that do not change what a feature means: where the weights lie (their digest is compared) and how fast they ran.
+_WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
+
+
+def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, Any], *, run: str) -> None:
+    """The features given must be made like those the run was trained on.
+
+    Args:
+        trained: `{visual, panoptic}`, each `{feature, extractor, weights_digest, ...}`, as recorded by the run; None for
+            an imported run, of which nothing is known.
+        given: the same of the stores to encode. run: for messages.
+
+    Raises:
+        UserError: lists every difference, with both values.
+    """
+    if not trained:
+        return
+    problems = []
+    for kind, now in given.items():
+        then = trained.get(kind) or {}
+        for key in ("feature", "weights_digest"):
+            if then.get(key) != now.get(key):
+                name = key.replace("_", " ")
+                problems.append(f"{kind} {name}: {then.get(key)!r} in the run, {now.get(key)!r} in the store")
+        before, after = then.get("extractor") or {}, now.get("extractor") or {}
+        for key in sorted((before.keys() | after.keys()) - _WITHOUT_EFFECT):
+            if before.get(key) != after.get(key):
+                problems.append(f"{kind} {key}: {before.get(key)!r} in the run, {after.get(key)!r} in the store")
+    if problems:
+        raise UserError(
+            f"run {run} was trained on features of another kind than those it is to encode:\n  "
+            + "\n  ".join(problems)
+            + "\nextract the data set's features with the extractor settings and weights that the run was trained on, or "
+            "train the run again"
+        )
+
+
+def encode(
+    *,
+    run_dir: Path,
+    images: Path,
+    captions: Path,
+    split: str,
+    visual: Path,
+    panoptic: Path,
+    batch_size: int = 128,
+    device: str = "cpu",
+) -> Embeddings:
+    """Embed the images and captions of a split.
+
+    Images that were dropped from a store or have no caption are left out.
+
+    Args:
+        run_dir: see `model.checkpoint.load_run`. images, captions: the index. split: its name.
+        visual, panoptic: sealed stores of that index. batch_size: images at a time. device: a torch device.
+
+    Raises:
+        UserError: no such split, stores of another index or of another extractor than the run's, or a run without a
+            vocabulary.
+    """
+    from model.data import Features, read_split
+    from stores import open_store
+
+    features = Features(open_store(visual), open_store(panoptic))
+    items = read_split(
+        images, captions, split, captions_per_image=_CAPTIONS_PER_IMAGE, dropped=sorted(features.dropped)
+    )
+    # A second time with the index known: its digest must be the stores'.
+    features = Features(features.visual, features.panoptic, index_digest=items.index_digest)
+
+    from model.checkpoint import load_run
+    from model.embed import embed_captions, embed_images
+
+    network, config, tokenizer = load_run(run_dir)
+    run = str(config.get("run") or Path(run_dir).name)
+    check_same_extractor(config.get("features"), features.describe(), run=run)
+    expected = network.image.arguments["img_dim"]
+    if features.img_dim != expected:
+        raise UserError(
+            f"run {run} takes features of width {expected}, but those of {visual} have width {features.img_dim}"
+        )
+    if tokenizer is None:
+        raise UserError(
+            f"run {run} in {run_dir} has no vocabulary, so it cannot read captions: import it again with --vocabulary"
+        )
+    network = network.to(device)
+    embeddings = Embeddings(
+        images=embed_images(network, features, items.image_rows, batch_size=batch_size),
+        captions=embed_captions(network, tokenizer, items.captions, batch_size=2 * batch_size),
+        caption_image=items.caption_image.astype(np.int32),
+        image_ids=np.array(items.image_ids, dtype=str),
+        caption_ids=np.array(items.caption_ids, dtype=str),
+        attributes={
+            "run": run,
+            "split": split,
+            "index_digest": items.index_digest,
+            "skipped_images": items.skipped,
+            "features": features.describe(),
+        },
+    )
+    for name in ("images", "captions"):
+        bad = np.flatnonzero(~np.isfinite(getattr(embeddings, name)).all(axis=1))
+        if len(bad):
+            ids = embeddings.image_ids if name == "images" else embeddings.caption_ids
+            raise UserError(
+                f"run {run} gives embeddings that are not finite for {len(bad)} {name}, the first is {str(ids[bad[0]])!r}: "
+                "its training has diverged, or the input features hold NaN"
+            )
+    return embeddings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.encode", description=__doc__.split("\n")[0])
+    parser.add_argument("--run", required=True, type=Path, help="run folder")
+    parser.add_argument("--images", required=True, type=Path, help="images.parquet of the index")
+    parser.add_argument("--captions", required=True, type=Path, help="captions.parquet of the index")
+    parser.add_argument("--split", required=True)
+    parser.add_argument(
+        "--visual", required=True, type=Path, help="store of regions or grids, as the run was trained on"
+    )
+    parser.add_argument("--panoptic", required=True, type=Path, help="store of panoptic features")
+    parser.add_argument("--output", required=True, type=Path, help="Zarr group to write")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--threads", type=int, help="of the network on the CPU (default: torch's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")
+
+    from model.checkpoint import read_config
+
+    read_config(args.run)  # a wrong folder should not cost the seconds that importing torch takes
+
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this machine has no usable CUDA device; give --device cpu or auto")
+    embeddings = encode(
+        run_dir=args.run,
+        images=args.images,
+        captions=args.captions,
+        split=args.split,
+        visual=args.visual,
+        panoptic=args.panoptic,
+        batch_size=args.batch_size,
+        device=device,
+    )
+    write_embeddings(args.output, embeddings)
+    skipped = embeddings.attributes["skipped_images"]
+    print(
+        f"{args.output}: {len(embeddings.images)} images, {len(embeddings.captions)} captions"
+        + (f"; {skipped} images left out as dropped or without a caption" if skipped else "")
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,266 @@
+"""The BERT encoder in plain torch, up to the last hidden states; parameters are named as in published BERT checkpoints.
+
+Source: "BERT: pre-training of deep bidirectional transformers"; equal to the `BertModel` of the transformers library
+(tested against it), without that library's ten seconds of import in every job. The pooler, which works on [CLS] alone,
+is left out: retrieval reads the hidden states.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from console import UserError
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+# Parts of published checkpoints that the last hidden states do not depend on.
+UNUSED_KEYS = re.compile(r"^(pooler\.|cls\.|embeddings\.position_ids$)")
+_PREFIX = re.compile(r"^bert\.")
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Sizes of a BERT; `heads` attention heads share `hidden_size`."""
+
+    vocabulary_size: int
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+    token_types: int = 2
+    activation: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by heads {self.heads}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}; known are {', '.join(ACTIVATIONS)}")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class Bert(nn.Module):
+    """Token ids -> last hidden states. From-scratch weights are drawn as in BERT: normal(0, 0.02), zero biases."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = _Embeddings(config)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(config) for _ in range(config.layers))})
+        self.apply(_initialise)
+
+    def forward(self, token_ids: Tensor, valid: Tensor) -> Tensor:
+        """token_ids (B, T) integers, valid (B, T) bool (which tokens may be attended to) -> (B, T, hidden_size)."""
+        if token_ids.shape[1] > self.config.max_positions:
+            raise ValueError(
+                f"{token_ids.shape[1]} tokens exceed this text encoder's {self.config.max_positions} positions; "
+                "lower text.max_tokens"
+            )
+        states = self.embeddings(token_ids)
+        for layer in self.encoder["layer"]:
+            states = layer(states, valid[:, None, None, :])
+        return states
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocabulary_size, config.hidden_size, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_positions, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.token_types, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        # A caption is one segment: every token has type 0 and the positions count from 0.
+        shared = self.position_embeddings.weight[: token_ids.shape[1]] + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(self.word_embeddings(token_ids) + shared))
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = _Attention(config)
+        self.intermediate = _Dense(config.hidden_size, config.intermediate_size)
+        self.output = _ResidualNorm(config.intermediate_size, config)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, states: Tensor, valid: Tensor) -> Tensor:
+        states = self.attention(states, valid)
+        return self.output(self.activation(self.intermediate.dense(states)), states)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.self = nn.ModuleDict(
+            {name: nn.Linear(config.hidden_size, config.hidden_size) for name in ("query", "key", "value")}
+        )
+        self.output = _ResidualNorm(config.hidden_size, config)
+        self.heads, self.dropout = config.heads, config.dropout
+
+    def forward(self, states: Tensor, valid: Tensor) -> Tensor:
+        query, key, value = (
+            self.self[name](states).unflatten(2, (self.heads, -1)).transpose(1, 2) for name in ("query", "key", "value")
+        )
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=valid, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.output(context.transpose(1, 2).flatten(2), states)
+
+
+class _Dense(nn.Module):
+    def __init__(self, in_size: int, out_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_size, out_size)
+
+
+class _ResidualNorm(_Dense):
+    def __init__(self, in_size: int, config: BertConfig) -> None:
+        super().__init__(in_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, inputs: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(inputs)) + residual)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        with torch.no_grad():
+            module.weight[module.padding_idx].zero_()
+
+
+def config_from_weights(weights: dict[str, Tensor], *, heads: int | None = None, dropout: float = 0.1) -> BertConfig:
+    """Read a BERT's sizes from its weights (keys as in `Bert`).
+
+    The number of heads leaves no trace in the weights: unless given, 64 features per head, as in all published BERTs.
+    """
+    words = weights["embeddings.word_embeddings.weight"]
+    layers = {int(match[1]) for key in weights if (match := re.match(r"encoder\.layer\.(\d+)\.", key))}
+    hidden = words.shape[1]
+    return BertConfig(
+        vocabulary_size=words.shape[0],
+        hidden_size=hidden,
+        layers=max(layers, default=-1) + 1,
+        heads=heads or max(1, hidden // 64),
+        intermediate_size=weights["encoder.layer.0.intermediate.dense.bias"].shape[0] if layers else 4 * hidden,
+        max_positions=weights["embeddings.position_embeddings.weight"].shape[0],
+        token_types=weights["embeddings.token_type_embeddings.weight"].shape[0],
+        dropout=dropout,
+    )
+
+
+def canonical_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published BERT weights under the keys of `Bert`: no `bert.` prefix, LayerNorm weight/bias, no unused parts."""
+    renamed = {}
+    for key, value in weights.items():
+        key = (
+            _PREFIX.sub("", key)
+            .replace("LayerNorm.gamma", "LayerNorm.weight")
+            .replace("LayerNorm.beta", "LayerNorm.bias")
+        )
+        if not UNUSED_KEYS.match(key):
+            renamed[key] = value
+    return renamed
+
+
+def load_pretrained(name: str, *, dropout: float = 0.1) -> tuple[Bert, Path, bool]:
+    """Load a published BERT.
+
+    Args:
+        name: a local folder holding `config.json`, `vocab.txt` and the weights, or a name on the Hugging Face hub.
+        dropout: replaces the published dropout.
+
+    Returns:
+        The model, the path of its vocabulary file and whether it lower-cases its input.
+
+    Raises:
+        UserError: the folder or hub name is not there, is not a BERT, or its weights do not fit its config.
+    """
+    folder = resolve_pretrained(name)
+    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind, positions = published.get("model_type", "bert"), published.get("position_embedding_type", "absolute")
+    if kind != "bert" or positions != "absolute":
+        raise UserError(
+            f"text.pretrained: {name} is a {kind!r} model with {positions} positions; the text encoder must be a "
+            "BERT with absolute positions"
+        )
+    try:
+        config = BertConfig(
+            vocabulary_size=published["vocab_size"],
+            hidden_size=published["hidden_size"],
+            layers=published["num_hidden_layers"],
+            heads=published["num_attention_heads"],
+            intermediate_size=published["intermediate_size"],
+            max_positions=published["max_position_embeddings"],
+            token_types=published.get("type_vocab_size", 2),
+            activation=published.get("hidden_act", "gelu"),
+            layer_norm_eps=published.get("layer_norm_eps", 1e-12),
+            dropout=dropout,
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(f"text.pretrained: {folder / 'config.json'} does not describe a BERT: {error}") from error
+    model = Bert(config)
+    weights = canonical_weights(_read_weights(folder))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"text.pretrained: the weights in {folder} do not fit its config.json: {error}") from error
+    tokenizer_config = folder / "tokenizer_config.json"
+    lowercase = True
+    if tokenizer_config.exists():
+        lowercase = json.loads(tokenizer_config.read_text(encoding="utf-8")).get("do_lower_case", True)
+    return model, folder / "vocab.txt", lowercase
+
+
+def resolve_pretrained(name: str, *, weights: bool = True) -> Path:
+    """The local folder of a BERT: `name` itself if it is a folder, else fetched from the hub (or its cache)."""
+    needed = ["config.json", "vocab.txt"]
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        patterns = [*needed, "tokenizer_config.json"] + (["model.safetensors", "pytorch_model.bin"] if weights else [])
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=patterns))
+        except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+            raise UserError(
+                f"text.pretrained: {name!r} is not a local folder and could not be fetched from the Hugging Face hub "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}). "
+                "Give a folder with config.json, vocab.txt and model.safetensors, or set text.pretrained: null to "
+                "train a small encoder from scratch"
+            ) from error
+    missing = [file for file in needed if not (folder / file).exists()]
+    if missing:
+        raise UserError(f"text.pretrained: {folder} lacks {' and '.join(missing)}")
+    return folder
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    if (folder / "model.safetensors").exists():
+        from safetensors.torch import load_file
+
+        return load_file(folder / "model.safetensors")
+    if (folder / "pytorch_model.bin").exists():
+        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    raise UserError(f"text.pretrained: {folder} lacks model.safetensors (or pytorch_model.bin)")

@@ -1,0 +1,315 @@
+"""Rows of the stores and of the index -> batches. A batch depends on seed, epoch and position alone, so training can
+stop anywhere and go on with the very batches it would have seen."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catalog.categories import VOID
+from console import UserError
+from model.tokenizer import CaptionTokenizer, Pieces
+
+VISUAL_ARRAYS = ("features", "counts")
+PANOPTIC_ARRAYS = ("seg_maps", "category_onehots", "seg_features")
+_ROWS_AT_ONCE = 1024
+
+
+class FeatureStore(Protocol):
+    """What is needed of a store; `stores.open_store` gives one."""
+
+    attributes: dict[str, Any]
+    image_ids: np.ndarray
+    dropped: set[str]
+
+    def rows(self, array: str, indices: np.ndarray) -> np.ndarray: ...
+    def shape(self, array: str) -> tuple[int, ...]: ...
+    def dtype(self, array: str) -> np.dtype: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of a split and their captions.
+
+    Attributes:
+        name: of the split.
+        image_rows: (N,) int64 rows in the stores. image_ids: their ids.
+        captions, caption_ids: M strings each, grouped by image in the images' order.
+        caption_image: (M,) int64, position in `image_rows` of the image each caption belongs to.
+        index_digest: of the index that was read, or None.
+        skipped: how many images of the split were left out, having no caption or having been dropped from a store.
+    """
+
+    name: str
+    image_rows: np.ndarray
+    image_ids: list[str]
+    captions: list[str]
+    caption_ids: list[str]
+    caption_image: np.ndarray
+    index_digest: str | None = None
+    skipped: int = 0
+
+
+def read_split(
+    images: str | Path, captions: str | Path, split: str, *, captions_per_image: int = 5, dropped: Sequence[str] = ()
+) -> Split:
+    """Read one split of an index.
+
+    Args:
+        images, captions: the two Parquet files of the index.
+        split: its name.
+        captions_per_image: the first so many captions of an image are used (a few COCO images have more than five).
+        dropped: ids of images to leave out; so are images without a caption.
+
+    Raises:
+        UserError: the split has no images, or none of them has a caption.
+    """
+    from catalog.index import read_captions, read_images
+
+    table, digest = read_images(images)
+    ids, splits = table["image_id"].to_pylist(), table["split"].to_pylist()
+    rows = [row for row, name in enumerate(splits) if name == split]
+    if not rows:
+        found = ", ".join(sorted({str(name) for name in splits})) or "none"
+        raise UserError(f"split {split!r} has no images in {images}; its splits are: {found}")
+    leave_out = set(dropped)
+    texts: dict[str, list[tuple[str, str]]] = {ids[row]: [] for row in rows if ids[row] not in leave_out}
+    table = read_captions(captions)
+    columns = (table[name].to_pylist() for name in ("caption_id", "image_id", "text"))
+    for caption_id, image_id, text in zip(*columns, strict=True):
+        own = texts.get(image_id)
+        if own is not None and len(own) < captions_per_image:
+            own.append((caption_id, text))
+    used = [row for row in rows if texts.get(ids[row])]
+    if not used:
+        raise UserError(f"no image of split {split!r} has a caption in {captions}")
+    pairs = [(position, *pair) for position, row in enumerate(used) for pair in texts[ids[row]]]
+    return Split(
+        name=split,
+        image_rows=np.array(used, dtype=np.int64),
+        image_ids=[ids[row] for row in used],
+        captions=[text for _, _, text in pairs],
+        caption_ids=[caption_id for _, caption_id, _ in pairs],
+        caption_image=np.array([position for position, _, _ in pairs], dtype=np.int64),
+        index_digest=digest,
+        skipped=len(rows) - len(used),
+    )
+
+
+class Features:
+    """The features of images by row, from a visual store (regions or grids) and a panoptic store of the same index.
+
+    Raises:
+        UserError: the stores lack an array, hold different images, or were made from another index than `index_digest`.
+    """
+
+    def __init__(self, visual: FeatureStore, panoptic: FeatureStore, *, index_digest: str | None = None) -> None:
+        for store, arrays, kind in ((visual, VISUAL_ARRAYS, "visual"), (panoptic, PANOPTIC_ARRAYS, "panoptic")):
+            for name in arrays:
+                try:
+                    store.shape(name)
+                except KeyError as error:
+                    raise UserError(
+                        f"the {kind} store ({_name(store)}) has no array {name!r}; it must hold {', '.join(arrays)}"
+                    ) from error
+            made_from = store.attributes.get("index_digest")
+            if index_digest and made_from and made_from != index_digest:
+                raise UserError(
+                    f"the {kind} store ({_name(store)}) was made from another index (digest {made_from[:12]}) than "
+                    f"the one given ({index_digest[:12]}); extract its features again"
+                )
+        if len(visual) != len(panoptic) or not np.array_equal(visual.image_ids, panoptic.image_ids):
+            raise UserError(
+                f"the visual store ({_name(visual)}, {len(visual)} images) and the panoptic store ({_name(panoptic)}, "
+                f"{len(panoptic)} images) hold different images; extract both from the same index"
+            )
+        self.visual, self.panoptic = visual, panoptic
+        self.img_dim = visual.shape("features")[-1]
+        self.num_categories = panoptic.shape("category_onehots")[-1]
+        self.dropped = set(visual.dropped) | set(panoptic.dropped)
+        self._rows: np.ndarray | None = None
+        self._memory: dict[str, np.ndarray] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records of the features it was trained on: kind, extractor and digests of both stores."""
+        keys = ("feature", "extractor", "weights_digest", "index_digest")
+        return {
+            kind: {key: store.attributes.get(key) for key in keys}
+            for kind, store in (("visual", self.visual), ("panoptic", self.panoptic))
+        }
+
+    def nbytes(self, images: int) -> int:
+        """Bytes that so many images take in memory, as stored."""
+        arrays = [(self.visual, name) for name in VISUAL_ARRAYS] + [(self.panoptic, name) for name in PANOPTIC_ARRAYS]
+        return images * sum(
+            int(np.prod(s.shape(a)[1:], dtype=np.int64)) * np.dtype(s.dtype(a)).itemsize for s, a in arrays
+        )
+
+    def preload(self, rows: np.ndarray) -> None:
+        """Hold these rows in memory from now on; asking for any other row is then an error (IndexError)."""
+        rows = np.unique(rows)
+        blocks = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+        parts = [self._read(block) for block in blocks]
+        self._memory = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._rows = rows
+
+    def rows(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays `features` (B, K, D), `counts` (B,), `seg_maps`, `category_onehots`, `seg_features` of some rows."""
+        if self._rows is None:
+            return self._read(rows)
+        at = np.searchsorted(self._rows, rows)
+        if (at >= len(self._rows)).any() or (self._rows[np.minimum(at, len(self._rows) - 1)] != rows).any():
+            raise IndexError("a row was asked for that has not been preloaded")
+        return {name: values[at] for name, values in self._memory.items()}
+
+    def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        found = {name: self.visual.rows(name, rows) for name in VISUAL_ARRAYS}
+        found |= {name: self.panoptic.rows(name, rows) for name in PANOPTIC_ARRAYS}
+        maps = found["seg_maps"]
+        wrong = (maps >= self.num_categories) & (maps != VOID)
+        if wrong.any():
+            bad = int(np.flatnonzero(wrong.any(axis=(1, 2)))[0])
+            raise UserError(
+                f"the panoptic store ({_name(self.panoptic)}) holds class number {maps[bad][wrong[bad]][0]} at image "
+                f"row {rows[bad]}; class numbers are 0..{self.num_categories - 1}, or {VOID} for void"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors in host memory, features in the stores' precision; `images` and `captions` say what they are.
+
+    Attributes:
+        visual (B, K, D), lengths (B,) int64, seg_maps (B, H, W) uint8, category_onehots (B, C), seg_features
+        (B, C, h, w), token_ids (B, T) int64, token_lengths (B,) int64: as `ThreeSHNet.forward` takes them, in this order.
+        images: (B,) int64 tensor, the image of each pair. captions: (B,) int64 array, positions in the split.
+    """
+
+    visual: Tensor
+    lengths: Tensor
+    seg_maps: Tensor
+    category_onehots: Tensor
+    seg_features: Tensor
+    token_ids: Tensor
+    token_lengths: Tensor
+    images: Tensor
+    captions: np.ndarray
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The arguments of `ThreeSHNet.forward`."""
+        return (*self.image_inputs(), self.token_ids, self.token_lengths)
+
+    def image_inputs(self) -> tuple[Tensor, ...]:
+        """The arguments of `ThreeSHNet.encode_images`."""
+        return self.visual, self.lengths, self.seg_maps, self.category_onehots, self.seg_features
+
+
+def image_tensors(
+    found: dict[str, np.ndarray], *, token_drop: float = 0.0, generator: np.random.Generator | None = None
+) -> tuple[Tensor, ...]:
+    """The arguments of `ThreeSHNet.encode_images` from what `Features.rows` gives.
+
+    With `token_drop` p each visual token is left out with probability p (the reference's size augmentation). The visual
+    tokens are packed to the front, zeros after them, and cut to the longest item.
+    """
+    features, counts = found["features"], found["counts"].astype(np.int64)
+    kept = np.arange(features.shape[1]) < counts[:, None]
+    if token_drop > 0:
+        kept &= generator.random(kept.shape) >= token_drop
+    lengths = kept.sum(axis=1)
+    item, source = np.nonzero(kept)
+    target = np.cumsum(kept, axis=1)[item, source] - 1
+    visual = np.zeros((len(features), max(1, int(lengths.max(initial=0))), features.shape[2]), dtype=features.dtype)
+    visual[item, target] = features[item, source]
+    return tuple(torch.from_numpy(part) for part in (visual, lengths, *(found[name] for name in PANOPTIC_ARRAYS)))
+
+
+class TrainingPairs:
+    """The pairs of a split, shuffled each epoch, with both augmentations. `batches(epoch)` whole batches make an epoch.
+
+    Args:
+        split, features, tokenizer: what to train on.
+        batch_size: pairs per batch; the last, incomplete batch of an epoch is left out, as in the reference.
+        token_drop, word_augmentation: probabilities, see `image_tensors` and `CaptionTokenizer.batch`.
+        seed: of shuffling and augmentation.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        features: Features,
+        tokenizer: CaptionTokenizer,
+        *,
+        batch_size: int,
+        token_drop: float = 0.2,
+        word_augmentation: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        if len(split.captions) < batch_size:
+            raise UserError(
+                f"training.batch_size is {batch_size}, but split {split.name!r} has only {len(split.captions)} "
+                "captions; lower it"
+            )
+        self.split, self.features, self.tokenizer = split, features, tokenizer
+        self.batch_size, self.token_drop, self.word_augmentation = batch_size, token_drop, word_augmentation
+        self.seed = seed
+        self.pieces: Pieces = tokenizer.split(split.captions)
+        self._shuffled: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.split.captions) // self.batch_size
+
+    def batch(self, epoch: int, position: int) -> Batch:
+        """Batch `position` of `epoch`, both from 0."""
+        captions = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+        generator = np.random.default_rng([self.seed, epoch, position + 1])
+        images = self.split.caption_image[captions]
+        found = self.features.rows(self.split.image_rows[images])
+        tensors = image_tensors(found, token_drop=self.token_drop, generator=generator)
+        tokens = self.tokenizer.batch(self.pieces, captions, augmentation=self.word_augmentation, generator=generator)
+        return Batch(*tensors, *map(torch.from_numpy, tokens), torch.from_numpy(images), captions)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        known = self._shuffled
+        if known is None or known[0] != epoch:
+            known = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.split.captions))
+            self._shuffled = known
+        return known[1]
+
+    def batches(self, epoch: int, *, start: int = 0, workers: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from position `start` on; `workers` threads make them ahead of time."""
+        return prefetch(lambda position: self.batch(epoch, position), range(start, len(self)), workers=workers)
+
+
+def prefetch(make: Callable[[int], Any], items: Sequence[int], *, workers: int = 0) -> Iterator[Any]:
+    """`make(item)` for each item, in order. `workers` threads stay 2 x workers ahead; with 0 nothing runs ahead."""
+    if workers == 0:
+        yield from map(make, items)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="batch") as pool:
+        waiting: deque = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _name(store: FeatureStore) -> str:
+    return str(getattr(store, "path", None) or store.attributes.get("feature", "unnamed"))

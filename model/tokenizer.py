@@ -1,0 +1,162 @@
+"""Captions -> word pieces, as BERT does it: basic tokenizer, then the longest pieces of a fixed vocabulary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from console import UserError, atomic_path
+
+PAD, UNKNOWN, START, END, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_CAPTIONS_AT_ONCE = 8192
+
+
+class Pieces:
+    """The word pieces of many captions, one after the other, without [CLS] and [SEP].
+
+    Attributes:
+        ids: (P,) int32 vocabulary ids. words: (P,) int32, the word of its caption that each piece belongs to, from 0.
+        offsets: (M + 1,) int64, caption i holds pieces offsets[i] to offsets[i + 1].
+    """
+
+    def __init__(self, ids: np.ndarray, words: np.ndarray, offsets: np.ndarray) -> None:
+        self.ids, self.words, self.offsets = ids, words, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def of(self, caption: int) -> np.ndarray:
+        """The piece ids of one caption."""
+        return self.ids[self.offsets[caption] : self.offsets[caption + 1]]
+
+
+class CaptionTokenizer:
+    """A BERT tokenizer for captions.
+
+    Args:
+        vocabulary: the pieces, id = position; [PAD] is id 0, as attention masks rely on it.
+        lowercase: lower-case and strip accents first ("uncased").
+        max_tokens: longer captions are cut; counts [CLS] and [SEP].
+
+    A special token's name inside a caption is text like any other.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], *, lowercase: bool = True, max_tokens: int = 128) -> None:
+        self.vocabulary, self.lowercase, self.max_tokens = list(vocabulary), lowercase, max_tokens
+        table = {piece: index for index, piece in enumerate(self.vocabulary)}
+        missing = [token for token in SPECIAL_TOKENS if token not in table]
+        if missing or table[PAD] != 0:
+            what = f"lacks {', '.join(missing)}" if missing else f"has {PAD} at line {table[PAD] + 1}, not in the first"
+            raise UserError(f"the vocabulary {what}; a BERT vocabulary (vocab.txt) is needed")
+        self.start, self.end, self.mask = table[START], table[END], table[MASK]
+        self.ordinary = np.array([i for token, i in table.items() if token not in SPECIAL_TOKENS], dtype=np.int32)
+        self._tokenizer = _basic_tokenizer(lowercase)
+        self._tokenizer.model = models.WordPiece(vocab=table, unk_token=UNKNOWN, max_input_chars_per_word=100)
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, lowercase: bool = True, max_tokens: int = 128) -> CaptionTokenizer:
+        """Read `vocab.txt`: one piece a line, UTF-8."""
+        return cls(read_vocabulary(path), lowercase=lowercase, max_tokens=max_tokens)
+
+    def save(self, path: str | Path) -> None:
+        """Write `vocab.txt`, atomically."""
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(f"{piece}\n" for piece in self.vocabulary), encoding="utf-8")
+
+    def split(self, captions: Sequence[str]) -> Pieces:
+        """The word pieces of each caption, at most `max_tokens - 2`."""
+        limit = self.max_tokens - 2
+        ids, words, lengths = [], [], []
+        for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
+            some = list(captions[start : start + _CAPTIONS_AT_ONCE])
+            for one in self._tokenizer.encode_batch(some, add_special_tokens=False):
+                lengths.append(min(len(one.ids), limit))
+                ids.append(np.array(one.ids[:limit], dtype=np.int32))
+                words.append(np.array(one.word_ids[:limit], dtype=np.int32))
+        none = [np.zeros(0, dtype=np.int32)]
+        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        return Pieces(np.concatenate(ids or none), np.concatenate(words or none), offsets)
+
+    def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(M, T) int64 token ids [CLS] ... [SEP] padded with 0, and (M,) int64 lengths."""
+        pieces = self.split(captions)
+        return self.batch(pieces, np.arange(len(pieces)))
+
+    def batch(
+        self,
+        pieces: Pieces,
+        captions: np.ndarray,
+        *,
+        augmentation: float = 0.0,
+        generator: np.random.Generator | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and lengths, as `encode` gives them, of the chosen captions.
+
+        With `augmentation` p, each word is chosen with probability p; of the chosen, 50 % have all their pieces masked,
+        10 % have them replaced by random ordinary pieces, and 40 % are removed (VSE-infinity's and 3SHNet's size
+        augmentation).
+        """
+        sizes = pieces.offsets[captions + 1] - pieces.offsets[captions]
+        row = np.repeat(np.arange(len(captions)), sizes)
+        first = np.cumsum(sizes) - sizes
+        source = np.arange(len(row)) - np.repeat(first - pieces.offsets[captions], sizes)
+        ids = pieces.ids[source]
+        if augmentation > 0 and len(ids):
+            words = pieces.words[source]
+            starts_word = np.r_[True, (row[1:] != row[:-1]) | (words[1:] != words[:-1])]
+            word = np.cumsum(starts_word) - 1
+            draw = generator.random(word[-1] + 1)[word]
+            ids = np.where(draw < 0.5 * augmentation, self.mask, ids)
+            replaced = np.flatnonzero((draw >= 0.5 * augmentation) & (draw < 0.6 * augmentation))
+            ids[replaced] = generator.choice(self.ordinary, size=len(replaced))
+            kept = ~((draw >= 0.6 * augmentation) & (draw < augmentation))
+            ids, row = ids[kept], row[kept]
+            sizes = np.bincount(row, minlength=len(captions))
+            first = np.cumsum(sizes) - sizes
+        lengths = sizes.astype(np.int64) + 2
+        tokens = np.zeros((len(captions), lengths.max(initial=2)), dtype=np.int64)
+        tokens[:, 0] = self.start
+        tokens[row, np.arange(len(row)) - np.repeat(first, sizes) + 1] = ids
+        tokens[np.arange(len(captions)), lengths - 1] = self.end
+        return tokens, lengths
+
+
+def read_vocabulary(path: str | Path) -> list[str]:
+    """The lines of a `vocab.txt`. Raises UserError if it is missing or not UTF-8."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the vocabulary {path}: {error}") from error
+    # Not splitlines(): published vocabularies hold characters that it takes for line ends.
+    return text.removesuffix("\n").split("\n")
+
+
+def train_vocabulary(
+    captions: Iterable[str], *, vocabulary_size: int, min_frequency: int = 1, lowercase: bool = True
+) -> list[str]:
+    """A vocabulary from captions: special tokens, each character seen (alone and as `##` continuation), frequent words.
+
+    Words enter by falling count, then alphabetically, so equal captions give an equal vocabulary (the library's own
+    trainer breaks ties at random). A word seen fewer than `min_frequency` times, or that finds no room, is spelt.
+    """
+    basic, counts = _basic_tokenizer(lowercase), Counter()
+    for caption in captions:
+        normal = basic.normalizer.normalize_str(caption)
+        counts.update(word for word, _ in basic.pre_tokenizer.pre_tokenize_str(normal))
+    characters = sorted({character for word in counts for character in word})
+    spelling = characters + [f"##{character}" for character in characters]
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    frequent = [word for word in ranked if counts[word] >= min_frequency and len(word) > 1]
+    room = max(0, vocabulary_size - len(SPECIAL_TOKENS) - len(spelling))
+    return [*SPECIAL_TOKENS, *spelling, *frequent[:room]]
+
+
+def _basic_tokenizer(lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocab={UNKNOWN: 0}, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer

@@ -1,0 +1,232 @@
+# Settings, paths and the functions that rules use; no rules here.
+import json
+import re
+import sys
+from pathlib import Path
+
+REPOSITORY = str(workflow.basedir)
+if REPOSITORY not in sys.path:
+    sys.path.insert(0, REPOSITORY)
+
+from console import UserError
+from runtime import gpu_present, use_this_interpreter
+from settings import canonical, load_settings
+from snakemake.exceptions import WorkflowError
+
+use_this_interpreter(REPOSITORY)
+try:
+    SETTINGS = load_settings(config)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = SETTINGS.results
+FEATURES = ("regions", "grids", "panoptic")
+# A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.
+GPUS_PER_JOB = int(gpu_present())
+CORES = workflow.cores or 1
+
+
+def alternatives(names):
+    """A wildcard constraint that matches the given names only."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+def recipe(feature):
+    """RECIPE number of an extractor, read without importing it (that would load torch for every dry run)."""
+    source = Path(REPOSITORY, "extractors", f"{feature}.py").read_text()
+    return int(re.search(r"^RECIPE = (\d+)$", source, re.M).group(1))
+
+
+RECIPES = {feature: recipe(feature) for feature in FEATURES}
+
+
+def needed_features(dataset):
+    """What is extracted from a dataset: what its runs and test sets use, or everything if nothing uses it."""
+    used = any(dataset == run.dataset for run in SETTINGS.runs.values())
+    used |= bool(SETTINGS.runs) and any(
+        dataset == t.dataset for t in SETTINGS.testsets.values()
+    )
+    if not used:
+        return list(FEATURES)
+    visual = {run.visual for run in SETTINGS.runs.values()}
+    return [
+        feature for feature in FEATURES if feature in visual or feature == "panoptic"
+    ]
+
+
+def index_file(dataset, table):
+    return f"{RESULTS}/{dataset}/index/{table}.parquet"
+
+
+def store(dataset, feature):
+    return f"{RESULTS}/{dataset}/features/{feature}.zarr"
+
+
+def sealed(dataset, feature):
+    return f"{store(dataset, feature)}/zarr.json"
+
+
+def receipts(dataset, feature):
+    count = SETTINGS.datasets[dataset].shards
+    return [
+        f"{RESULTS}/{dataset}/features/{feature}.receipts/{k}.json"
+        for k in range(count)
+    ]
+
+
+def all_features():
+    """Every sealed store that the configuration uses."""
+    return [sealed(d, f) for d in SETTINGS.datasets for f in needed_features(d)]
+
+
+def metrics_files():
+    """Every metrics.json that the configuration asks for."""
+    models = [f"{RESULTS}/evaluation/{run}" for run in SETTINGS.runs]
+    models += [f"{RESULTS}/ensembles/{ensemble}" for ensemble in SETTINGS.ensembles]
+    return [
+        f"{model}/{testset}/metrics.json"
+        for model in models
+        for testset in SETTINGS.testsets
+    ]
+
+
+# Inputs and parameters by wildcards.
+
+
+def render_settings(wildcards):
+    dataset = SETTINGS.datasets[wildcards.dataset]
+    return canonical_part(dataset, "shards")
+
+
+def index_settings(wildcards):
+    return canonical_part(SETTINGS.datasets[wildcards.dataset], "shards")
+
+
+def canonical_part(section, *without):
+    content = json.loads(canonical(section))
+    return json.dumps(
+        {k: v for k, v in content.items() if k not in without}, sort_keys=True
+    )
+
+
+def index_sources(wildcards):
+    """What an index is made from: the rendered folder, or the user's images and captions."""
+    dataset = SETTINGS.datasets[wildcards.dataset]
+    if dataset.source == "scenes":
+        return [f"{RESULTS}/{wildcards.dataset}/scenes"]
+    return [dataset.images] + ([dataset.captions] if dataset.captions else [])
+
+
+def annotations_flag(wildcards):
+    if SETTINGS.datasets[wildcards.dataset].source == "scenes":
+        return f"--annotations {RESULTS}/{wildcards.dataset}/scenes"
+    return ""
+
+
+def feature_weights(wildcards):
+    return getattr(SETTINGS.features, wildcards.feature).weights
+
+
+def feature_settings(wildcards):
+    return canonical(getattr(SETTINGS.features, wildcards.feature))
+
+
+def feature_recipe(wildcards):
+    return RECIPES[wildcards.feature]
+
+
+def shard_count(wildcards):
+    return SETTINGS.datasets[wildcards.dataset].shards
+
+
+def store_path(wildcards):
+    return store(wildcards.dataset, wildcards.feature)
+
+
+def store_receipts(wildcards):
+    return receipts(wildcards.dataset, wildcards.feature)
+
+
+def run_inputs(wildcards):
+    run = SETTINGS.runs[wildcards.run]
+    return {
+        "images": index_file(run.dataset, "images"),
+        "captions": index_file(run.dataset, "captions"),
+        "visual": sealed(run.dataset, run.visual),
+        "panoptic": sealed(run.dataset, "panoptic"),
+    }
+
+
+def run_settings(wildcards):
+    run = SETTINGS.runs[wildcards.run]
+    content = json.loads(canonical(run))
+    content["seed"] = SETTINGS.seed if run.seed is None else run.seed
+    # The dataset and its stores are inputs of the rule; what is left is the recipe.
+    return json.dumps(
+        {k: v for k, v in content.items() if k not in ("dataset", "visual")},
+        sort_keys=True,
+    )
+
+
+def encode_inputs(wildcards):
+    run, testset = SETTINGS.runs[wildcards.run], SETTINGS.testsets[wildcards.testset]
+    return {
+        "model": f"{RESULTS}/runs/{wildcards.run}/model.safetensors",
+        "config": f"{RESULTS}/runs/{wildcards.run}/config.json",
+        "images": index_file(testset.dataset, "images"),
+        "captions": index_file(testset.dataset, "captions"),
+        "visual": sealed(testset.dataset, run.visual),
+        "panoptic": sealed(testset.dataset, "panoptic"),
+    }
+
+
+def testset_split(wildcards):
+    return SETTINGS.testsets[wildcards.testset].split
+
+
+def testset_folds(wildcards):
+    return SETTINGS.testsets[wildcards.testset].folds
+
+
+def ensemble_inputs(wildcards):
+    runs = SETTINGS.ensembles[wildcards.ensemble].runs
+    return [
+        f"{RESULTS}/evaluation/{run}/{wildcards.testset}/embeddings.zarr"
+        for run in runs
+    ]
+
+
+def report_inputs(wildcards):
+    files = [
+        index_file(d, table)
+        for d in SETTINGS.datasets
+        for table in ("images", "captions")
+    ]
+    for dataset in SETTINGS.datasets:
+        for feature in needed_features(dataset):
+            files += [sealed(dataset, feature), *receipts(dataset, feature)]
+    for run in SETTINGS.runs:
+        files += [
+            f"{RESULTS}/runs/{run}/config.json",
+            f"{RESULTS}/runs/{run}/history.csv",
+        ]
+        files += [
+            f"{RESULTS}/evaluation/{run}/{testset}/embeddings.zarr"
+            for testset in SETTINGS.testsets
+        ]
+    return files + metrics_files()
+
+
+def report_settings(wildcards):
+    return canonical(SETTINGS)
+
+
+def training_threads(wildcards):
+    """Runs train side by side and share the cores."""
+    return max(1, CORES // max(1, len(SETTINGS.runs)))
+
+
+def extraction_threads(wildcards):
+    """Shards are extracted side by side; more than four threads for one network are seldom well used."""
+    jobs = sum(d.shards for d in SETTINGS.datasets.values()) * len(FEATURES)
+    return max(1, min(4, CORES // jobs))

@@ -1,0 +1,63 @@
+# Images -> feature stores. Shard jobs write disjoint files of a store and a receipt beside it; the seal checks all parts and
+# only then makes the store openable. The store itself is never a declared output of two rules.
+
+
+rule extract_shard:
+    input:
+        images=f"{RESULTS}/{{dataset}}/index/images.parquet",
+        weights=feature_weights,
+    output:
+        receipt=f"{RESULTS}/{{dataset}}/features/{{feature}}.receipts/{{shard}}.json",
+    log:
+        f"{RESULTS}/logs/extract_shard/{{dataset}}_{{feature}}_{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/extract_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: extraction_threads
+    resources:
+        gpu=GPUS_PER_JOB,
+    params:
+        settings=feature_settings,
+        recipe=feature_recipe,
+        shards=shard_count,
+        store=store_path,
+    shell:
+        """
+        python -m extractors.run \
+            --feature {wildcards.feature:q} \
+            --images {input.images:q} \
+            --shard {wildcards.shard} \
+            --shards {params.shards} \
+            --store {params.store:q} \
+            --receipt {output.receipt:q} \
+            --settings {params.settings:q} \
+            --recipe {params.recipe} \
+            --threads {threads} \
+            > {log:q} 2>&1
+        """
+
+
+rule seal_store:
+    input:
+        images=f"{RESULTS}/{{dataset}}/index/images.parquet",
+        receipts=store_receipts,
+    output:
+        f"{RESULTS}/{{dataset}}/features/{{feature}}.zarr/zarr.json",
+    log:
+        f"{RESULTS}/logs/seal_store/{{dataset}}_{{feature}}.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        store=store_path,
+        on_bad_image=SETTINGS.features.on_bad_image,
+    shell:
+        """
+        python -m stores.seal \
+            --store {params.store:q} \
+            --receipts {input.receipts:q} \
+            --images {input.images:q} \
+            --on-bad-image {params.on_bad_image:q} \
+            > {log:q} 2>&1
+        """

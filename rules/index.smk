@@ -1,0 +1,48 @@
+# Raw annotations -> one index of images and captions; its row order is the join key of everything that follows.
+
+
+rule render_scenes:
+    output:
+        directory(f"{RESULTS}/{{dataset}}/scenes"),
+    log:
+        f"{RESULTS}/logs/render_scenes/{{dataset}}.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        settings=render_settings,
+    shell:
+        """
+        python -m catalog.run render \
+            --dataset {wildcards.dataset:q} \
+            --settings {params.settings:q} \
+            --output {output:q} \
+            > {log:q} 2>&1
+        """
+
+
+rule index_dataset:
+    input:
+        index_sources,
+    output:
+        images=f"{RESULTS}/{{dataset}}/index/images.parquet",
+        captions=f"{RESULTS}/{{dataset}}/index/captions.parquet",
+    log:
+        f"{RESULTS}/logs/index_dataset/{{dataset}}.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        settings=index_settings,
+        annotations=annotations_flag,
+    shell:
+        """
+        python -m catalog.run index \
+            --dataset {wildcards.dataset:q} \
+            --settings {params.settings:q} \
+            --images {output.images:q} \
+            --captions {output.captions:q} \
+            --threads {threads} \
+            {params.annotations} \
+            > {log:q} 2>&1
+        """

@@ -1,0 +1,23 @@
+# Artefacts -> one self-contained page.
+
+
+rule build_report:
+    input:
+        report_inputs,
+    output:
+        f"{RESULTS}/report/index.html",
+    log:
+        f"{RESULTS}/logs/build_report.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        settings=report_settings,
+    shell:
+        """
+        python -m reporting.run \
+            --results "$(dirname "$(dirname {output:q})")" \
+            --config {params.settings:q} \
+            --output {output:q} \
+            > {log:q} 2>&1
+        """

@@ -1,0 +1,99 @@
+"""What a feature store looks like on disk: Zarr v3 arrays, one row per image of the index, and root attributes.
+
+Every array is sharded along its first axis: a Zarr shard (one file) holds up to 512 images, a chunk in it one image, or,
+where a row is small, all of the shard's. Chunks are compressed with zstd, and they and the shard's index carry a CRC-32C,
+so a flipped byte is an error, not a feature.
+
+Root attributes: `schema_version`, `feature`, `extractor` (settings and recipe), `weights_digest`, `index_digest`,
+`fingerprint`, `dropped` (ids of images without features), `failures` (why), and what the extractor adds, e.g.
+`class_names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stores.plan import ShardPlan
+
+SCHEMA_VERSION = 1
+ZSTD_LEVEL = 1
+FEATURES = ("regions", "grids", "panoptic")
+IMAGE_IDS = "image_ids"
+
+# A row below this many bytes is not worth a chunk of its own: a chunk costs 16 bytes of index and about 20 of framing on
+# disk, and as much time to read as some kilobytes of data.
+_SMALL_ROW_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a store: `shape` of a row, numpy `dtype` name, `fill` value of rows without an image."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    fill: float | int
+
+    def empty(self, rows: int) -> np.ndarray:
+        """(rows, *shape) filled with `fill`."""
+        return np.full((rows, *self.shape), self.fill, self.dtype)
+
+    def chunk_rows(self, shard_rows: int) -> int:
+        """Rows of a chunk in a Zarr shard of `shard_rows` rows."""
+        row_bytes = int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return shard_rows if row_bytes < _SMALL_ROW_BYTES else 1
+
+
+def shard_key(name: str, index: int, spec: ArraySpec) -> str:
+    """File of Zarr shard `index` of array `name`, relative to the store."""
+    return f"{name}/c/{index}" + "/0" * len(spec.shape)
+
+
+def describe_store(
+    *,
+    feature: str,
+    arrays: Mapping[str, ArraySpec],
+    plan: ShardPlan,
+    extractor: dict[str, Any],
+    weights_digest: str,
+    index_digest: str,
+    attributes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that decides a store's bytes but the images' failures, as JSON values.
+
+    `console.digest_json` of it is the store's fingerprint: parts with different fingerprints never end up in one store.
+
+    Args:
+        extractor: settings and recipe. weights_digest: sha256 of the weights. index_digest: of the index.
+        attributes: what the extractor wants readers to know, e.g. class names.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "feature": feature,
+        "arrays": {
+            name: {
+                "shape": list(spec.shape),
+                "dtype": np.dtype(spec.dtype).name,
+                "fill": spec.fill,
+                "chunk_rows": spec.chunk_rows(plan.shard_rows),
+            }
+            for name, spec in sorted(arrays.items())
+        },
+        "codecs": ["bytes", f"zstd:{ZSTD_LEVEL}", "crc32c"],
+        "plan": {"images": plan.images, "shards": plan.shards, "shard_rows": plan.shard_rows},
+        "extractor": extractor,
+        "weights_digest": weights_digest,
+        "index_digest": index_digest,
+        "attributes": attributes or {},
+    }
+
+
+def described_arrays(description: Mapping[str, Any]) -> dict[str, ArraySpec]:
+    """The `arrays` of `describe_store`, as specs again."""
+    return {
+        name: ArraySpec(tuple(array["shape"]), array["dtype"], array["fill"])
+        for name, array in description["arrays"].items()
+    }

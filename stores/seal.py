@@ -1,0 +1,178 @@
+"""Seals a store: `python -m stores.seal` checks every part, then makes it openable, or says all that is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from catalog.index import read_images
+from console import UserError, digest_file, progress, run_cli
+from stores.plan import ShardPlan
+from stores.receipts import read_receipt
+from stores.schema import SCHEMA_VERSION, described_arrays, shard_key
+from stores.writer import check_store_path, unseal, write_metadata
+
+REDO_COMMAND = "snakemake --cores all --force {receipt}"
+
+
+def seal(
+    *,
+    store: Path,
+    receipts: Sequence[Path],
+    image_ids: Sequence[str],
+    index_digest: str,
+    on_bad_image: str = "fail",
+    redo_command: str = REDO_COMMAND,
+) -> dict[str, Any]:
+    """Verify all parts of `store` and seal it; safe to repeat. Files below `store` that are no part of it are removed.
+
+    Args:
+        store: folder ending in `.zarr`. receipts: one path per shard job, in order, whether or not there is a file.
+        image_ids: of the index, in its row order. index_digest: of the index.
+        on_bad_image: "fail" refuses a store with images that could not be read, "drop" lists them in its attribute
+            `dropped`.
+        redo_command: how to make one shard again; `{receipt}` and `{shard}` are filled in.
+
+    Returns:
+        The store's root attributes.
+
+    Raises:
+        UserError: listing every missing, foreign, changed or failed part, and the command that makes it again. The
+            store stays unsealed.
+    """
+    store = check_store_path(store)
+    unseal(store)
+    plan = ShardPlan(len(image_ids), len(receipts))
+
+    def redo(shard: int) -> str:
+        command = redo_command.replace("{receipt}", shlex.quote(str(receipts[shard])))
+        return "make it again with: " + command.replace("{shard}", str(shard))
+
+    problems: list[str] = []
+    contents: dict[int, dict[str, Any]] = {}
+    for shard, path in enumerate(receipts):
+        try:
+            content = read_receipt(path)
+            shards = content["store"]["plan"]["shards"]
+            if (content["shard"], shards) != (shard, plan.shards):
+                raise ValueError(f"is of shard {content['shard']} of {shards}, not {shard} of {plan.shards}")
+            if content["store"]["index_digest"] != index_digest:
+                raise ValueError("was made from another version of the index")
+            rows = plan.rows(shard)
+            if content["rows"] != [rows.start, rows.stop]:
+                raise ValueError(f"has rows {content['rows']}, not {[rows.start, rows.stop]}")
+        except FileNotFoundError:
+            problems.append(f"shard {shard}: {path} is missing; {redo(shard)}")
+        except ValueError as error:
+            problems.append(f"shard {shard}: {path} {error}; {redo(shard)}")
+        else:
+            contents[shard] = content
+    problems += _mixtures(contents, receipts, redo)
+    problems += _damaged_files(store, contents, plan, redo)
+    failures = [failure for content in contents.values() for failure in content["failures"]]
+    if failures and on_bad_image == "fail":
+        problems += [f"image {f['image_id']!r} ({f['path']}): {f['error']}" for f in failures]
+        problems.append(
+            f"{len(failures)} unusable image(s): mend or remove them and start again, or set features.on_bad_image: drop "
+            "to go on without them"
+        )
+    elif len(failures) == len(image_ids):
+        problems.append(f"none of the {len(image_ids)} images could be read, the first because: {failures[0]['error']}")
+    if problems:
+        raise UserError(f"{store} cannot be sealed:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+    description = contents[0]["store"]
+    arrays = described_arrays(description)
+    _remove_foreign(store, {key for content in contents.values() for key in content["files"]})
+    attributes = {
+        **description["attributes"],
+        "schema_version": SCHEMA_VERSION,
+        "feature": description["feature"],
+        "extractor": description["extractor"],
+        "weights_digest": description["weights_digest"],
+        "index_digest": index_digest,
+        "fingerprint": contents[0]["fingerprint"],
+        "dropped": [failure["image_id"] for failure in failures],
+        "failures": failures,
+    }
+    write_metadata(store, arrays, plan, image_ids, attributes)
+    return attributes
+
+
+def _mixtures(contents: dict[int, dict[str, Any]], receipts: Sequence[Path], redo: Callable[[int], str]) -> list[str]:
+    """Shards made with other settings, weights or program than the one made last."""
+    if len({content["fingerprint"] for content in contents.values()}) < 2:
+        return []
+    newest = max(contents, key=lambda shard: receipts[shard].stat().st_mtime_ns)
+    wanted = contents[newest]
+    problems = []
+    for shard, content in contents.items():
+        if content["fingerprint"] != wanted["fingerprint"]:
+            differing = [key for key, value in wanted["store"].items() if content["store"].get(key) != value]
+            problems.append(
+                f"shard {shard}: made with other {', '.join(differing)} than shard {newest}, the newest; {redo(shard)}"
+            )
+    return problems
+
+
+def _damaged_files(
+    store: Path, contents: dict[int, dict[str, Any]], plan: ShardPlan, redo: Callable[[int], str]
+) -> list[str]:
+    """Shard files that are not what their receipts say."""
+    problems = []
+    wanted: list[tuple[int, str, str]] = []
+    for shard, content in contents.items():
+        arrays = described_arrays(content["store"])
+        keys = {shard_key(name, index, spec) for index, _ in plan.zarr_shards(shard) for name, spec in arrays.items()}
+        if keys != content["files"].keys():
+            problems.append(f"shard {shard}: its receipt names other files than the plan; {redo(shard)}")
+        wanted += [(shard, key, content["files"][key]) for key in sorted(keys & content["files"].keys())]
+    for shard, key, digest in progress(wanted, total=len(wanted), desc=f"verify {store.name}", unit="file"):
+        file = store / key
+        if not file.is_file():
+            problems.append(f"shard {shard}: {file} is missing; {redo(shard)}")
+        elif digest_file(file) != digest:
+            problems.append(f"shard {shard}: {file} is not what was written (damaged or changed); {redo(shard)}")
+    return problems
+
+
+def _remove_foreign(store: Path, keys: set[str]) -> None:
+    """Remove what other settings or killed jobs left: a store holds its own files and nothing else."""
+    for path in sorted(store.rglob("*"), reverse=True):  # children before their folders
+        if path.is_symlink() or not path.is_dir():
+            if path.relative_to(store).as_posix() not in keys:
+                path.unlink(missing_ok=True)
+        elif not any(path.iterdir()):
+            path.rmdir()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m stores.seal", description=__doc__.splitlines()[0])
+    parser.add_argument("--store", required=True, type=Path, help="folder ending in .zarr")
+    parser.add_argument("--receipts", required=True, nargs="+", type=Path, help="one per shard, in order")
+    parser.add_argument("--images", required=True, type=Path, help="the index' images.parquet")
+    parser.add_argument("--on-bad-image", choices=("fail", "drop"), default="fail")
+    parser.add_argument(
+        "--redo-command-template",
+        default=REDO_COMMAND,
+        help="how to make one shard again, for messages; {receipt} and {shard} are filled in (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    images, digest = read_images(args.images)
+    attributes = seal(
+        store=args.store,
+        receipts=args.receipts,
+        image_ids=images.column("image_id").to_pylist(),
+        index_digest=digest,
+        on_bad_image=args.on_bad_image,
+        redo_command=args.redo_command_template,
+    )
+    dropped = attributes["dropped"]
+    print(f"sealed {args.store}: {images.num_rows} images, {len(dropped)} of them dropped as unreadable")
+
+
+if __name__ == "__main__":
+    run_cli(main)

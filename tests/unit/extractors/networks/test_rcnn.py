@@ -1,0 +1,163 @@
+"""Whole networks: batching, naming, and the layers' conventions."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import box_iou, roi_align
+
+from extractors.networks import build
+from extractors.networks.layers import FrozenBatchNorm2d
+from extractors.networks.resnet import ResNet, Stem
+from extractors.networks.roi import RoIPooler, select_detections
+from extractors.networks.rpn import RPN
+
+
+def spread(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights whose scores spread, so that suppression and thresholds really act."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in network.state_dict().items():
+        if name.endswith(("cls_score.weight", "objectness_logits.weight", "predictor.weight")):
+            value.normal_(0, 0.3, generator=generator)
+        elif name.endswith(("bbox_pred.weight", "anchor_deltas.weight")):
+            value.normal_(0, 0.02, generator=generator)
+        elif name.endswith("running_mean"):
+            value.normal_(0, 0.1, generator=generator)
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 1.5, generator=generator)
+    return network
+
+
+def pixels(batch: int = 2, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 3, 96, 128, generator=torch.Generator().manual_seed(seed))
+
+
+def test_regions_do_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    network = spread(build("scenes_regions"))
+    x = pixels()
+    together = network.regions(x, [(96, 120), (96, 120)])
+    for i in range(2):
+        alone = network.regions(x[i : i + 1], [(96, 120)])[0]
+        assert len(alone.boxes) > 20
+        torch.testing.assert_close(together[i].boxes, alone.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(together[i].features, alone.features, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together[i].probabilities, alone.probabilities, rtol=1e-4, atol=1e-4)
+        assert alone.boxes[:, 2].max() <= 120 and alone.regressed[..., 2].max() <= 120
+
+
+def test_grid_is_the_whole_image_res5_map():
+    torch.manual_seed(0)
+    network = spread(build("scenes_grids"))
+    x = pixels()
+    maps = network.grid(x)
+    assert maps.shape == (2, 512, 3, 4)
+    with torch.no_grad():
+        expected = network.roi_heads.res5(network.backbone(x)["res4"])
+    torch.testing.assert_close(maps, expected)
+
+
+def test_panoptic_does_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    network = spread(build("scenes_panoptic"))
+    x = pixels()
+    together = network.panoptic(x, [(90, 120)] * 2, [(60, 80)] * 2)
+    for i in range(2):
+        alone = network.panoptic(x[i : i + 1], [(90, 120)], [(60, 80)])[0]
+        assert alone.segment_map.shape == (60, 80)
+        assert (together[i].segment_map == alone.segment_map).float().mean() > 0.999
+        assert len(alone.segments) > 1
+        ids = set(alone.segment_map.unique().tolist()) - {0}
+        assert ids <= {s["id"] for s in alone.segments}
+
+
+def test_parameter_names_are_detectron2s():
+    keys = set(build("scenes_panoptic").state_dict())
+    for name in (
+        "backbone.bottom_up.stem.conv1.norm.running_var",
+        "backbone.bottom_up.res4.2.conv3.weight",
+        "backbone.fpn_lateral5.bias",
+        "proposal_generator.rpn_head.anchor_deltas.weight",
+        "roi_heads.box_head.fc2.weight",
+        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.mask_head.mask_fcn4.weight",
+        "roi_heads.mask_head.deconv.bias",
+        "sem_seg_head.p5.4.norm.weight",
+        "sem_seg_head.predictor.weight",
+    ):
+        assert name in keys
+    assert "roi_heads.res5.0.shortcut.norm.bias" in build("scenes_regions").state_dict()
+    assert not any("anchor_generator" in key for key in keys)
+
+
+def test_unknown_architecture_lists_the_known():
+    with pytest.raises(ValueError, match="scenes_regions"):
+        build("vgg16")
+
+
+def test_frozen_norm_is_batch_norm_in_eval_mode():
+    torch.manual_seed(0)
+    reference = nn.BatchNorm2d(5).eval()
+    for tensor in (reference.weight.data, reference.running_var):
+        tensor.uniform_(0.5, 2)
+    reference.bias.data.normal_()
+    reference.running_mean.normal_()
+    frozen = FrozenBatchNorm2d(5)
+    frozen.load_state_dict({k: v for k, v in reference.state_dict().items() if k != "num_batches_tracked"})
+    x = torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(frozen(x), reference(x))
+    torch.testing.assert_close(frozen(x.requires_grad_()), reference(x))
+
+
+def test_where_the_stride_sits_changes_the_result():
+    torch.manual_seed(0)
+    caffe = ResNet(blocks=(1, 1), stem_channels=8, res2_channels=16, width_per_group=4, stride_in_1x1=True)
+    other = ResNet(blocks=(1, 1), stem_channels=8, res2_channels=16, width_per_group=4, stride_in_1x1=False)
+    other.load_state_dict(caffe.state_dict())
+    x = pixels(1)
+    assert caffe(x)["res3"].shape == other(x)["res3"].shape
+    assert not torch.allclose(caffe(x)["res3"], other(x)["res3"], atol=1e-3)
+    assert torch.allclose(caffe(x)["res2"], other(x)["res2"])
+
+
+def test_caffe_stem_pools_without_padding():
+    stem = Stem(4, "", caffe_pool=True)
+    x = torch.randn(1, 3, 62, 62)
+    convolved = F.relu(F.conv2d(x, stem.conv1.weight, stem.conv1.bias, 2, 3))
+    assert stem(x).shape == (1, 4, 15, 15)
+    torch.testing.assert_close(stem(x)[0, :, 0, 0], convolved[0, :, :3, :3].amax((1, 2)))
+
+
+def test_pooler_reads_each_box_from_its_level():
+    torch.manual_seed(0)
+    levels = [torch.randn(1, 2, 64 // 2**i, 64 // 2**i) for i in range(4)]
+    pooler = RoIPooler(7, (1 / 4, 1 / 8, 1 / 16, 1 / 32))
+    boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 120.0, 120.0], [0.0, 0.0, 230.0, 230.0], [0.0, 0.0, 256.0, 1000.0]])
+    pooled = pooler(levels, [boxes])
+    for box, level, out in zip(boxes, (0, 1, 2, 3), pooled, strict=True):
+        rois = torch.cat([torch.zeros(1), box])[None]
+        expected = roi_align(levels[level], rois, (7, 7), pooler.scales[level], 0, True)[0]
+        torch.testing.assert_close(out, expected)
+
+
+def test_proposals_are_suppressed_limited_and_inside():
+    torch.manual_seed(0)
+    rpn = RPN(in_channels=4, anchor_sizes=((32, 64),), strides=(16,), pre_nms_top=200, post_nms_top=15, min_size=4.0)
+    nn.init.normal_(rpn.rpn_head.objectness_logits.weight, std=1)
+    nn.init.normal_(rpn.rpn_head.anchor_deltas.weight, std=0.1)
+    boxes, scores = rpn([torch.randn(1, 4, 8, 8)], [(110, 125)])[0]
+    assert 0 < len(boxes) <= 15
+    assert (scores[:-1] >= scores[1:]).all()
+    overlap = box_iou(boxes, boxes) - torch.eye(len(boxes))
+    assert overlap.max() <= 0.7
+    assert boxes[:, 2].max() <= 125 and boxes[:, 3].max() <= 110 and boxes.min() >= 0
+    assert ((boxes[:, 2:] - boxes[:, :2]) > 4).all()
+
+
+def test_detections_are_chosen_per_class():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0, 0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0, 50.0, 50.0, 60.0, 60.0]])
+    scores = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.04, 0.46]])
+    kept, values, classes, source = select_detections(boxes, scores, (100, 100), 0.05, 0.5, 10)
+    assert classes.tolist() == [0, 1] and source.tolist() == [0, 0]
+    torch.testing.assert_close(values, torch.tensor([0.6, 0.3]))
+    torch.testing.assert_close(kept, torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2))

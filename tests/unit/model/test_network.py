@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from catalog.categories import UPSNET_TO_COCO
+from model.bert import Bert, BertConfig
+from model.encoders import ImageEncoder, TextEncoder
+from model.highlighting import attend_map, map_values
+from model.losses import triplet_loss
+from model.network import ThreeSHNet
+from tests.unit.model import naive
+
+CATEGORIES, SIDE = 133, 12
+
+
+def small_network(seed: int = 0, *, dropout: float = 0.0, **image) -> ThreeSHNet:
+    torch.manual_seed(seed)
+    bert = Bert(BertConfig(50, 32, 1, 2, 64, 64, dropout=dropout))
+    network = ThreeSHNet(
+        ImageEncoder(24, 16, 8, num_categories=CATEGORIES, dropout=dropout, **image), TextEncoder(bert, 16)
+    )
+    with torch.no_grad():
+        for name, values in network.state_dict().items():
+            if values.is_floating_point() and ("norm" in name or "running" in name):
+                values.copy_(torch.rand_like(values) + 0.5)
+    return network
+
+
+def batch_of(lengths, seed: int = 0, *, longest: int | None = None):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.as_tensor(lengths)
+    visual = torch.randn(len(lengths), longest or int(lengths.max()), 24, generator=generator)
+    visual[torch.arange(visual.shape[1]) >= lengths[:, None]] = 0
+    maps = torch.randint(0, CATEGORIES, (len(lengths), SIDE // 3, SIDE // 3), generator=generator, dtype=torch.uint8)
+    maps = maps.repeat_interleave(3, 1).repeat_interleave(3, 2)  # areas, as class maps have
+    maps[:, 0] = 255
+    onehots = (torch.rand(len(lengths), CATEGORIES, generator=generator) > 0.9).to(torch.uint8)
+    segments = torch.rand(len(lengths), CATEGORIES, 7, 7, generator=generator) * onehots[:, :, None, None]
+    return visual, lengths, maps, onehots, segments.half()
+
+
+def double_weights(network, *, grad: bool = False):
+    weights = {key: value.detach().double() for key, value in network.state_dict().items()}
+    if grad:
+        for name, _ in network.named_parameters():
+            weights[name].requires_grad_()
+    return weights
+
+
+def oracle(network, batch, **options):
+    visual, lengths, maps, onehots, segments = batch
+    numbers = network.image.spatial.map_values.double()[maps.long()]
+    weights = options.pop("weights", None) or double_weights(network)
+    return naive.encode_images(weights, visual, lengths, numbers, onehots, segments.float(), **options)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"seg_map_encoding": "standardised", "class_order": "upsnet"}], ids=["raw", "standardised"]
+)
+def test_image_embeddings_equal_the_formulae_for_every_length(settings):
+    network = small_network(**settings).eval()
+    batch = batch_of(range(1, 37))
+    with torch.no_grad():
+        found = network.encode_images(*batch)
+    assert (found - oracle(network, batch)).abs().max() < 1e-5
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(36))
+
+
+@torch.no_grad()
+def test_an_embedding_depends_on_nothing_else_in_its_batch():
+    network = small_network().eval()
+    visual, lengths, *rest = batch = batch_of([1, 36, 5, 0, 20])
+    together = network.encode_images(*batch)
+    for i, n in enumerate(lengths):
+        n = max(1, int(n))
+        alone = network.encode_images(visual[i : i + 1, :n], lengths[i : i + 1], *(x[i : i + 1] for x in rest))
+        assert (alone[0] - together[i]).abs().max() < 1e-5
+    # More padding than the longest needs, with rubbish in it.
+    padded = torch.cat((visual, torch.full((5, 80, 24), 9.0)), dim=1)
+    padded[torch.arange(padded.shape[1]) >= lengths[:, None]] = 9.0
+    assert (network.encode_images(padded, lengths, *rest) - together).abs().max() < 1e-5
+
+
+def test_training_mode_and_gradients_equal_the_formulae_with_padded_rows():
+    """Batch statistics include padding; one item is far shorter than the longest, where the reference crashes."""
+    network = small_network(seed=1).train()
+    # Token 36 x 2 + 50 against 1 x 2 + 49: and one more padded column than the longest needs.
+    batch = batch_of([36, 1, 7, 20], seed=1, longest=37)
+    direction = torch.randn(4, 16, generator=torch.Generator().manual_seed(2))
+    weights = double_weights(network, grad=True)
+    expected = oracle(network, batch, weights=weights, training=True)
+    found = network.encode_images(*batch)
+    assert (found - expected).abs().max() < 1e-5
+    (found * direction).sum().backward()
+    (expected * direction).sum().backward()
+    checked = 0
+    for name, parameter in network.image.named_parameters():
+        gradient = weights[f"image.{name}"].grad
+        error = (parameter.grad - gradient).abs().max()
+        assert error < 1e-4 * gradient.abs().max() + 1e-6, name
+        checked += 1
+    assert checked == len(list(network.image.parameters())) == 73
+
+
+@torch.no_grad()
+def test_running_statistics_follow_batch_norm():
+    network = small_network(seed=2).train()
+    spatial = network.image.spatial
+    maps = batch_of([3, 4, 5], seed=5)[2]
+    reference = torch.nn.BatchNorm2d(8)
+    reference.load_state_dict(spatial.map_norm.state_dict())
+    numbers = spatial.map_values[maps.long()][:, None]
+    place = naive.positions(SIDE * SIDE, 8).float().T.reshape(1, 8, SIDE, SIDE).expand(3, -1, -1, -1)
+    expected = reference(spatial.map_conv(torch.cat((numbers, place), dim=1)))
+    patches, weight, offset = spatial.map_projection(maps)
+    torch.testing.assert_close(patches.mT @ weight + offset, expected.flatten(2).transpose(1, 2), atol=2e-5, rtol=1e-4)
+    for name, values in reference.state_dict().items():
+        torch.testing.assert_close(spatial.map_norm.state_dict()[name], values, rtol=1e-4, atol=1e-4)
+
+
+def test_both_ways_to_attend_agree():
+    """Float32 on a CPU goes image by image; anything else goes through one batched attention."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 6, 8), (3, 9, 144), (9, 8), (144, 8))
+    parts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    valid = torch.arange(6) < torch.tensor([6, 2, 0])[:, None]
+    arriving = torch.randn(3, 6, 8, generator=generator, dtype=torch.float64)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        given = [part.detach().clone().to(dtype).requires_grad_(i != 1) for i, part in enumerate(parts)]
+        context = attend_map(given[0], valid, *given[1:], scale=0.7) * valid[:, :, None]
+        (context * arriving.to(dtype)).sum().backward()
+        results.append([context.double(), *(part.grad.double() for i, part in enumerate(given) if i != 1)])
+    for exact, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_map_values_encode_void_and_class_order():
+    raw = map_values(133, "raw", "coco", 133)
+    assert raw[:133].tolist() == list(range(133)) and raw[255] == 133
+    upsnet = map_values(133, "raw", "upsnet", 0)
+    assert [upsnet[UPSNET_TO_COCO[u]].item() for u in range(133)] == list(range(133)) and upsnet[255] == 0
+    standardised = map_values(133, "standardised", "coco", 133)
+    assert standardised[7].item() == pytest.approx((7 / 133 - 0.3342) / 0.0621)
+    with pytest.raises(ValueError, match="seg_map_encoding is 'rwa'"):
+        map_values(133, "rwa", "coco", 133)
+    with pytest.raises(ValueError, match="class_order is 'voc'"):
+        map_values(133, "raw", "voc", 133)
+    with pytest.raises(ValueError, match="not 5"):
+        map_values(5, "raw", "upsnet", 5)
+
+
+@torch.no_grad()
+def test_caption_embeddings_equal_the_formulae():
+    network = small_network(seed=3).eval()
+    lengths = torch.tensor([2, 9, 30, 9])
+    ids = torch.randint(1, 50, (4, 30), generator=torch.Generator().manual_seed(0))
+    ids[torch.arange(30) >= lengths[:, None]] = 0
+    found = network.encode_captions(ids, lengths)
+    hidden = network.text.bert(ids, ids != 0)
+    assert (found - naive.encode_captions(double_weights(network), hidden, lengths)).abs().max() < 1e-5
+    for i, n in enumerate(lengths):
+        alone = network.encode_captions(ids[i : i + 1, :n], lengths[i : i + 1])
+        assert (alone[0] - found[i]).abs().max() < 1e-5
+
+
+def test_loss_gradients_of_the_whole_network_equal_the_formulae():
+    network = small_network(seed=4).train()
+    batch = batch_of([4, 2, 6], seed=4)
+    lengths = torch.tensor([5, 4, 3])
+    ids = torch.randint(1, 50, (3, 5), generator=torch.Generator().manual_seed(1)) * (
+        torch.arange(5) < lengths[:, None]
+    )
+    for hardest in (False, True):
+        network.zero_grad()
+        weights = double_weights(network, grad=True)
+        hidden = network.text.bert(ids, ids != 0).double()
+        expected = naive.triplet_loss(
+            oracle(network, batch, weights=weights, training=True),
+            naive.encode_captions(weights, hidden, lengths),
+            0.2,
+            hardest,
+        )
+        found = triplet_loss(*network(*batch, ids, lengths), margin=0.2, hardest=hardest)
+        assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+        found.backward()
+        expected.backward()
+        for name, parameter in network.named_parameters():
+            if "bert" not in name:
+                gradient = weights[name].grad
+                assert (parameter.grad - gradient).abs().max() < 1e-4 * gradient.abs().max() + 1e-6, (name, hardest)
+
+
+def test_autocast_stays_close():
+    network = small_network(seed=5).eval()
+    batch = batch_of([3, 9, 12], seed=6)
+    with torch.no_grad():
+        exact = network.encode_images(*batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = network.encode_images(*batch)
+    assert rough.dtype == torch.float32
+    assert 1e-6 < (rough - exact).abs().max() < 0.05
+
+
+def test_sizes_of_the_papers_network():
+    with torch.device("meta"):
+        image = ImageEncoder(2048, 1024, 128)
+        text = TextEncoder(Bert(BertConfig(30522)), 1024)
+    # The authors' files hold 7 second batch norms and a BERT pooler besides, which nothing ever applies.
+    unused_norms = 2 * (6 * 1024 + 128)
+    assert sum(p.numel() for p in image.parameters()) + unused_norms == 11_615_008
+    assert sum(p.numel() for p in text.parameters()) + 768 * 768 + 768 == 110_282_400

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.pooling import GeneralizedPooling, _run_gru
+from tests.unit.model import naive
+
+
+def pooling(seed: int = 0) -> GeneralizedPooling:
+    torch.manual_seed(seed)
+    return GeneralizedPooling(8, 6)
+
+
+def double(module):
+    return {f"pool.{key}": value.detach().double() for key, value in module.state_dict().items()}
+
+
+@torch.no_grad()
+def test_weights_equal_the_formulae_and_are_computed_once_per_length(monkeypatch):
+    module = pooling()
+    lengths = torch.tensor([3, 50, 1, 3, 50, 7])
+    seen = []
+    forward = module.gru.forward
+    monkeypatch.setattr(module.gru, "forward", lambda packed: seen.append(packed.batch_sizes) or forward(packed))
+    found = module.weights(lengths)
+    assert found.shape == (6, 50)
+    for row, length in zip(found, lengths.tolist(), strict=True):
+        expected = naive.pool_weights(double(module), "pool", length)
+        assert (row[:length] - expected).abs().max() < 1e-6
+        assert (row[length:] == 0).all()
+    assert [int(sizes[0]) for sizes in seen] == [4]  # four distinct lengths, one call
+
+
+def test_own_backward_pass_of_the_gru_equals_autograd():
+    module = pooling(1)
+    lengths = torch.tensor([9, 5, 2, 1])
+    arriving = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    (module.weights(lengths) * arriving).sum().backward()
+    found = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+    module.zero_grad()
+    from model.layers import sinusoidal_positions
+
+    states = _run_gru(module.gru, sinusoidal_positions(9, 8), lengths)
+    scores = module.score((states[..., :6] + states[..., 6:]) / 2)[..., 0]
+    scores = scores.masked_fill(torch.arange(9) >= lengths[:, None], float("-inf"))
+    (torch.softmax(scores / 0.1, dim=1) * arriving).sum().backward()
+    assert len(found) == 9
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_pooling_takes_a_set_in_any_order():
+    module = pooling(2)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(3, 12, 5, generator=generator, requires_grad=True)
+    valid = torch.rand(3, 12, generator=generator) > 0.4
+    valid[0] = False
+    valid[0, 7] = True
+    lengths = valid.sum(1)
+    found = module(inputs, valid, lengths)
+    sets = [inputs[i][valid[i]].double() for i in range(3)]
+    expected = torch.stack(naive.pool(double(module), "pool", sets))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    arriving = torch.randn(3, 5, generator=generator)
+    (gradient,) = torch.autograd.grad((found * arriving).sum(), inputs, retain_graph=True)
+    (exact,) = torch.autograd.grad((expected * arriving).sum(), inputs)
+    torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-6)
+    assert (gradient[~valid] == 0).all()
+    order = torch.randperm(12, generator=generator)
+    torch.testing.assert_close(module(inputs[:, order], valid[:, order], lengths), found)
+
+
+def test_an_empty_set_is_an_error():
+    with pytest.raises(ValueError, match="a set of 0 vectors"):
+        pooling().weights(torch.tensor([3, 0]))

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import itertools
+import math
+from xml.etree import ElementTree
+
+import pytest
+
+from reporting.charts import HEIGHT, WIDTH, Series, line_chart, ticks
+
+
+def points(chart):
+    root = ElementTree.fromstring(chart)
+    return [
+        [tuple(map(float, pair.split(","))) for pair in line.get("points").split()] for line in root.iter("polyline")
+    ]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 517), (-4, 4), (0.001, 0.0012), (5, 5), (1e6, 3e6)])
+def test_ticks_span_the_data(low, high):
+    found = ticks(low, high)
+    assert found[0] <= low and found[-1] >= high
+    assert 2 <= len(found) <= 9
+    steps = {round((b - a) / (found[1] - found[0]), 6) for a, b in itertools.pairwise(found)}
+    assert steps == {1}
+
+
+def test_lines_run_the_right_way_inside_the_frame():
+    line = points(line_chart([Series("a", [1, 2, 3], [10, 30, 20], 0)], title="t", x_label="epoch"))[0]
+    assert line[0][0] < line[1][0] < line[2][0]
+    assert line[1][1] < line[2][1] < line[0][1], "larger values are higher up"
+    assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in line)
+
+
+def test_missing_values_are_left_out_and_names_escaped():
+    chart = line_chart(
+        [Series("<b>&", [1, 2, 3], [1.0, math.nan, 3.0], 0), Series("none", [1], [math.nan], 1)],
+        title="<script>",
+        x_label="epoch",
+        best="max",
+    )
+    assert len(points(chart)) == 1 and len(points(chart)[0]) == 2
+    assert "<b>" not in chart and "<script>" not in chart
+    titles = [title.text for title in ElementTree.fromstring(chart).iter("title")]
+    assert titles == ["<script>", "<b>&, epoch 1: 1", "<b>&, epoch 3: 3 (best)"]
+
+
+def test_one_point_and_no_points():
+    assert 'class="best"' in line_chart([Series("a", [1], [5], 0)], title="t", x_label="epoch", best="min")
+    assert line_chart([], title="t", x_label="epoch") == ""
