@@ -229,7 +229,11 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
 def _message(error: dict[str, Any]) -> str:
     location = error["loc"]
     # pydantic puts the chosen variant of a union (scenes, folder, int, ...) into the path; the file has no such key.
-    shown = [str(p) for i, p in enumerate(location) if not (i == 2 and location[0] == "datasets" and p in ("scenes", "folder"))]
+    shown = [
+        str(p)
+        for i, p in enumerate(location)
+        if not (i == 2 and location[0] == "datasets" and p in ("scenes", "folder"))
+    ]
     shown = [p for p in shown if not re.match(r"^(constrained-|literal\[|int$|bool$|str$|function-)", p)]
     key = ".".join(shown) or "the configuration"
     value = error.get("input")
@@ -332,4 +336,6 @@ def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settin
 
 
 def _report(lines: list[str]) -> str:
-    return f"{len(lines)} mistake{'s' if len(lines) > 1 else ''} in the configuration:\n" + "\n".join(f"  {x}" for x in lines)
+    return f"{len(lines)} mistake{'s' if len(lines) > 1 else ''} in the configuration:\n" + "\n".join(
+        f"  {x}" for x in lines
+    )

@@ -32,7 +32,9 @@ def category_and_instance(result: Panoptic, meta: Meta) -> np.ndarray:
     lookup = np.full(len(result.segments) + 1, 133, np.int64)
     for segment in result.segments:
         index = segment["category"]
-        lookup[segment["id"]] = meta.thing_categories[index] if segment["is_thing"] else meta.stuff_categories[index - 1]
+        lookup[segment["id"]] = (
+            meta.thing_categories[index] if segment["is_thing"] else meta.stuff_categories[index - 1]
+        )
     return np.stack([lookup[ids], ids.astype(np.int64)], axis=-1)
 
 

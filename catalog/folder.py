@@ -59,7 +59,9 @@ def _read_rows(path: Path) -> list[dict[str, object]]:
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected an object with `image` and `caption`, found {line[:40]!r}")
+            raise UserError(
+                f"{path}, line {number}: expected an object with `image` and `caption`, found {line[:40]!r}"
+            )
         rows.append(row)
     return rows
 
@@ -110,7 +112,9 @@ def read_folder(
     if captions is not None:
         path = Path(captions)
         if not path.is_file():
-            raise UserError(f"captions file {captions} does not exist; set datasets.<name>.captions to a file or leave it out")
+            raise UserError(
+                f"captions file {captions} does not exist; set datasets.<name>.captions to a file or leave it out"
+            )
         rows = _read_rows(path)
         columns = set().union(*(r.keys() for r in rows[:50])) if rows else set()
         if not {"image", "caption"} <= columns:
@@ -131,7 +135,11 @@ def read_folder(
             if not text:
                 empty.append(f"row {number} ({name})")
                 continue
-            caption_id = str(row["caption_id"]) if row.get("caption_id") not in (None, "") else f"{image_id}#{len(texts[image_id])}"
+            caption_id = (
+                str(row["caption_id"])
+                if row.get("caption_id") not in (None, "")
+                else f"{image_id}#{len(texts[image_id])}"
+            )
             if caption_id in seen_ids:
                 duplicate.append(caption_id)
             seen_ids.add(caption_id)
@@ -153,7 +161,12 @@ def read_folder(
         if silent:
             problems.append(listing("images without a caption (remove them or add captions)", silent))
     if problems:
-        raise UserError(f"dataset in {images}" + (f" with captions {captions}" if captions else "") + ":\n  " + "\n  ".join(problems))
+        raise UserError(
+            f"dataset in {images}"
+            + (f" with captions {captions}" if captions else "")
+            + ":\n  "
+            + "\n  ".join(problems)
+        )
 
     names = []
     for image_id in ids:
@@ -161,11 +174,13 @@ def read_folder(
             names.append(chosen_split[image_id])
         elif splits:
             position, value = 0.0, _fraction(image_id, seed) * sum(splits.values())
+            chosen = list(splits)[-1]  # rounding may leave the sum a hair below the last limit
             for name, share in splits.items():
                 position += share
                 if value < position:
+                    chosen = name
                     break
-            names.append(name)
+            names.append(chosen)
         else:
             names.append(split)
     return Annotations(

@@ -65,7 +65,9 @@ def _read(path: Path) -> tuple[pa.Table, str]:
     metadata = table.schema.metadata or {}
     version = metadata.get(b"index_version", b"").decode()
     if version != INDEX_VERSION:
-        raise UserError(f"{path} has index version {version or 'none'}, this program reads {INDEX_VERSION}; make it again")
+        raise UserError(
+            f"{path} has index version {version or 'none'}, this program reads {INDEX_VERSION}; make it again"
+        )
     return table, metadata[b"index_digest"].decode()
 
 
@@ -109,7 +111,9 @@ def _describe(path: str) -> tuple[int, int, str, str | None]:
     return width, height, content_hash, None
 
 
-def describe_images(image_ids: Sequence[str], paths: Sequence[str], splits: Sequence[str], workers: int = 4) -> pa.Table:
+def describe_images(
+    image_ids: Sequence[str], paths: Sequence[str], splits: Sequence[str], workers: int = 4
+) -> pa.Table:
     """The images table: sizes and content hashes read in parallel; an unreadable file gets an `error`, not a stop."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         facts = list(progress(pool.map(_describe, paths), total=len(paths), desc="index", unit="image"))
@@ -146,7 +150,9 @@ def check_image_ids(image_ids: Sequence[str]) -> list[str]:
         seen[key] = image_id
     problems = []
     if hostile:
-        problems.append(listing("image ids that cannot be used (empty, over 255 characters, or with path tricks)", hostile))
+        problems.append(
+            listing("image ids that cannot be used (empty, over 255 characters, or with path tricks)", hostile)
+        )
     if collisions:
         problems.append(listing("image ids that occur twice (files of one name with different suffixes?)", collisions))
     return problems

@@ -1,11 +1,16 @@
-"""The embedded dataset: small captioned scenes in COCO's vocabulary, drawn from a seed with exact ground truth."""
+"""The embedded dataset: small captioned scenes in COCO's vocabulary, drawn from a seed with exact ground truth.
+
+The same seed, number and style give the same pixels and captions on every machine: geometry is rounded to whole
+pixels, randomness comes from Python's Mersenne Twister and numpy's frozen `RandomState`. The embedded detectors have
+learned from `DETECTOR_SEED`; changing how anything is drawn means training them again (`make weights`), changing
+captions does not.
+"""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -13,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from catalog.categories import BY_NAME
 
 STYLES = ("day", "dusk")
-DETECTOR_SEED = 424_242  # the embedded detectors learn from this seed; datasets must use another
+DETECTOR_SEED = 424_242  # reserved for training the embedded detectors; datasets use any other
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 _RGB = {
     "red": (200, 40, 38), "orange": (236, 128, 28), "yellow": (240, 212, 50), "green": (40, 150, 60),
@@ -23,7 +28,10 @@ SCALE = 2  # drawn at twice the size, then averaged down
 
 
 class Pen:
-    """Draws one object in unit coordinates on its own transparent patch of (w, h) pixels."""
+    """Draws one object in unit coordinates on its own transparent patch of (w, h) pixels.
+
+    A `shade` is a factor on the object's colour (above 1: towards white) or a colour of its own.
+    """
 
     def __init__(self, w: int, h: int, color: tuple[int, int, int], rng: random.Random) -> None:
         self.image = Image.new("RGBA", (w, h), (0, 0, 0, 0))
@@ -155,7 +163,13 @@ def _kite(p: Pen) -> None:
 def _ball(p: Pen) -> None:
     p.ell(0.0, 0.0, 1.0, 1.0)
     p.ell(0.16, 0.1, 0.55, 0.46, 1.45)
-    p.draw.arc([round(p.w * 0.2), -p.h // 4, round(p.w * 1.3), round(p.h * 1.1)], 80, 260, fill=p.tone(0.55), width=max(1, p.w // 14))
+    p.draw.arc(
+        [round(p.w * 0.2), -p.h // 4, round(p.w * 1.3), round(p.h * 1.1)],
+        80,
+        260,
+        fill=p.tone(0.55),
+        width=max(1, p.w // 14),
+    )
 
 
 def _chair(p: Pen) -> None:
@@ -185,37 +199,50 @@ def _light(p: Pen) -> None:
 
 @dataclass(frozen=True)
 class _Kind:
+    """A thing that can be drawn: COCO name, words for one and for several, how, and where it belongs."""
+
     name: str
-    noun: str
-    plural: str
+    names: tuple[str, ...]
+    plurals: tuple[str, ...]
     draw: Callable[[Pen], None]
     aspect: float  # width / height
-    height: tuple[int, int]  # pixels
+    height: tuple[int, int]  # pixels, smallest and largest
     place: str  # ground | sky | sea
 
 
 _KINDS = (
-    _Kind("person", "person", "people", _person, 0.42, (44, 92), "ground"),
-    _Kind("car", "car", "cars", _car, 2.2, (24, 46), "ground"),
-    _Kind("bus", "bus", "buses", _bus, 2.1, (36, 62), "ground"),
-    _Kind("airplane", "airplane", "airplanes", _airplane, 1.9, (26, 48), "sky"),
-    _Kind("boat", "boat", "boats", _boat, 1.05, (36, 70), "sea"),
-    _Kind("bird", "bird", "birds", _bird, 1.3, (20, 40), "sky"),
-    _Kind("cat", "cat", "cats", _cat, 0.95, (30, 58), "ground"),
-    _Kind("dog", "dog", "dogs", _dog, 1.35, (30, 56), "ground"),
-    _Kind("umbrella", "umbrella", "umbrellas", _umbrella, 1.05, (34, 64), "ground"),
-    _Kind("kite", "kite", "kites", _kite, 0.78, (30, 58), "sky"),
-    _Kind("sports ball", "ball", "balls", _ball, 1.0, (18, 36), "ground"),
-    _Kind("chair", "chair", "chairs", _chair, 0.72, (36, 66), "ground"),
-    _Kind("potted plant", "potted plant", "potted plants", _plant, 0.7, (36, 66), "ground"),
-    _Kind("traffic light", "traffic light", "traffic lights", _light, 0.4, (44, 84), "ground"),
+    _Kind("person", ("person",), ("people",), _person, 0.42, (44, 92), "ground"),
+    _Kind("car", ("car",), ("cars",), _car, 2.2, (24, 46), "ground"),
+    _Kind("bus", ("bus",), ("buses",), _bus, 2.1, (36, 62), "ground"),
+    _Kind("airplane", ("airplane", "plane"), ("airplanes", "planes"), _airplane, 1.9, (26, 48), "sky"),
+    _Kind("boat", ("boat", "sailboat"), ("boats", "sailboats"), _boat, 1.05, (36, 70), "sea"),
+    _Kind("bird", ("bird",), ("birds",), _bird, 1.3, (20, 40), "sky"),
+    _Kind("cat", ("cat", "kitten"), ("cats", "kittens"), _cat, 0.95, (30, 58), "ground"),
+    _Kind("dog", ("dog", "puppy"), ("dogs", "puppies"), _dog, 1.35, (30, 56), "ground"),
+    _Kind("umbrella", ("umbrella", "parasol"), ("umbrellas", "parasols"), _umbrella, 1.05, (34, 64), "ground"),
+    _Kind("kite", ("kite",), ("kites",), _kite, 0.78, (30, 58), "sky"),
+    _Kind("sports ball", ("ball",), ("balls",), _ball, 1.0, (18, 36), "ground"),
+    _Kind("chair", ("chair", "seat"), ("chairs", "seats"), _chair, 0.72, (36, 66), "ground"),
+    _Kind("potted plant", ("potted plant", "plant"), ("potted plants", "plants"), _plant, 0.7, (36, 66), "ground"),
+    _Kind("traffic light", ("traffic light",), ("traffic lights",), _light, 0.4, (44, 84), "ground"),
 )
 _STUFF_NAMES = {
-    "sky-other-merged": "sky", "grass-merged": "grass", "sand": "sand", "road": "road", "snow": "snow", "sea": "sea",
-    "mountain-merged": "mountains", "tree-merged": "trees",
-}  # fmt: skip
+    "sky-other-merged": "sky",
+    "grass-merged": "grass",
+    "sand": "sand",
+    "road": "road",
+    "snow": "snow",
+    "sea": "sea",
+    "mountain-merged": "mountains",
+    "tree-merged": "trees",
+}
+_STUFF = list(_STUFF_NAMES.values())
 THINGS = tuple(BY_NAME[k.name].index for k in _KINDS)
 STUFFS = tuple(BY_NAME[n].index for n in _STUFF_NAMES)
+_GROUNDS = {
+    "day": ("grass", "sand", "road", "snow", "grass", "sea"),
+    "dusk": ("road", "sand", "sea", "grass", "road", "snow"),
+}
 
 _PALETTES = {
     "day": {
@@ -243,23 +270,132 @@ _PALETTES = {
 
 @dataclass
 class Scene:
-    """One scene: `image` uint8 (H, W, 3) RGB; `panoptic` uint16 (H, W) segment ids; `segments` dicts with id, category
-    (0..132), is_thing, bbox (x0, y0, x1, y1), area, color (index into COLORS or None), size; `captions` five sentences;
-    `facts` what each caption claims."""
+    """One scene.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        panoptic: (H, W) uint16 segment ids from 1; every pixel belongs to a segment.
+        segments: dicts with `id`, `category` (0..132), `is_thing`, `bbox` (x0, y0, x1, y1; ends exclusive) and `area` of
+            the visible part in pixels, and for things `color` (index into COLORS), `size` ("small", "" or "large")
+            and `visible` (share of the object that is seen).
+        captions: five sentences.
+        facts: per caption what it claims: ("group", category, color or None, count, size or None),
+            ("relation", category, name, category) and ("stuff", category).
+    """
 
     image: np.ndarray
     panoptic: np.ndarray
     segments: list[dict]
     captions: list[str]
-    facts: list[list[tuple]] = field(default_factory=list)
+    facts: list[list[tuple]]
 
 
-def _mountain(rng, w, top, bottom):
+@dataclass
+class _Background:
+    canvas: Image.Image  # at SCALE
+    stuff: np.ndarray  # (H, W) uint8 index into _STUFF
+    horizon: int
+    ground: str
+    sea_bottom: int | None  # where a beach's water ends
+
+
+@dataclass
+class _Object:
+    kind: _Kind
+    color: int
+    size: str
+    box: tuple[int, int, int, int]  # x, y, width, height
+    flip: bool
+
+
+def _jitter(rng: random.Random, color: tuple[int, ...], amount: int = 14) -> tuple[int, ...]:
+    return tuple(max(0, min(255, v + rng.randint(-amount, amount))) for v in color)
+
+
+def _mountains(rng: random.Random, w: int, top: int, bottom: int) -> list[tuple[int, int]]:
     x, points = 0, [(0, bottom)]
     while x < w:
         points.append((x, rng.randint(top, (top + bottom) // 2 + (bottom - top) // 4)))
         x += rng.randint(w // 7, w // 3)
     return [*points, (w, rng.randint(top, bottom)), (w, bottom)]
+
+
+def _draw_sky(rng: random.Random, draw: ImageDraw.ImageDraw, style: str, w: int, horizon: int) -> None:
+    top = _jitter(rng, rng.choice(_PALETTES[style]["sky"]))
+    bottom = tuple((a + 255) // 2 for a in top) if style == "day" else tuple(min(255, a + 45) for a in top)
+    for y in range(0, horizon * SCALE, 4):
+        t = y / (horizon * SCALE)
+        fill = tuple(round(a + (b - a) * t) for a, b in zip(top, bottom, strict=True))
+        draw.rectangle([0, y, w * SCALE, y + 4], fill=fill)
+
+
+def _draw_band(rng: random.Random, draw: ImageDraw.ImageDraw, style: str, size: tuple[int, int], horizon: int):
+    """Mountains or trees along the horizon, or nothing: name and (H, W) mask."""
+    w, h = size
+    palette = _PALETTES[style]
+    band = rng.choice(["mountains", "trees", None])
+    mask = Image.new("L", size, 0)
+    pen = ImageDraw.Draw(mask)
+    if band == "mountains":
+        points = _mountains(rng, w, max(4, horizon - h // 4), horizon)
+        draw.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=_jitter(rng, rng.choice(palette[band])))
+        pen.polygon(points, fill=255)
+    elif band == "trees":
+        x, base = -6, rng.choice(palette[band])
+        while x < w:
+            r = rng.randint(9, 20)
+            box = [x, horizon - r - rng.randint(4, 14), x + 2 * r, horizon + 3]
+            draw.ellipse([v * SCALE for v in box], fill=_jitter(rng, base, 18))
+            pen.ellipse(box, fill=255)
+            x += r + rng.randint(0, 6)
+    return band, np.asarray(mask) > 0
+
+
+def _draw_texture(rng: random.Random, back: _Background, draw: ImageDraw.ImageDraw, w: int, h: int) -> None:
+    """Strokes whose length and direction belong to the material of the ground."""
+    for _ in range(140):
+        x, y = rng.randrange(w * SCALE), rng.randrange(back.horizon * SCALE, h * SCALE)
+        wet = back.ground == "sea" or (back.sea_bottom is not None and y < back.sea_bottom * SCALE)
+        shade = rng.uniform(0.8, 1.2)
+        base = back.canvas.getpixel((x, y))
+        tone = tuple(max(0, min(255, round(v * shade))) for v in base)
+        if wet:
+            draw.arc([x - 12, y - 3, x + 12, y + 5], 190, 350, fill=tuple(min(255, v + 40) for v in base), width=2)
+        elif back.ground == "grass":
+            draw.line([x, y, x + rng.randint(-3, 3), y - rng.randint(4, 10)], fill=tone, width=2)
+        elif back.ground == "snow":
+            draw.ellipse([x - 8, y - 2, x + 8, y + 2], fill=tone)
+        else:
+            draw.point([x, y, x + 1, y], fill=tone)
+            draw.ellipse([x, y, x + 2, y + 2], fill=tone)
+    if back.ground == "road":
+        y = (back.horizon + h) // 2 * SCALE
+        for x in range(rng.randrange(30), w * SCALE, 70):
+            draw.rectangle([x, y, x + 36, y + 5], fill=(228, 222, 190))
+
+
+def _draw_background(rng: random.Random, style: str, w: int, h: int) -> _Background:
+    palette = _PALETTES[style]
+    canvas = Image.new("RGB", (w * SCALE, h * SCALE), _jitter(rng, rng.choice(palette["sky"])))
+    draw = ImageDraw.Draw(canvas)
+    horizon = round(h * rng.uniform(0.34, 0.58))
+    ground = rng.choice(_GROUNDS[style])
+    stuff = np.full((h, w), _STUFF.index("sky"), np.uint8)
+    stuff[horizon:] = _STUFF.index(ground)
+    _draw_sky(rng, draw, style, w, horizon)
+    band, mask = _draw_band(rng, draw, style, (w, h), horizon)
+    if band:
+        stuff[mask & (np.arange(h)[:, None] < horizon)] = _STUFF.index(band)
+    color = _jitter(rng, rng.choice(palette[ground]))
+    draw.rectangle([0, horizon * SCALE, w * SCALE, h * SCALE], fill=color)
+    back = _Background(canvas, stuff, horizon, ground, None)
+    if ground == "sand" and rng.random() < 0.7:
+        back.sea_bottom = horizon + round((h - horizon) * rng.uniform(0.25, 0.45))
+        water = _jitter(rng, rng.choice(palette["sea"]))
+        draw.rectangle([0, horizon * SCALE, w * SCALE, back.sea_bottom * SCALE], fill=water)
+        stuff[horizon : back.sea_bottom] = _STUFF.index("sea")
+    _draw_texture(rng, back, draw, w, h)
+    return back
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
@@ -269,86 +405,31 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
     return max(0, w) * max(0, h) / min(a[2] * a[3], b[2] * b[3])
 
 
-def render_scene(seed: int, index: int, style: str = "day") -> Scene:
-    """Draw scene `index` of `seed`; the same arguments give the same pixels and captions everywhere."""
-    if style not in STYLES:
-        raise ValueError(f"unknown style {style!r}; choose one of {', '.join(STYLES)}")
-    rng = random.Random(f"{seed}/{index}/{style}")
-    palette = _PALETTES[style]
-    short, long = rng.randint(150, 180), rng.randint(180, 240)
-    w, h = (long, short) if rng.random() < 0.65 else ((short, long) if rng.random() < 0.7 else (short, short))
-    jitter = lambda c, a=14: tuple(max(0, min(255, v + rng.randint(-a, a))) for v in c)  # noqa: E731
-    canvas = Image.new("RGB", (w * SCALE, h * SCALE), jitter(rng.choice(palette["sky"])))
-    draw = ImageDraw.Draw(canvas)
-    stuff = np.zeros((h, w), np.uint8)  # index into _STUFF_NAMES
-    names = list(_STUFF_NAMES.values())
+def _position(rng: random.Random, kind: _Kind, back: _Background, size: tuple[int, int], object_size: tuple[int, int]):
+    (w, h), (ow, oh), horizon = size, object_size, back.horizon
+    x = rng.randint(-ow // 8, max(1, w - ow * 7 // 8))
+    if kind.place == "sky":
+        return x, rng.randint(0, max(1, horizon - oh // 2))
+    if kind.place == "sea":
+        bottom = h if back.ground == "sea" else back.sea_bottom
+        return x, rng.randint(horizon, bottom) - oh + (4 if back.ground != "sea" else 0)
+    first = horizon + (h - horizon) // 6 if back.sea_bottom is None else min(h - 2, back.sea_bottom + 4)
+    return x, rng.randint(first, h) - oh
 
-    # Background: sky, an optional band of mountains or trees, optional sea, ground.
-    horizon = round(h * rng.uniform(0.34, 0.58))
-    ground = rng.choice(["grass", "sand", "road", "snow", "grass", "sea"] if style == "day" else ["road", "sand", "sea", "grass", "road", "snow"])
-    stuff[horizon:] = names.index(ground)
-    top = jitter(rng.choice(palette["sky"]))
-    bottom = tuple((a + 255) // 2 for a in top) if style == "day" else tuple(min(255, a + 45) for a in top)
-    for y in range(0, horizon * SCALE, 4):
-        t = y / (horizon * SCALE)
-        draw.rectangle([0, y, w * SCALE, y + 4], fill=tuple(round(a + (b - a) * t) for a, b in zip(top, bottom)))
-    band = rng.choice(["mountains", "trees", None])
-    mask = Image.new("L", (w, h), 0)
-    if band == "mountains":
-        points = _mountain(rng, w, max(4, horizon - h // 4), horizon)
-        draw.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=jitter(rng.choice(palette[band])))
-        ImageDraw.Draw(mask).polygon(points, fill=255)
-    elif band == "trees":
-        x, base = -6, rng.choice(palette[band])
-        pen = ImageDraw.Draw(mask)
-        while x < w:
-            r = rng.randint(9, 20)
-            box = [x, horizon - r - rng.randint(4, 14), x + 2 * r, horizon + 3]
-            draw.ellipse([v * SCALE for v in box], fill=jitter(base, 18))
-            pen.ellipse(box, fill=255)
-            x += r + rng.randint(0, 6)
-    if band:
-        stuff[(np.asarray(mask) > 0) & (np.arange(h)[:, None] < horizon)] = names.index(band)
-    color = jitter(rng.choice(palette[ground]))
-    draw.rectangle([0, horizon * SCALE, w * SCALE, h * SCALE], fill=color)
-    sea_bottom = None
-    if ground == "sand" and rng.random() < 0.7:
-        sea_bottom = horizon + round((h - horizon) * rng.uniform(0.25, 0.45))
-        draw.rectangle([0, horizon * SCALE, w * SCALE, sea_bottom * SCALE], fill=jitter(rng.choice(palette["sea"])))
-        stuff[horizon:sea_bottom] = names.index("sea")
-    # Texture of the ground: strokes whose length and direction belong to the material.
-    for _ in range(140):
-        x, y = rng.randrange(w * SCALE), rng.randrange(horizon * SCALE, h * SCALE)
-        kind = "sea" if ground == "sea" or (sea_bottom and y < sea_bottom * SCALE) else ground
-        shade = rng.uniform(0.8, 1.2)
-        base = canvas.getpixel((x, y))
-        tone = tuple(max(0, min(255, round(v * shade))) for v in base)
-        if kind == "grass":
-            draw.line([x, y, x + rng.randint(-3, 3), y - rng.randint(4, 10)], fill=tone, width=2)
-        elif kind == "sea":
-            draw.arc([x - 12, y - 3, x + 12, y + 5], 190, 350, fill=tuple(min(255, v + 40) for v in base), width=2)
-        elif kind == "snow":
-            draw.ellipse([x - 8, y - 2, x + 8, y + 2], fill=tone)
-        else:
-            draw.point([x, y, x + 1, y], fill=tone)
-            draw.ellipse([x, y, x + 2, y + 2], fill=tone)
-    if ground == "road":
-        y = (horizon + h) // 2 * SCALE
-        for x in range(rng.randrange(30), w * SCALE, 70):
-            draw.rectangle([x, y, x + 36, y + 5], fill=(228, 222, 190))
 
-    # Objects: groups share kind and colour.
-    water = ground == "sea" or sea_bottom is not None
-    kinds = [k for k in _KINDS if (k.place != "sea" or water) and not (k.place == "ground" and ground == "sea")]
-    placed: list[dict] = []
+def _place_objects(rng: random.Random, back: _Background, w: int, h: int) -> list[_Object]:
+    """Groups of one kind, colour and size; each kind at most once, so that "the dog" is never ambiguous."""
+    water = back.ground == "sea" or back.sea_bottom is not None
+    kinds = [k for k in _KINDS if (k.place != "sea" or water) and not (k.place == "ground" and back.ground == "sea")]
+    placed: list[_Object] = []
     target = rng.randint(2, 6)
     attempts = 0
     while len(placed) < target and attempts < 14:
         attempts += 1
         kind = rng.choice(kinds)
-        color_index = rng.randrange(len(COLORS))
+        color = rng.randrange(len(COLORS))
         size = rng.choice(["small", "", "large"])
-        if any(o["kind"] is kind for o in placed):
+        if any(o.kind is kind for o in placed):
             continue
         for _ in range(min(target - len(placed), rng.choice([1, 1, 1, 1, 2, 3]))):
             low, high = kind.height
@@ -357,39 +438,38 @@ def render_scene(seed: int, index: int, style: str = "day") -> Scene:
             oh = round(start + rng.random() * span)
             ow = max(8, round(oh * kind.aspect * rng.uniform(0.92, 1.08)))
             for _ in range(8):
-                x = rng.randint(-ow // 8, max(1, w - ow * 7 // 8))
-                if kind.place == "sky":
-                    y = rng.randint(0, max(1, horizon - oh // 2))
-                elif kind.place == "sea":
-                    low_y, high_y = horizon, (h if ground == "sea" else sea_bottom)
-                    y = rng.randint(low_y, high_y) - oh + (4 if ground != "sea" else 0)
-                else:
-                    first = horizon + (h - horizon) // 6 if sea_bottom is None else min(h - 2, sea_bottom + 4)
-                    y = rng.randint(first, h) - oh
-                if all(_overlap((x, y, ow, oh), o["box"]) <= 0.4 for o in placed):
+                box = (*_position(rng, kind, back, (w, h), (ow, oh)), ow, oh)
+                if all(_overlap(box, o.box) <= 0.4 for o in placed):
                     break
             else:
                 continue  # no room: objects may hide each other in part, not wholly
-            placed.append({"kind": kind, "color": color_index, "size": size, "box": (x, y, ow, oh), "flip": rng.random() < 0.5})
-    placed.sort(key=lambda o: (o["kind"].place == "ground", o["box"][1] + o["box"][3]))
-    owner = np.zeros((h, w), np.int32)  # 0 background, else index + 1
-    whole = []
-    for i, o in enumerate(placed):
-        x, y, ow, oh = o["box"]
-        pen = Pen(ow * SCALE, oh * SCALE, jitter(_RGB[COLORS[o["color"]]], 16), rng)
-        o["kind"].draw(pen)
-        patch = pen.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if o["flip"] else pen.image
-        canvas.paste(patch.convert("RGB"), (x * SCALE, y * SCALE), patch.getchannel("A"))
-        alpha = np.asarray(patch.getchannel("A").reduce(SCALE)) >= 128
-        full = int(alpha.sum())
-        x0, y0, x1, y1 = max(0, x), max(0, y), min(w, x + ow), min(h, y + oh)
-        if x1 <= x0 or y1 <= y0:
-            whole.append(full)
-            continue
-        region = owner[y0:y1, x0:x1]
-        region[alpha[y0 - y : y1 - y, x0 - x : x1 - x]] = i + 1
-        whole.append(full)
+            placed.append(_Object(kind, color, size, box, rng.random() < 0.5))
+    # Nearer objects stand lower in the picture and are drawn later.
+    placed.sort(key=lambda o: (o.kind.place == "ground", o.box[1] + o.box[3]))
+    return placed
 
+
+def _draw_objects(rng: random.Random, canvas: Image.Image, objects: list[_Object], w: int, h: int):
+    """Paint the objects; (H, W) int32 object number + 1 of every pixel (0: background) and each object's full area."""
+    owner = np.zeros((h, w), np.int32)
+    areas = []
+    for i, o in enumerate(objects):
+        x, y, ow, oh = o.box
+        pen = Pen(ow * SCALE, oh * SCALE, _jitter(rng, _RGB[COLORS[o.color]], 16), rng)
+        o.kind.draw(pen)
+        patch = pen.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if o.flip else pen.image
+        alpha = patch.getchannel("A")
+        canvas.paste(patch.convert("RGB"), (x * SCALE, y * SCALE), alpha)
+        mask = np.asarray(alpha.reduce(SCALE)) >= 128
+        areas.append(int(mask.sum()))
+        x0, y0, x1, y1 = max(0, x), max(0, y), min(w, x + ow), min(h, y + oh)
+        if x0 < x1 and y0 < y1:
+            owner[y0:y1, x0:x1][mask[y0 - y : y1 - y, x0 - x : x1 - x]] = i + 1
+    return owner, areas
+
+
+def _photograph(rng: random.Random, canvas: Image.Image, style: str) -> np.ndarray:
+    """Canvas -> (H, W, 3) uint8 with a lens' blur, sensor noise and the light of the hour."""
     image = canvas.reduce(SCALE)
     if rng.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
@@ -401,85 +481,145 @@ def render_scene(seed: int, index: int, style: str = "day") -> Scene:
     array *= np.float32(rng.uniform(0.85, 1.1))
     if style == "dusk":
         array *= np.array([0.95, 0.8, 0.85], np.float32)
-    array = np.clip(np.rint(array), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(array), 0, 255).astype(np.uint8)
+
+
+def render_scene(seed: int, index: int, style: str = "day") -> Scene:
+    """Draw scene `index` of `seed`.
+
+    Args:
+        seed, index: any integers; scenes of different seeds or numbers are independent.
+        style: "day", or "dusk": other palettes, more noise, other shares of the grounds.
+
+    Raises:
+        ValueError: for another style.
+    """
+    if style not in STYLES:
+        raise ValueError(f"unknown style {style!r}; choose one of {', '.join(STYLES)}")
+    rng = random.Random(f"{seed}/{index}/{style}")
+    short, long = rng.randint(150, 180), rng.randint(180, 240)
+    w, h = (long, short) if rng.random() < 0.65 else ((short, long) if rng.random() < 0.7 else (short, short))
+    back = _draw_background(rng, style, w, h)
+    objects = _place_objects(rng, back, w, h)
+    owner, areas = _draw_objects(rng, back.canvas, objects, w, h)
+    image = _photograph(rng, back.canvas, style)
 
     panoptic = np.zeros((h, w), np.uint16)
     segments: list[dict] = []
 
     def add(mask: np.ndarray, **facts) -> None:
         ys, xs = np.nonzero(mask)
-        segment = {"id": len(segments) + 1, **facts, "area": len(ys),
-                   "bbox": [float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)]}  # fmt: skip
-        panoptic[mask] = segment["id"]
-        segments.append(segment)
+        box = [float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)]
+        segments.append({"id": len(segments) + 1, **facts, "bbox": box, "area": len(ys)})
+        panoptic[mask] = len(segments)
 
-    for name_index, category in enumerate(STUFFS):
-        mask = (stuff == name_index) & (owner == 0)
+    for stuff_index, category in enumerate(STUFFS):
+        mask = (back.stuff == stuff_index) & (owner == 0)
         if mask.any():
             add(mask, category=category, is_thing=False, color=None, size=None)
-    visible = []
-    for i, (o, full) in enumerate(zip(placed, whole, strict=True)):
+    for i, (o, area) in enumerate(zip(objects, areas, strict=True)):
         mask = owner == i + 1
         if mask.any():
-            o["visible"] = float(mask.sum()) / full
-            add(mask, category=BY_NAME[o["kind"].name].index, is_thing=True, color=o["color"], size=o["size"])
-            o["segment"] = segments[-1]
-            if o["visible"] >= 0.45:
-                visible.append(o)
-    return Scene(array, panoptic, segments, _captions(visible, [names[i] for i in np.unique(stuff[owner == 0])], style, rng))
+            add(
+                mask,
+                category=BY_NAME[o.kind.name].index,
+                is_thing=True,
+                color=o.color,
+                size=o.size,
+                visible=float(mask.sum()) / area,
+            )
+    captions, facts = _describe(segments, rng)
+    return Scene(image, panoptic, segments, captions, facts)
 
 
-_NUMBERS = {1: "a", 2: "two", 3: "three"}
+# Captions. Every sentence is built from facts, which are kept beside it.
+
+_NUMBERS = {2: ("two", "a pair of"), 3: ("three",)}
+_PLACES = {
+    "sky": ("under the sky", "below an open sky"),
+    "grass": ("on the grass", "in a meadow", "on a green field"),
+    "sand": ("on the sand", "on a beach"),
+    "road": ("on the road", "on a street"),
+    "snow": ("on the snow", "in a snowy place"),
+    "sea": ("by the sea", "near the water"),
+    "mountains": ("with mountains behind", "in front of mountains"),
+    "trees": ("with trees behind", "in front of some trees"),
+}
+_PAIR = ("{a} and {b} {place}", "{place} there are {a} and {b}", "{a} next to {b}", "a photo of {a} with {b}")
+_SINGLE = ("{a} {place}", "there {be} {a} {place}", "a picture of {a} {place}", "{place}, {a}")
+_TRIPLE = ("{a}, {b} and {c}", "a scene with {a}, {b} and {c}", "{a} and {b}, and also {c}")
+_EMPTY = ("a quiet view {place}", "nobody is there, {place}", "an empty scene {place}")
+SEEN = 0.45  # captions speak of objects of which at least this share is visible
 
 
-def _captions(objects: list[dict], backgrounds: list[str], style: str, rng: random.Random) -> list[str]:
-    groups: dict[tuple, list[dict]] = {}
-    for o in objects:
-        groups.setdefault((o["kind"].noun, o["color"]), []).append(o)
+def _article(words: str) -> str:
+    return ("an " if words[0] in "aeiou" else "a ") + words
 
-    def article(text: str) -> str:
-        return ("an " if text[0] in "aeiou" else "a ") + text
 
-    def phrase(key, with_size=False) -> str:
-        noun, color = key
-        members = groups[key]
-        if len(members) > 1:
-            return f"{_NUMBERS.get(len(members), str(len(members)))} {COLORS[color]} {members[0]['kind'].plural}"
-        size = members[0]["size"] if with_size else ""
-        return article(f"{size} {COLORS[color]} {noun}".strip())
+def _describe(segments: list[dict], rng: random.Random) -> tuple[list[str], list[list[tuple]]]:
+    """Five captions and their facts."""
+    groups: dict[int, list[dict]] = {}
+    for s in segments:
+        if s["is_thing"] and s["visible"] >= SEEN:
+            groups.setdefault(s["category"], []).append(s)
+    stuff = [s["category"] for s in segments if not s["is_thing"] and s["area"] >= 300]
+    places = [c for c in stuff if _STUFF[STUFFS.index(c)] != "sky"] or stuff
+    captions, facts = [], []
+    for number in range(5):
+        sentence, claims = _sentence(number, groups, places, rng)
+        captions.append(sentence)
+        facts.append(claims)
+    return captions, facts
 
-    keys = list(groups)
-    scenery = [b for b in backgrounds if b != "sky"] or ["sky"]
-    result: list[str] = []
-    for k in range(5):
-        rng.shuffle(keys)
-        place = rng.choice(scenery)
-        where = {"sea": "near the sea", "mountains": "with mountains behind", "trees": "with trees behind", "road": "on a road",
-                 "sky": "under the sky"}.get(place, f"on the {place}")  # fmt: skip
-        a = phrase(keys[0], True) if keys else "nothing"
-        b = phrase(keys[1]) if len(keys) > 1 else None
-        if not keys:
-            result.append(rng.choice(["an empty scene {}", "a quiet view {}", "nobody is there {}"]).format(where))
-            continue
-        if b is None or k == 0:
-            result.append(rng.choice(["{} {}", "there is {} {}", "a picture of {} {}"]).format(a, where))
-            continue
-        one, two = groups[keys[0]][0], groups[keys[1]][0]
-        single = len(groups[keys[0]]) == 1 and len(groups[keys[1]]) == 1
-        relation = None
-        if single:
-            (x0, y0, x1, y1), (u0, v0, u1, v1) = one["segment"]["bbox"], two["segment"]["bbox"]
-            dx, dy = (u0 + u1 - x0 - x1) / 2, (v0 + v1 - y0 - y1) / 2
-            if abs(dx) > 30 and abs(dx) >= abs(dy):
-                relation = "to the left of" if dx > 0 else "to the right of"
-            elif y1 <= v0:
-                relation = "above"
-            elif v1 <= y0:
-                relation = "below"
-        if relation and k in (1, 2):
-            result.append(f"{a} {relation} {b}")
-        elif len(keys) > 2 and k >= 3:
-            result.append(rng.choice(["{}, {} and {}", "a scene with {}, {} and {}"]).format(phrase(keys[0]), b, phrase(keys[2])))
-        else:
-            result.append(rng.choice(["{a} and {b} {w}", "{a} together with {b}", "{w}, {a} and {b}"]).format(a=a, b=b, w=where))
-    return result
+
+def _phrase(members: list[dict], claims: list[tuple], rng: random.Random) -> str:
+    """`two red cars`, `a small dog`: some details are left out now and then, as people do."""
+    first = members[0]
+    kind = _KINDS[THINGS.index(first["category"])]
+    color = first["color"] if rng.random() < 0.85 else None
+    size = (first["size"] or None) if len(members) == 1 and rng.random() < 0.4 else None
+    claims.append(("group", first["category"], color, len(members), size))
+    words = [w for w in (size, COLORS[color] if color is not None else None) if w]
+    if len(members) == 1:
+        return _article(" ".join([*words, rng.choice(kind.names)]))
+    return " ".join([rng.choice(_NUMBERS[len(members)]), *words, rng.choice(kind.plurals)])
+
+
+def _relation(one: dict, two: dict) -> str | None:
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = one["bbox"], two["bbox"]
+    dx, dy = (u0 + u1 - x0 - x1) / 2, (v0 + v1 - y0 - y1) / 2
+    if abs(dx) > 30 and abs(dx) >= abs(dy):
+        return "to the left of" if dx > 0 else "to the right of"
+    if y1 <= v0:
+        return "above"
+    if v1 <= y0:
+        return "below"
+    return None
+
+
+def _sentence(number: int, groups: dict[int, list[dict]], places: list[int], rng: random.Random):
+    claims: list[tuple] = []
+    order = list(groups.values())
+    rng.shuffle(order)
+    place_category = rng.choice(places)
+
+    def place() -> str:
+        claims.append(("stuff", place_category))
+        return rng.choice(_PLACES[_STUFF[STUFFS.index(place_category)]])
+
+    if not order:
+        return rng.choice(_EMPTY).format(place=place()), claims
+    if len(order) == 1 or number == 0:
+        be = "is" if len(order[0]) == 1 else "are"
+        return rng.choice(_SINGLE).format(a=_phrase(order[0], claims, rng), place=place(), be=be), claims
+    if number in (1, 2) and len(order[0]) == len(order[1]) == 1:
+        relation = _relation(order[0][0], order[1][0])
+        if relation:
+            claims.append(("relation", order[0][0]["category"], relation, order[1][0]["category"]))
+            return f"{_phrase(order[0], claims, rng)} {relation} {_phrase(order[1], claims, rng)}", claims
+    if number >= 3 and len(order) > 2:
+        a, b, c = (_phrase(members, claims, rng) for members in order[:3])
+        return rng.choice(_TRIPLE).format(a=a, b=b, c=c), claims
+    a, b = (_phrase(members, claims, rng) for members in order[:2])
+    template = rng.choice(_PAIR)
+    return template.format(a=a, b=b, place=place() if "{place}" in template else ""), claims

@@ -123,5 +123,3 @@ def read_dataset(folder: Path) -> Annotations:
         caption_images=[stems[a["image_id"]] for a in content["annotations"]],
         texts=[a["caption"] for a in content["annotations"]],
     )
-
-

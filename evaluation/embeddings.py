@@ -1,4 +1,4 @@
-"""The embeddings of one run on one test set, as a small Zarr group: written by `encode`, read by everything after it."""
+"""The embeddings of one run on one test set: a small Zarr group, written by `encode` and read by everything after."""
 
 from __future__ import annotations
 

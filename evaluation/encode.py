@@ -17,7 +17,7 @@ from console import UserError, run_cli
 from evaluation.embeddings import Embeddings, write_embeddings
 
 _CAPTIONS_PER_IMAGE = 5  # as the field scores
-# Settings that do not change what a feature means: where the weights lie (their digest is compared) and how fast they ran.
+# Settings that do not change what a feature means: where the weights lie (their digest is compared), and speed.
 _WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
 
 
@@ -25,8 +25,8 @@ def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, 
     """The features given must be made like those the run was trained on.
 
     Args:
-        trained: `{visual, panoptic}`, each `{feature, extractor, weights_digest, ...}`, as recorded by the run; None for
-            an imported run, of which nothing is known.
+        trained: `{visual, panoptic}`, each `{feature, extractor, weights_digest, ...}`, as recorded by the run; None
+            for an imported run, of which nothing is known.
         given: the same of the stores to encode. run: for messages.
 
     Raises:
@@ -49,8 +49,8 @@ def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, 
         raise UserError(
             f"run {run} was trained on features of another kind than those it is to encode:\n  "
             + "\n  ".join(problems)
-            + "\nextract the data set's features with the extractor settings and weights that the run was trained on, or "
-            "train the run again"
+            + "\nextract the data set's features with the settings and weights of the extractor that the run was "
+            "trained on, or train the run again"
         )
 
 
@@ -122,8 +122,8 @@ def encode(
         if len(bad):
             ids = embeddings.image_ids if name == "images" else embeddings.caption_ids
             raise UserError(
-                f"run {run} gives embeddings that are not finite for {len(bad)} {name}, the first is {str(ids[bad[0]])!r}: "
-                "its training has diverged, or the input features hold NaN"
+                f"run {run} gives embeddings that are not finite for {len(bad)} {name}, the first is "
+                f"{str(ids[bad[0]])!r}: its training has diverged, or the input features hold NaN"
             )
     return embeddings
 

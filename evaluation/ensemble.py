@@ -1,7 +1,8 @@
 """Metrics of an ensemble: the mean of its runs' similarities, from their embeddings.
 
-The mean of n inner products is the inner product of the concatenated embeddings, each scaled by 1/sqrt(n). So an ensemble
-is scored block by block like a single run, and no N x M matrix is ever made. (3SHNet adds the matrices of two runs.)
+The mean of n inner products is the inner product of the concatenated embeddings, each scaled by 1/sqrt(n). So an
+ensemble is scored block by block like a single run, and no N x M matrix is ever made. (3SHNet adds the matrices of two
+runs, which ranks alike.)
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ def check_same_items(members: Sequence[Embeddings], names: Sequence[str]) -> Non
             found = [repr(str(ids[row])) if row < len(ids) else "nothing" for ids in (mine, other)]
             raise UserError(
                 f"an ensemble needs the same {kind}s in the same order, but {kind} number {row + 1} is {found[0]} of "
-                f"{len(mine)} in {names[0]} and {found[1]} of {len(other)} in {name}: encode both runs with one index and "
-                "one split; if images were dropped as unreadable from only one of the feature stores, remove them from "
-                "the dataset"
+                f"{len(mine)} in {names[0]} and {found[1]} of {len(other)} in {name}: encode both runs with one index "
+                "and one split; if images were dropped as unreadable from only one of the feature stores, remove them "
+                "from the dataset"
             )
         differing = np.flatnonzero(first.caption_image != member.caption_image)
         if len(differing):
             caption = str(first.caption_ids[differing[0]])
             raise UserError(
-                f"caption {caption!r} belongs to different images in {names[0]} and {name}: encode both runs with one index"
+                f"caption {caption!r} belongs to different images in {names[0]} and {name}: encode both runs with one "
+                "index"
             )
 
 

@@ -1,8 +1,8 @@
 """Retrieval metrics of embeddings or of a similarity matrix, with folds and two checks: a control and chance.
 
 R@1, R@5, R@10 (in %), median and mean rank in both directions and rSum, as SCAN, VSE-infinity and 3SHNet report them:
-an image's rank is that of the best of its captions; a tie counts as a miss. Scores are compared block by block and never
-held together.
+an image's rank is that of the best of its captions; a tie counts as a miss. Scores are compared block by block and
+never held together.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def fold_metrics(images: np.ndarray, captions: np.ndarray, caption_image: np.nda
     size = len(images) // folds
     if size < 1:
         raise UserError(
-            f"{folds} folds of {len(images)} images cannot be made: lower the test set's `folds` to {len(images)} or less"
+            f"{folds} folds of {len(images)} images cannot be made: lower the test set's `folds` to {len(images)}"
         )
     scores = []
     for fold in range(folds):
@@ -114,7 +114,7 @@ def chance_metrics(captions_per_image: Sequence[int] | np.ndarray) -> dict[str, 
     """What a random order of the gallery gives on average, exactly.
 
     Among M captions, c of them right, the best right one is later than place k with the probability
-    C(M-c, k) / C(M, k), and its mean place is (M+1) / (c+1). Among N images the right one is at each place equally often.
+    C(M-c, k) / C(M, k), and its mean place is (M+1) / (c+1). Among N images every place is as likely as any other.
 
     Args:
         captions_per_image: (N,) counts, each at least 1.

@@ -1,8 +1,8 @@
 """Images in: one decoder, one resize rule and one way to form batches for all extractors.
 
 Colour conversion, orientation, the resize rule and its interpolation are those of detectron2's data pipeline (Pillow's
-`convert("RGB")`, the EXIF tag, `ResizeShortestEdge`, bilinear by Pillow on uint8), so that a network is fed bit by bit what
-detectron2 would have fed it. Deviations are listed at `decode_image`.
+`convert("RGB")`, the EXIF tag, `ResizeShortestEdge`, bilinear by Pillow on uint8), so that a network is fed bit by bit
+what detectron2 would have fed it. Deviations are listed at `decode_image`.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ class ImageBatch:
     """Images of one resized shape, ready for a network.
 
     Attributes:
-        rows: index rows of the images. pixels: (B, 3, H, W) float32 in channels-last memory, normalised, zero-padded after
-            normalisation. sizes: resized (height, width) before padding. original_sizes: upright (height, width) of the files.
+        rows: index rows of the images.
+        pixels: (B, 3, H, W) float32 in channels-last memory, normalised, zero-padded after normalisation.
+        sizes: resized (height, width) before padding. original_sizes: upright (height, width) of the files.
     """
 
     rows: list[int]
@@ -96,11 +97,12 @@ class Failure:
 def decode_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Pixels of an image file, upright.
 
-    As in detectron2's `read_image`: EXIF orientation is applied, the first frame is taken, palettes are looked up, CMYK is
-    converted without a profile, and transparency is ignored (the colour stored under it shows; nothing is laid over white).
-    Unlike it, greyscale of more than 8 bits is scaled to 8 where Pillow would clip it to white: 16-bit integers by 65535, wider
-    integers too unless a value exceeds 65535, float by the smallest of 1, 255 and 65535 that covers the image; what
-    still exceeds the scale is scaled by the image's own maximum, and negative and non-finite pixels are black.
+    As in detectron2's `read_image`: EXIF orientation is applied, the first frame is taken, palettes are looked up, CMYK
+    is converted without a profile, and transparency is ignored (the colour stored under it shows; nothing is laid over
+    white). Unlike it, greyscale of more than 8 bits is scaled to 8 where Pillow would clip it to white: 16-bit integers
+    by 65535, wider integers too unless a value exceeds 65535, float by the smallest of 1, 255 and 65535 that covers the
+    image; what still exceeds the scale is scaled by the image's own maximum, and negative and non-finite pixels are
+    black.
 
     Returns:
         (H, W, 3) uint8 RGB, writable.
@@ -225,12 +227,13 @@ def iterate_batches(
 
     Args:
         paths, rows: files and their index rows. spec: what the network wants. batch_size: images per batch at most.
-        workers: decoding threads ahead of the network (Pillow decodes outside of the interpreter lock); 0 decodes in turn.
-        sizes: upright (height, width) from the index, (0, 0) where unknown: images of one resized shape are then decoded one
-            after the other, which makes full batches. A wrong size costs speed, never correctness.
+        workers: decoding threads ahead of the network (Pillow decodes outside of the interpreter lock); 0 decodes in
+            turn.
+        sizes: upright (height, width) by the index, (0, 0) where unknown: images of one resized shape are then decoded
+            one after the other, which makes full batches. A wrong size costs speed, never correctness.
 
     Yields:
-        Batches, and a `Failure` for every image that cannot be decoded; the same ones in the same order for any `workers`.
+        Batches, and a `Failure` for every image that cannot be decoded; the same in the same order for any `workers`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")

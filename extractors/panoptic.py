@@ -32,7 +32,9 @@ def category_map(result: Panoptic, meta: Meta) -> np.ndarray:
     lookup = np.full(len(result.segments) + 1, VOID, np.uint8)
     for segment in result.segments:
         index = segment["category"]
-        lookup[segment["id"]] = meta.thing_categories[index] if segment["is_thing"] else meta.stuff_categories[index - 1]
+        lookup[segment["id"]] = (
+            meta.thing_categories[index] if segment["is_thing"] else meta.stuff_categories[index - 1]
+        )
     return lookup[result.segment_map.cpu().numpy()]
 
 
@@ -156,4 +158,6 @@ def build_extractor(
     if engine != "native":
         raise UserError(f"unknown engine {engine!r} for panoptic; choose native")
     network, digest = load_network(architecture, weights)
-    return PanopticExtractor(NetworkRunner(network, digest, precision), seg_features=seg_features, min_pixels=min_pixels)
+    return PanopticExtractor(
+        NetworkRunner(network, digest, precision), seg_features=seg_features, min_pixels=min_pixels
+    )

@@ -168,7 +168,9 @@ def c4_loss(network: C4RCNN, examples: Sequence[Example], class_index: Tensor, p
         ]
     )
     goals = torch.cat([e.boxes[m] for e, (_, m, _) in zip(examples, sampled, strict=True)])
-    losses["box"] = box_losses(class_logits, box_deltas, torch.cat([s[0] for s in sampled]), goals, classes, heads.box_weights)
+    losses["box"] = box_losses(
+        class_logits, box_deltas, torch.cat([s[0] for s in sampled]), goals, classes, heads.box_weights
+    )
     colors = torch.cat(
         [torch.where(fg, e.colors[m], torch.tensor(-1)) for e, (_, m, fg) in zip(examples, sampled, strict=True)]
     )
@@ -201,7 +203,9 @@ def panoptic_loss(
         [torch.where(fg, t[m], torch.tensor(heads.num_classes)) for t, (_, m, fg) in zip(things, sampled, strict=True)]
     )
     goals = torch.cat([b[m] for b, (_, m, _) in zip(gt, sampled, strict=True)])
-    losses["box"] = box_losses(class_logits, box_deltas, torch.cat([s[0] for s in sampled]), goals, classes, heads.box_weights)
+    losses["box"] = box_losses(
+        class_logits, box_deltas, torch.cat([s[0] for s in sampled]), goals, classes, heads.box_weights
+    )
 
     # Masks: the foreground regions only, a few per image are enough.
     mask_boxes, mask_targets, mask_classes = [], [], []
@@ -311,7 +315,14 @@ def train(
             print(f"{network_name} step {step}/{steps} {means} | {rate:.1f} images/s", flush=True)
             sums = {}
         if step % save_every == 0 or step == steps:
-            recipe = {"network": network_name, "step": step, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+            recipe = {
+                "network": network_name,
+                "step": step,
+                "steps": steps,
+                "batch_size": batch_size,
+                "lr": lr,
+                "seed": seed,
+            }
             save_checkpoint(average.module, output, {"architecture": architecture, "training": json.dumps(recipe)})
     # What was saved must load into the network the extractors build.
     load_checkpoint(build(architecture), output)

@@ -163,7 +163,7 @@ class Features:
         self._rows = rows
 
     def rows(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays `features` (B, K, D), `counts` (B,), `seg_maps`, `category_onehots`, `seg_features` of some rows."""
+        """`features` (B, K, D), `counts` (B,), `seg_maps`, `category_onehots` and `seg_features` of these rows."""
         if self._rows is None:
             return self._read(rows)
         at = np.searchsorted(self._rows, rows)
@@ -191,7 +191,7 @@ class Batch:
 
     Attributes:
         visual (B, K, D), lengths (B,) int64, seg_maps (B, H, W) uint8, category_onehots (B, C), seg_features
-        (B, C, h, w), token_ids (B, T) int64, token_lengths (B,) int64: as `ThreeSHNet.forward` takes them, in this order.
+        (B, C, h, w), token_ids (B, T) int64, token_lengths (B,) int64: as `ThreeSHNet.forward` takes them.
         images: (B,) int64 tensor, the image of each pair. captions: (B,) int64 array, positions in the split.
     """
 

@@ -95,7 +95,7 @@ class _SortedSum(torch.autograd.Function):
 
 
 def _run_gru(gru: nn.GRU, positions: Tensor, lengths: Tensor) -> Tensor:
-    """(L, P) positions, (U,) descending host lengths -> (U, L, 2H): states of both directions, zero beyond the length."""
+    """(L, P) positions, (U,) descending host lengths -> (U, L, 2H): both directions' states, zero beyond the end."""
     packed = pack_padded_sequence(positions.expand(len(lengths), -1, -1), lengths, batch_first=True)
     return pad_packed_sequence(gru(packed)[0], batch_first=True)[0]
 

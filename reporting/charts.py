@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 520, 300
+WIDE_RANGE = 20  # largest / smallest value from which an axis is logarithmic
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 14, 40
 
 
@@ -35,13 +36,23 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """The numbers 1, 2 and 5 times powers of ten that span [low, high] (both positive); powers alone if it is wide."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1,) if last - first > 3 else (1, 2, 5)
+    found = [float(f"{factor}e{power}") for power in range(first, last + 1) for factor in factors]
+    start = max(index for index, value in enumerate(found) if value <= low)
+    stop = min(index for index, value in enumerate(found) if value >= high)
+    return found[start : stop + 1] if stop > start else [low / 2, low, low * 2]
+
+
 def format_tick(value: float) -> str:
     """Shortest text of a tick's value, with thousands separated."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 
 
 def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str = "", best: str = "") -> Markup:
-    """A line chart; hovering over a point shows its numbers.
+    """A line chart; hovering over a point shows its numbers. Positive values over a wide range get a logarithmic axis.
 
     Args:
         series: lines over a shared axis. title: read out in place of the image. unit: after values in tooltips.
@@ -56,7 +67,9 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str 
         return Markup("")
     xs = [x for _, points in lines for x, _ in points]
     ys = [y for _, points in lines for _, y in points]
-    y_ticks = ticks(min(ys), max(ys))
+    # The first epoch's loss counts all negatives, later ones the hardest: a linear axis would show only the first.
+    logarithmic = min(ys) > 0 and max(ys) / min(ys) > WIDE_RANGE
+    y_ticks = log_ticks(min(ys), max(ys)) if logarithmic else ticks(min(ys), max(ys))
     x_low, x_high = min(xs), max(xs)
     if x_high == x_low:
         x_low, x_high = x_low - 1, x_high + 1
@@ -66,7 +79,8 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str 
         return round(_LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT), 1)
 
     def py(y: float) -> float:
-        return round(HEIGHT - _BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - _TOP - _BOTTOM), 1)
+        low, value, high = (math.log(v) if logarithmic else v for v in (y_ticks[0], y, y_ticks[-1]))
+        return round(HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM), 1)
 
     root = ElementTree.Element("svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "class": "chart", "role": "img"})
     ElementTree.SubElement(root, "title").text = title
@@ -77,6 +91,9 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str 
         ElementTree.SubElement(grid, "line", {"x1": str(_LEFT), "x2": str(WIDTH - _RIGHT), "y1": y, "y2": y})
         text = ElementTree.SubElement(labels, "text", {"x": str(_LEFT - 8), "y": y, "dy": "0.32em", "class": "end"})
         text.text = format_tick(tick)
+    if logarithmic:
+        text = ElementTree.SubElement(labels, "text", {"x": str(WIDTH - _RIGHT), "y": str(_TOP + 8), "class": "end"})
+        text.text = "logarithmic"
     for tick in x_ticks:
         text = ElementTree.SubElement(
             labels, "text", {"x": str(px(tick)), "y": str(HEIGHT - _BOTTOM + 18), "class": "middle"}

@@ -25,7 +25,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a system found for a query: the first hits, the right item's rank from 1, and that item if not among them."""
+    """What a system found for a query: the first hits, the right item's rank from 1, that item if not among them."""
 
     hits: tuple[Hit, ...]
     rank: int

@@ -138,9 +138,8 @@ def category_colour(index: int) -> tuple[int, int, int]:
     return _colours()[index]
 
 
-def category_name(index: int) -> str:
-    """The category's name for readers: COCO's endings `-merged`, `-other` and `-stuff` say nothing to them."""
-    name = COCO_PANOPTIC[index].name
+def plain_name(name: str) -> str:
+    """A category's name for readers: COCO's endings `-merged`, `-other` and `-stuff` say nothing to them."""
     for ending in ("-merged", "-stuff", "-other"):
         name = name.removesuffix(ending)
     return name
@@ -164,7 +163,7 @@ def panoptic_overlay(seg_map: np.ndarray) -> tuple[str, list[Area]]:
     image.putpalette([channel for colour in colours for channel in colour])
     options = {"transparency": bytes(255 if ok else 0 for ok in known)}
     areas = [
-        Area(category_name(int(value)), "#" + bytes(colour).hex(), 100 * int(count) / seg_map.size)
+        Area(plain_name(COCO_PANOPTIC[int(value)].name), "#" + bytes(colour).hex(), 100 * int(count) / seg_map.size)
         for value, count, colour, ok in zip(values, counts, colours, known, strict=True)
         if ok
     ]
@@ -182,7 +181,7 @@ def top_boxes(
     chosen = []
     for row in np.argsort(-scores, kind="stable")[:limit]:
         x0, y0, x1, y1 = (float(value) for value in boxes[row])
-        label = str(class_names[class_ids[row]]) if 0 <= class_ids[row] < len(class_names) else ""
+        label = plain_name(str(class_names[class_ids[row]])) if 0 <= class_ids[row] < len(class_names) else ""
         chosen.append(Box(x0, y0, max(x1 - x0, 0.0), max(y1 - y0, 0.0), label, float(scores[row])))
     return chosen
 

@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--results", required=True, help="the results folder")
     parser.add_argument("--config", required=True, help="the whole configuration: JSON, or a JSON or YAML file")
     parser.add_argument("--output", required=True, help="HTML file to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the examples that are shown")
+    parser.add_argument("--seed", type=int, help="of the examples that are shown (default: the configuration's)")
     parser.add_argument("--queries", type=int, default=6, help="gallery queries per direction and test set")
     args = parser.parse_args()
     if not 0 <= args.queries <= MAX_QUERIES:
@@ -25,10 +25,12 @@ def main() -> None:
         raise UserError(f"--results: {results} is not a folder")
     config = read_mapping(args.config, flag="--config")
 
+    seed = args.seed if args.seed is not None else int(config.get("seed") or 0)
+
     from reporting.artefacts import Artefacts
     from reporting.report import build, render
 
-    page = render(build(Artefacts(results, config), queries=args.queries, seed=args.seed))
+    page = render(build(Artefacts(results, config), queries=args.queries, seed=seed))
     with atomic_path(args.output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"report: {args.output} ({len(page.encode()) / 1e6:.1f} MB)")

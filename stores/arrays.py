@@ -130,7 +130,7 @@ class ShardedArray:
             self._indices[shard] = index
         return index
 
-    def _chunk(self, shard: int, chunk: int, place: np.ndarray, file: Any) -> memoryview:
+    def _chunk(self, shard: int, chunk: int, place: np.ndarray, file: Any) -> bytes:
         offset, length = (int(value) for value in place)
         first = shard * self._shard_rows + chunk * self._chunk_rows
         what = f"row {first}" if self._chunk_rows == 1 else f"rows {first} to {first + self._chunk_rows - 1}"
@@ -142,10 +142,10 @@ class ShardedArray:
             raise self._damage(shard, f"{what} cut off")
         return self._checked(shard, data, what)
 
-    def _checked(self, shard: int, data: bytes, what: str) -> memoryview:
+    def _checked(self, shard: int, data: bytes, what: str) -> bytes:
         import google_crc32c
 
-        content = memoryview(data)[:-_CRC_BYTES]
+        content = data[:-_CRC_BYTES]
         if google_crc32c.value(content) != int.from_bytes(data[-_CRC_BYTES:], "little"):
             raise self._damage(shard, f"{what} fails its checksum")
         return content

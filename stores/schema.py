@@ -1,8 +1,8 @@
 """What a feature store looks like on disk: Zarr v3 arrays, one row per image of the index, and root attributes.
 
-Every array is sharded along its first axis: a Zarr shard (one file) holds up to 512 images, a chunk in it one image, or,
-where a row is small, all of the shard's. Chunks are compressed with zstd, and they and the shard's index carry a CRC-32C,
-so a flipped byte is an error, not a feature.
+Every array is sharded along its first axis: a Zarr shard (one file) holds up to 512 images, a chunk in it one image,
+or, where a row is small, all of the shard's. Chunks are compressed with zstd, and they and the shard's index carry a
+CRC-32C, so a flipped byte is an error, not a feature.
 
 Root attributes: `schema_version`, `feature`, `extractor` (settings and recipe), `weights_digest`, `index_digest`,
 `fingerprint`, `dropped` (ids of images without features), `failures` (why), and what the extractor adds, e.g.
@@ -24,8 +24,8 @@ ZSTD_LEVEL = 1
 FEATURES = ("regions", "grids", "panoptic")
 IMAGE_IDS = "image_ids"
 
-# A row below this many bytes is not worth a chunk of its own: a chunk costs 16 bytes of index and about 20 of framing on
-# disk, and as much time to read as some kilobytes of data.
+# A row below this many bytes is not worth a chunk of its own: a chunk costs 16 bytes of index and about 20 of framing
+# on disk, and as much time to read as some kilobytes of data.
 _SMALL_ROW_BYTES = 1024
 
 

@@ -76,8 +76,8 @@ def seal(
     if failures and on_bad_image == "fail":
         problems += [f"image {f['image_id']!r} ({f['path']}): {f['error']}" for f in failures]
         problems.append(
-            f"{len(failures)} unusable image(s): mend or remove them and start again, or set features.on_bad_image: drop "
-            "to go on without them"
+            f"{len(failures)} unusable image(s): mend or remove them and start again, or set features.on_bad_image: "
+            "drop to go on without them"
         )
     elif len(failures) == len(image_ids):
         problems.append(f"none of the {len(image_ids)} images could be read, the first because: {failures[0]['error']}")

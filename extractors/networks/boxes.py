@@ -21,7 +21,9 @@ class AnchorGenerator(nn.Module):
         strides: of the feature levels in input pixels.
     """
 
-    def __init__(self, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[float], strides: Sequence[int]) -> None:
+    def __init__(
+        self, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[float], strides: Sequence[int]
+    ) -> None:
         super().__init__()
         self.strides = tuple(strides)
         for i, level_sizes in enumerate(sizes):

@@ -183,7 +183,5 @@ class PanopticFPN(nn.Module):
                 stuff_area_limit=self.stuff_area_limit,
                 score_threshold=self.instance_threshold,
             )
-            result.append(
-                Panoptic(segment_map, segments, semantic, masks, probabilities, scores, classes, boxes)
-            )
+            result.append(Panoptic(segment_map, segments, semantic, masks, probabilities, scores, classes, boxes))
         return result

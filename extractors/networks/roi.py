@@ -228,9 +228,9 @@ class StandardRoIHeads(nn.Module):
             scores = F.softmax(image_logits.float(), dim=-1)
             regressed = decode_boxes(image_deltas, boxes, self.box_weights)
             result.append(
-                select_detections(
-                    regressed, scores, size, self.score_threshold, self.nms_threshold, self.detections
-                )[:3]
+                select_detections(regressed, scores, size, self.score_threshold, self.nms_threshold, self.detections)[
+                    :3
+                ]
             )
         return result
 

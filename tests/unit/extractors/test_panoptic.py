@@ -8,7 +8,9 @@ from extractors.images import InputSpec
 from extractors.networks.rcnn import Meta, Panoptic
 from extractors.panoptic import area_fractions, category_map, category_presence, nearest_map, soft_probabilities
 
-META = Meta(input=InputSpec(8, 8, "RGB", (0.0,) * 3, (1.0,) * 3, 32), thing_categories=(3, 7), stuff_categories=(90, 100))
+META = Meta(
+    input=InputSpec(8, 8, "RGB", (0.0,) * 3, (1.0,) * 3, 32), thing_categories=(3, 7), stuff_categories=(90, 100)
+)
 
 
 def random_categories(shape, seed=0):

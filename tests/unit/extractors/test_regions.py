@@ -16,9 +16,7 @@ def random_proposals(count=60, classes=7, seed=0):
     boxes = torch.cat([corner, corner + 10 + torch.rand(count, 2, generator=generator) * 40], dim=1)
     logits = torch.randn(count, classes + 1, generator=generator) * 2
     regressed = boxes[:, None] + torch.randn(count, classes, 4, generator=generator)
-    return Proposals(
-        boxes, regressed, logits.softmax(-1)[:, :-1], torch.randn(count, 5, generator=generator), None
-    )
+    return Proposals(boxes, regressed, logits.softmax(-1)[:, :-1], torch.randn(count, 5, generator=generator), None)
 
 
 def naive_confidence(boxes, probabilities, threshold):

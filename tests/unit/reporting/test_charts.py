@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reporting.charts import HEIGHT, WIDTH, Series, line_chart, ticks
+from reporting.charts import HEIGHT, WIDTH, Series, line_chart, log_ticks, ticks
 
 
 def points(chart):
@@ -30,6 +30,20 @@ def test_lines_run_the_right_way_inside_the_frame():
     assert line[0][0] < line[1][0] < line[2][0]
     assert line[1][1] < line[2][1] < line[0][1], "larger values are higher up"
     assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in line)
+
+
+def test_a_wide_range_gets_a_logarithmic_axis():
+    line = points(line_chart([Series("a", [1, 2, 3], [1000, 100, 10], 0)], title="t", x_label="epoch"))[0]
+    assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.2)
+    narrow = points(line_chart([Series("a", [1, 2, 3], [40, 20, 10], 0)], title="t", x_label="epoch"))[0]
+    assert narrow[1][1] - narrow[0][1] == pytest.approx(2 * (narrow[2][1] - narrow[1][1]), abs=0.3)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1000), (3, 80), (0.002, 7), (12.5, 4100)])
+def test_logarithmic_ticks_span_the_data(low, high):
+    found = log_ticks(low, high)
+    assert found[0] <= low < found[1] and found[-2] < high <= found[-1]
+    assert 3 <= len(found) <= 12
 
 
 def test_missing_values_are_left_out_and_names_escaped():

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catalog.categories import BY_NAME
+from catalog.categories import BY_NAME, COCO_PANOPTIC
 from reporting.pictures import (
     LADDER,
     Picture,
     category_colour,
-    category_name,
     encode_pictures,
     load_upright,
     panoptic_overlay,
+    plain_name,
     top_boxes,
 )
 
@@ -91,10 +91,18 @@ def test_overlay_has_the_maps_colours_and_transparent_void():
     assert tuple(pixels[0, 0]) == (*category_colour(2), 255)
     assert tuple(pixels[30, 30]) == (*category_colour(120), 255)
     assert pixels[63, 63, 3] == 0
-    assert [(area.name, round(area.share, 2)) for area in areas] == [(category_name(120), 74.61), ("car", 25.0)]
+    assert [(area.name, round(area.share, 2)) for area in areas] == [
+        (plain_name(COCO_PANOPTIC[120].name), 74.61),
+        ("car", 25.0),
+    ]
     assert areas[1].colour == "#" + bytes(category_colour(2)).hex()
     assert len(uri) < 1500
     assert panoptic_overlay(np.full((64, 64), 255, np.uint8)) == ("", [])
+
+
+def test_names_lose_what_says_nothing():
+    names = ["sky-other-merged", "door-stuff", "water-other", "floor-wood", "dog"]
+    assert [plain_name(name) for name in names] == ["sky", "door", "water", "floor-wood", "dog"]
 
 
 def test_all_categories_have_their_own_colour_and_frequent_ones_differ_much():

@@ -130,7 +130,7 @@ def caption_texts(root):
 
 
 def top_scores(scores):
-    return [f"{score:.2f}" for score in np.sort(scores)[::-1][:5]]
+    return [f"{score:.3f}" for score in np.sort(scores)[::-1][:5]]
 
 
 def figures(article):

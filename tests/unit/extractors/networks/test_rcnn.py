@@ -132,7 +132,9 @@ def test_pooler_reads_each_box_from_its_level():
     torch.manual_seed(0)
     levels = [torch.randn(1, 2, 64 // 2**i, 64 // 2**i) for i in range(4)]
     pooler = RoIPooler(7, (1 / 4, 1 / 8, 1 / 16, 1 / 32))
-    boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 120.0, 120.0], [0.0, 0.0, 230.0, 230.0], [0.0, 0.0, 256.0, 1000.0]])
+    boxes = torch.tensor(
+        [[0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 120.0, 120.0], [0.0, 0.0, 230.0, 230.0], [0.0, 0.0, 256.0, 1000.0]]
+    )
     pooled = pooler(levels, [boxes])
     for box, level, out in zip(boxes, (0, 1, 2, 3), pooled, strict=True):
         rois = torch.cat([torch.zeros(1), box])[None]

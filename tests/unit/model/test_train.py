@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from console import UserError
+from model import train as training
+from model.checkpoint import load_run
+from model.data import Features, TrainingPairs, read_split
+from model.encoders import ImageEncoder
+from model.network import ThreeSHNet
+from model.settings import complete
+from tests.unit.model.conftest import make_world
+
+ROOT = Path(__file__).parents[3]
+
+
+def prepare(world, *, seed=0, dropout=0.1, **options):
+    split = read_split(world.images, world.captions, "train")
+    features = Features(world.visual, world.panoptic, index_digest=world.digest)
+    torch.manual_seed(seed)
+    image = ImageEncoder(features.img_dim, 16, 4, pool_position_size=4, pool_hidden_size=4, dropout=dropout)
+    text, tokenizer = training.build_text(
+        split.captions, embed_size=16, pool_position_size=4, pool_hidden_size=4, pretrained=None, layers=1,
+        hidden_size=16, heads=2, intermediate_size=32, vocabulary_size=100, min_frequency=1, dropout=dropout,
+        max_tokens=16,
+    )  # fmt: skip
+    pairs = TrainingPairs(split, features, tokenizer, seed=seed, **({"batch_size": 24} | options))
+    return ThreeSHNet(image, text), pairs
+
+
+def run(world, folder, *, validate=True, seed=0, batch_size=24, prepared=None, **options):
+    network, pairs = prepared or prepare(world, seed=seed, batch_size=batch_size)
+    given = {"epochs": 3, "learning_rate": 3e-3, "text_lr_factor": 1.0, "seed": seed, "save_every": 2} | options
+    validation = read_split(world.images, world.captions, "val") if validate else None
+    return training.train(
+        network, pairs, output=folder / "run", state=folder / "state", validation=validation, device="cpu", **given
+    )
+
+
+def weights(folder):
+    return load_run(folder / "run")[0].state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_training_learns_and_leaves_a_whole_run(world, tmp_path):
+    last = run(world, tmp_path, epochs=12)
+    with open(tmp_path / "run/history.csv") as file:
+        history = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in history] == list(range(1, 13))
+    assert [int(row["step"]) for row in history] == list(range(5, 61, 5))
+    losses = [float(row["train_loss"]) for row in history]
+    # The second epoch turns to the hardest negatives only: other losses.
+    assert losses[-1] < 0.9 * losses[1]
+    sums = [float(row["rsum"]) for row in history]
+    chance = 100 * 2 * (1 + 5 + 10) / 12
+    assert max(sums) > 1.2 * chance
+    assert (
+        float(history[-1]["rsum"])
+        == last["rsum"]
+        == pytest.approx(sum(last[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)))
+    )
+    network, config, tokenizer = load_run(tmp_path / "run")
+    assert config["kept"]["rsum"] == max(sums) and config["kept"]["epoch"] == 1 + int(np.argmax(sums))
+    split = read_split(world.images, world.captions, "val")
+    scores = training._validate(network, prepare(world)[1], split, run="again", workers=0)
+    assert scores["rsum"] == max(sums)  # the best weights, not the last, are what is kept
+    assert tokenizer.max_tokens == 16
+    assert not (tmp_path / "state").exists()
+    assert list((tmp_path / "run/tensorboard").glob("events.*"))
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "model.safetensors", "config.json", "vocab.txt", "history.csv", "tensorboard",
+    }  # fmt: skip
+
+
+def test_same_seed_same_weights_other_seed_other_weights(world, tmp_path):
+    for name, seed, workers in (("a", 5, 0), ("b", 5, 2), ("c", 6, 0)):
+        run(world, tmp_path / name, seed=seed, workers=workers, epochs=1)
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("stops", [(2,), (5,), (1, 3, 6, 8, 14)], ids=["mid-epoch", "epoch-end", "often"])
+def test_stopped_and_started_again_ends_with_the_same_weights(world, tmp_path, stops):
+    run(world, tmp_path / "whole")
+    for step in stops:
+        assert run(world, tmp_path / "parts", stop_after=step) is None
+        assert not (tmp_path / "parts/run/model.safetensors").exists()
+    run(world, tmp_path / "parts")
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    rows = []
+    for name in ("whole", "parts"):
+        with open(tmp_path / name / "run/history.csv") as file:
+            rows.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1]
+
+
+def test_going_on_really_goes_on(world, tmp_path, capsys):
+    run(world, tmp_path, stop_after=7)
+    run(world, tmp_path, stop_after=8)
+    assert "going on from epoch 2, step 6" in capsys.readouterr().err  # saved every second step
+
+
+def test_a_state_of_other_settings_is_not_gone_on_from(world, tmp_path, capsys):
+    run(world, tmp_path / "a", stop_after=7)
+    run(world, tmp_path / "a", learning_rate=1e-3)
+    assert "of other settings or data; starting afresh" in capsys.readouterr().err
+    run(world, tmp_path / "b", learning_rate=1e-3)
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    (tmp_path / "c/state").mkdir(parents=True)
+    (tmp_path / "c/state/state.pt").write_bytes(b"half a file")
+    with pytest.raises(UserError, match=r"cannot read the state .*remove .*state to start afresh"):
+        run(world, tmp_path / "c")
+
+
+def test_learning_rates_follow_warm_up_decay_and_factor(world, tmp_path, monkeypatch):
+    seen = []
+    step = training._step
+
+    def spy(accelerator, model, optimizer, batch, **options):
+        seen.append((*(group["lr"] for group in optimizer.param_groups), options["hardest"]))
+        return step(accelerator, model, optimizer, batch, **options)
+
+    monkeypatch.setattr(training, "_step", spy)
+    run(
+        world, tmp_path, validate=False, epochs=3, learning_rate=1.0e-3, text_lr_factor=0.1, lr_warmup_steps=4,
+        lr_decay_epochs=[1, 2], lr_decay_factor=0.5, all_negatives_epochs=2,
+    )  # fmt: skip
+    rates = [1e-3 * min(1, (i + 1) / 4) * 0.5 ** (i // 5) for i in range(15)]
+    assert [rate for rate, _, _ in seen] == pytest.approx(rates)
+    assert [rate for _, rate, _ in seen] == pytest.approx([0.1 * rate for rate in rates])
+    assert [hardest for *_, hardest in seen] == [False] * 10 + [True] * 5
+
+
+def test_gradients_are_clipped(world, tmp_path):
+    """One step of clipped plain SGD moves the weights by exactly the clipped norm; AdamW must see that gradient."""
+    network, pairs = prepare(world, dropout=0.0)
+    accelerator = training._accelerator("cpu", "fp32")
+    for clip, expected in ((0.0, None), (0.05, 0.05)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+        training._step(
+            accelerator, network, optimizer, pairs.batch(0, 0), margin=0.2, hardest=False, mask_same_image=False,
+            gradient_clip=clip,
+        )  # fmt: skip
+        norm = torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm().item()
+        assert norm == pytest.approx(expected, rel=1e-3) if expected else norm > 1
+
+
+def test_masking_same_images_changes_the_loss(world):
+    network, pairs = prepare(world, dropout=0.0)
+    accelerator = training._accelerator("cpu", "fp32")
+    losses = [
+        training._step(
+            accelerator, network, torch.optim.SGD(network.parameters(), lr=0.0), pairs.batch(0, 0), margin=0.2,
+            hardest=False, mask_same_image=mask, gradient_clip=0.0,
+        )
+        for mask in (False, True)
+    ]  # fmt: skip
+    assert losses[1] < losses[0]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_its_place(world, tmp_path):
+    world.visual.arrays["features"][np.flatnonzero(world.splits == "train")[3], 0, 0] = np.nan
+    with pytest.raises(UserError, match=r"run broken: the loss became nan at step \d \(epoch 1, batch \d of 5, cap"):
+        run(world, tmp_path, run="broken")
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+
+def test_running_out_of_memory_says_what_to_lower(world, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(training, "_step", fail)
+    with pytest.raises(UserError, match=r"lower training.batch_size \(now 24\), set training.precision: bf16"):
+        run(world, tmp_path)
+
+
+def test_settings_that_cannot_work_are_refused(world, tmp_path):
+    with pytest.raises(UserError, match="batch_size is 1;"):
+        run(world, tmp_path, prepared=prepare(world, batch_size=1))
+    with pytest.raises(UserError, match=r"unknown training settings: model.embed, sede, training.epoch"):
+        complete({"sede": 1, "model": {"embed": 3}, "training": {"epoch": 3, "epochs": 2}})
+    settings = complete({"seed": 4, "training": {"epochs": 2}})
+    assert settings["seed"] == 4 and settings["training"]["epochs"] == 2 and settings["training"]["margin"] == 0.2
+
+
+def test_without_validation_the_last_weights_are_kept(world, tmp_path):
+    network, pairs = prepared = prepare(world)
+    run(world, tmp_path, validate=False, prepared=prepared, epochs=2)
+    assert equal(weights(tmp_path), network.state_dict())
+    assert "rsum" not in json.loads((tmp_path / "run/config.json").read_text())["kept"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.unit.model.test_train import make_world, run
+folder = Path(sys.argv[1])
+world = make_world(folder)
+run(world, folder, epochs=8, validate_every=4, save_every=3)
+"""
+
+
+def test_killed_at_any_moment_and_started_again(tmp_path):
+    """SIGKILL while it runs, twice, at whatever point that meets; then it ends with an uninterrupted run's weights."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    state, seen = folder / "state/state.pt", 0
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if state.exists() and (changed := state.stat().st_mtime_ns) != seen:
+            seen = changed
+            time.sleep(0.03)
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists() and not (folder / "run/model.safetensors").exists()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stderr
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run(make_world(whole), whole, epochs=8, validate_every=4, save_every=3)
+    torch.set_num_threads(threads)
+    assert equal(weights(whole), weights(folder))
+
+
+def test_command_line_reports_mistakes_before_it_starts(tmp_path):
+    def call(settings, images="none.parquet"):
+        options = {"run": "r", "images": images, "captions": images, "visual": images, "panoptic": images}
+        options |= {"settings": settings, "output": tmp_path / "run", "state": tmp_path / "state"}
+        arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        return subprocess.run(
+            [sys.executable, "-m", "model.train", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    done = call('{"training": {"epoch": 3}}')
+    assert done.returncode == 1 and done.stderr == "error: unknown training settings: training.epoch\n"
+    done = call("{}")
+    assert done.returncode == 1 and "none.parquet does not exist" in done.stderr and "Traceback" not in done.stderr
