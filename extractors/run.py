@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -195,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Everything that can be wrong with the command, before torch is imported.
     settings = read_mapping(args.settings, flag="--settings")
     batch_size = settings.get("batch_size", 8)
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if type(batch_size) is not int or batch_size < 1:
         raise UserError(f"batch_size of {args.feature} must be a whole number of at least 1, not {batch_size!r}")
     check_store_path(args.store)
     images, digest = read_images(args.images)
@@ -214,6 +215,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             "the program changed under a running workflow; start it again"
         )
     device, device_name = pick_device(args.device)
+    try:
+        inspect.signature(module.build_extractor).bind(**settings)
+    except TypeError as error:
+        raise UserError(f"--settings of {args.feature}: {error}") from error
     extractor = module.build_extractor(**settings).to(device)
     sizes = zip(images.column("height").to_pylist(), images.column("width").to_pylist(), strict=True)
     content = extract_shard(

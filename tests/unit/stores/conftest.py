@@ -105,6 +105,16 @@ class Parts:
         }
 
 
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    """A sealed store of 21 images that several tests share: look, don't touch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stores.plan.MAX_SHARD_ROWS", 8)
+        made = Parts(tmp_path_factory.mktemp("intact"), 21, 2).write()
+        made.seal()
+    return made
+
+
 @pytest.fixture
 def parts(tmp_path, monkeypatch):
     """Factory of `Parts`; Zarr shards of at most 8 rows keep everything small."""

@@ -39,9 +39,9 @@ def sealed(parts):
     ],
     ids=str,
 )
-def test_rows_equal_the_naive_lookup(sealed, indices):
-    store = open_store(sealed.store)
-    for name, values in sealed.values.items():
+def test_rows_equal_the_naive_lookup(intact, indices):
+    store = open_store(intact.store)
+    for name, values in intact.values.items():
         naive = [values[i] for i in indices]
         found = store.rows(name, indices)
         assert found.shape == (len(naive), *values.shape[1:])
@@ -50,11 +50,11 @@ def test_rows_equal_the_naive_lookup(sealed, indices):
         assert found.flags.writeable
 
 
-def test_random_batches_equal_the_naive_lookup(sealed):
-    store, generator = open_store(sealed.store), np.random.default_rng(1)
+def test_random_batches_equal_the_naive_lookup(intact):
+    store, generator = open_store(intact.store), np.random.default_rng(1)
     for _ in range(20):
         indices = generator.integers(0, 21, generator.integers(1, 40))
-        for name, values in sealed.values.items():
+        for name, values in intact.values.items():
             np.testing.assert_array_equal(store.rows(name, indices), values[indices])
 
 
@@ -68,11 +68,11 @@ def test_own_layout_is_read_directly_and_foreign_layouts_by_zarr(sealed):
         np.testing.assert_array_equal(store.rows("foreign", indices), sealed.values["boxes"][indices])
 
 
-def test_facts_about_a_store(sealed):
-    store = open_store(str(sealed.store))
+def test_facts_about_a_store(intact):
+    store = open_store(str(intact.store))
     assert len(store) == 21
-    assert store.arrays == tuple(sorted(sealed.values))
-    assert store.image_ids.tolist() == sealed.ids
+    assert store.arrays == tuple(sorted(intact.values))
+    assert store.image_ids.tolist() == intact.ids
     assert store.image_ids.dtype.kind == "U"
     assert store.shape("features") == (21, 3, 200)
     assert store.dtype("seg_maps") == np.uint8
@@ -91,24 +91,24 @@ def test_facts_about_a_store(sealed):
         (3, TypeError, "one dimension, not 0"),
     ],
 )
-def test_bad_indices(sealed, indices, error, message):
+def test_bad_indices(intact, indices, error, message):
     with pytest.raises(error, match=message):
-        open_store(sealed.store).rows("boxes", indices)
+        open_store(intact.store).rows("boxes", indices)
 
 
-def test_unknown_array(sealed):
+def test_unknown_array(intact):
     with pytest.raises(UserError, match="no array 'attributes' in the store"):
-        open_store(sealed.store).rows("attributes", [0])
+        open_store(intact.store).rows("attributes", [0])
 
 
-def test_pickled_store_reads_on_and_carries_no_data(sealed):
-    store = open_store(sealed.store)
+def test_pickled_store_reads_on_and_carries_no_data(intact):
+    store = open_store(intact.store)
     store.rows("features", range(21)), store.image_ids
     data = pickle.dumps(store)
     assert len(data) < 2000
     again = pickle.loads(data)
-    np.testing.assert_array_equal(again.rows("features", [20, 1]), sealed.values["features"][[20, 1]])
-    assert again.image_ids.tolist() == sealed.ids
+    np.testing.assert_array_equal(again.rows("features", [20, 1]), intact.values["features"][[20, 1]])
+    assert again.image_ids.tolist() == intact.ids
 
 
 def _read_in_child(store, queue):
@@ -116,8 +116,8 @@ def _read_in_child(store, queue):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_store_in_use_survives_a_fork(sealed):
-    store = open_store(sealed.store)
+def test_store_in_use_survives_a_fork(intact):
+    store = open_store(intact.store)
     store.rows("features", range(21)), store.image_ids
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -125,8 +125,8 @@ def test_store_in_use_survives_a_fork(sealed):
     child.start()
     rows, ids = queue.get(timeout=60)
     child.join(60)
-    np.testing.assert_array_equal(rows, sealed.values["features"][[20, 1]])
-    assert ids == sealed.ids
+    np.testing.assert_array_equal(rows, intact.values["features"][[20, 1]])
+    assert ids == intact.ids
 
 
 def test_what_cannot_be_opened(sealed, tmp_path):

@@ -1,0 +1,333 @@
+"""Shard jobs, with a tiny extractor in place of the networks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import types
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, describe_images, write_index
+from console import UserError
+from extractors.images import InputSpec, decode_image, resize_shortest_edge
+from extractors.run import main, pick_device
+from stores import open_store
+from stores.schema import ArraySpec
+from stores.seal import seal
+
+IMAGES = 13
+BAD = 6
+
+
+class MeanColour:
+    """The mean colour of the resized image, its original size as a box, and 1 as the count."""
+
+    input = InputSpec(16, 24, "RGB", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 8)
+    arrays = {
+        "features": ArraySpec((1, 3), "float16", 0),
+        "boxes": ArraySpec((1, 4), "float32", 0),
+        "class_ids": ArraySpec((1,), "int16", -1),
+        "counts": ArraySpec((), "int16", 0),
+    }
+    weights_digest = "weights"
+    attributes = {"class_names": ["colour"]}
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+        self.batch_sizes: list[int] = []
+
+    def to(self, device):
+        return self
+
+    def __call__(self, batch):
+        self.batch_sizes.append(len(batch.rows))
+        results = []
+        for pixels, (h, w), (height, width) in zip(batch.pixels, batch.sizes, batch.original_sizes, strict=True):
+            mean = pixels[:, :h, :w].double().mean((1, 2)).numpy() * self.scale
+            results.append(
+                {
+                    "features": mean.astype(np.float16)[None],
+                    "boxes": np.array([[0, 0, width, height]], np.float32),
+                    "class_ids": np.array([0], np.int16),
+                    "counts": np.array(1, np.int16),
+                }
+            )
+        return results
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A stand-in for extractors/regions.py, and small Zarr shards."""
+    fake = types.ModuleType("extractors.regions")
+    fake.RECIPE = 3
+    fake.built = []
+
+    def build_extractor(*, architecture: str, batch_size: int = 8, scale: float = 1.0):
+        fake.built.append(MeanColour(scale))
+        return fake.built[-1]
+
+    fake.build_extractor = build_extractor
+    monkeypatch.setitem(sys.modules, "extractors.regions", fake)
+    monkeypatch.setattr("stores.plan.MAX_SHARD_ROWS", 4)
+    threads = torch.get_num_threads()
+    yield fake
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def job(tmp_path, module, capsys):
+    """An index of 13 images, one of them damaged, and functions that run the command and seal."""
+    (tmp_path / "photos").mkdir()
+    generator = np.random.default_rng(3)
+    paths = []
+    for i in range(IMAGES):
+        size = [(20, 30), (30, 20), (18, 18)][i % 3]
+        paths.append(str(tmp_path / f"photos/{i}.png"))
+        Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)).save(paths[-1])
+    with open(paths[BAD], "r+b") as file:
+        file.truncate(70)
+    ids = [f"photo-{i}" for i in range(IMAGES)]
+    table = describe_images(ids, paths, ["test"] * IMAGES, 1)
+    digest = write_index(
+        tmp_path / "images.parquet", tmp_path / "captions.parquet", table, CAPTIONS_SCHEMA.empty_table()
+    )
+    capsys.readouterr()
+    job = types.SimpleNamespace(root=tmp_path, ids=ids, paths=paths, digest=digest, store=tmp_path / "regions.zarr")
+
+    def receipt(shard: int):
+        return tmp_path / f"regions.receipts/{shard}.json"
+
+    def run(shard: int = 0, shards: int = 2, settings: dict | str | None = None, **changes) -> dict:
+        if not isinstance(settings, str):
+            settings = json.dumps({"architecture": "tiny", "batch_size": 3} | (settings or {}))
+        arguments = {
+            "feature": "regions",
+            "images": tmp_path / "images.parquet",
+            "shard": shard,
+            "shards": shards,
+            "store": job.store,
+            "receipt": receipt(shard),
+            "settings": settings,
+            "recipe": 3,
+            "threads": 1,
+            "workers": 0,
+            "device": "cpu",
+            **changes,
+        }
+        main([text for key, value in arguments.items() for text in (f"--{key}", str(value))])
+        return json.loads(receipt(shard).read_text())
+
+    def seal_(shards: int = 2, **changes) -> None:
+        arguments = {"image_ids": ids, "index_digest": digest, "on_bad_image": "drop", **changes}
+        seal(store=job.store, receipts=[receipt(shard) for shard in range(shards)], **arguments)
+
+    def digests() -> dict[str, str]:
+        files = [path for path in job.store.rglob("*") if path.is_file()]
+        return {str(path.relative_to(job.store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    job.run, job.seal, job.receipt, job.digests = run, seal_, receipt, digests
+    return job
+
+
+def test_store_holds_what_the_extractor_says_about_each_image(job):
+    for shard in range(2):
+        job.run(shard)
+    job.seal()
+    store = open_store(job.store)
+    for row, path in enumerate(job.paths):
+        if row == BAD:
+            wanted = [np.zeros((1, 3)), np.zeros((1, 4)), np.array([-1]), np.array(0)]
+        else:
+            picture = decode_image(path)
+            mean = resize_shortest_edge(picture, 16, 24).astype(np.float64).mean((0, 1)).astype(np.float16)
+            box = np.array([[0, 0, picture.shape[1], picture.shape[0]]])
+            wanted = [mean[None], box, np.array([0]), np.array(1)]
+        for name, value in zip(("features", "boxes", "class_ids", "counts"), wanted, strict=True):
+            np.testing.assert_array_equal(store.rows(name, [row])[0], value)
+    assert store.image_ids.tolist() == job.ids
+    assert store.attributes["extractor"] == {"architecture": "tiny", "batch_size": 3, "recipe": 3}
+    assert store.attributes["class_names"] == ["colour"]
+    assert store.attributes["index_digest"] == job.digest
+    assert store.dropped == {f"photo-{BAD}"}
+
+
+def test_receipt(job, capsys):
+    receipt = job.run(0)
+    assert {key: receipt[key] for key in ("feature", "shard", "shards", "rows", "images", "device")} == {
+        "feature": "regions",
+        "shard": 0,
+        "shards": 2,
+        "rows": [0, 8],
+        "images": 8,
+        "device": "cpu",
+    }
+    (failure,) = receipt["failures"]
+    assert failure["image_id"] == f"photo-{BAD}" and failure["path"] == job.paths[BAD]
+    assert "truncated" in failure["error"]
+    assert receipt["seconds"].keys() == {"total", "startup", "decode", "network", "write"}
+    parts = sum(value for key, value in receipt["seconds"].items() if key != "total")
+    assert 0 < parts <= receipt["seconds"]["total"] + 0.01
+    assert receipt["images_per_second"] > 0
+    # A job writes whole Zarr shards of (here) 4 rows.
+    assert sorted(receipt["files"]) == sorted(
+        f"{name}/c/{index}{tail}"
+        for index in (0, 1)
+        for name, tail in (("features", "/0/0"), ("boxes", "/0/0"), ("class_ids", "/0"), ("counts", ""))
+    )
+    for name, digest in receipt["files"].items():
+        assert hashlib.sha256((job.store / name).read_bytes()).hexdigest() == digest
+    printed = capsys.readouterr()
+    assert "regions shard 1/2: 8 images, 1 of them unreadable" in printed.out
+    assert "regions 1/2" in printed.err and "8/8" in printed.err
+
+
+def test_batches_are_full_and_never_beyond_the_setting(job, module):
+    job.run(0, 1, {"batch_size": 2})
+    assert max(module.built[0].batch_sizes) == 2
+    assert sum(module.built[0].batch_sizes) == IMAGES - 1
+
+
+def test_same_bytes_whatever_the_workers_and_however_often(job):
+    for shard in range(2):
+        job.run(shard)
+    job.seal()
+    wanted = job.digests()
+    for workers in (0, 3):
+        job.run(1, workers=workers)
+        with pytest.raises(UserError, match="not a finished store"):
+            open_store(job.store)
+        job.seal()
+        assert job.digests() == wanted
+
+
+def test_same_features_in_any_number_of_shards(job):
+    found = []
+    for shards in (1, 2, 20):
+        for shard in range(shards):
+            job.run(shard, shards)
+        job.seal(shards)
+        store = open_store(job.store)
+        found.append({name: store.rows(name, range(IMAGES)) for name in store.arrays})
+    assert json.loads(job.receipt(19).read_text())["rows"] == [13, 13]
+    for other in found[1:]:
+        for name, values in found[0].items():
+            np.testing.assert_array_equal(other[name], values)
+
+
+def test_shards_of_changed_settings_do_not_seal_together(job):
+    job.run(0)
+    job.run(1, settings={"scale": 0.5})
+    with pytest.raises(UserError, match="shard 0: made with other extractor than shard 1"):
+        job.seal()
+
+
+def test_all_bad_images_are_named_and_the_others_extracted(job):
+    for row in (1, 9):
+        open(job.paths[row], "wb").close()
+    for shard in range(2):
+        job.run(shard)
+    with pytest.raises(UserError) as caught:
+        job.seal(on_bad_image="fail")
+    for row in (1, BAD, 9):
+        assert f"image 'photo-{row}' ({job.paths[row]})" in str(caught.value)
+    job.seal()
+    assert open_store(job.store).rows("counts", range(IMAGES)).sum() == IMAGES - 3
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_trouble_in_the_network_ends_the_job_and_leaves_no_receipt(job, monkeypatch, trouble):
+    job.run(0)
+
+    def fail(self, batch):
+        raise trouble
+
+    monkeypatch.setattr(MeanColour, "__call__", fail)
+    with pytest.raises(type(trouble)):
+        job.run(0)
+    assert not job.receipt(0).exists()
+
+
+@pytest.mark.parametrize(
+    "changed, error, message",
+    [
+        (
+            {"features": np.full((1, 3), np.inf, np.float16)},
+            UserError,
+            "photo-.*array features has values .* not finite",
+        ),
+        ({"boxes": np.full((1, 4), np.nan, np.float32)}, UserError, "array boxes has values that are not finite"),
+        ({"features": np.zeros((1, 3), np.float32)}, ValueError, r"features is float32 \(1, 3\) instead of float16"),
+        ({"features": np.zeros((3,), np.float16)}, ValueError, r"features is float16 \(3,\) instead of"),
+        ({"extra": np.zeros(1)}, ValueError, "the extractor gave arrays"),
+    ],
+)
+def test_rows_the_store_cannot_hold_are_refused(job, monkeypatch, changed, error, message):
+    real = MeanColour.__call__
+    monkeypatch.setattr(MeanColour, "__call__", lambda self, batch: [r | changed for r in real(self, batch)])
+    with pytest.raises(error, match=message):
+        job.run(0)
+    assert not job.receipt(0).exists() and not job.digests()
+
+
+def test_too_few_results_are_an_error(job, monkeypatch):
+    monkeypatch.setattr(MeanColour, "__call__", lambda self, batch: [])
+    with pytest.raises(ValueError, match="zip"):
+        job.run(0)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"recipe": 2}, "--recipe 2 is not the RECIPE 3 of extractors/regions.py"),
+        ({"shard": 2}, "there is no shard 2"),
+        ({"shards": 0}, "shards must be at least 1"),
+        ({"store": "features/regions"}, "ends in .zarr"),
+        ({"images": "nowhere.parquet"}, "nowhere.parquet does not exist"),
+        ({"settings": "{"}, "--settings"),
+        ({"settings": "[]"}, "--settings"),
+        ({"settings": '{"batch_size": 0}'}, "batch_size of regions must be a whole number of at least 1, not 0"),
+        ({"settings": '{"batch_size": true}'}, "not True"),
+        ({"settings": "{}"}, "--settings of regions: missing a required argument: 'architecture'"),
+        ({"settings": {"scael": 2}}, "--settings of regions: got an unexpected keyword argument 'scael'"),
+        ({"device": "cuda:99"}, "--device cuda:99: this machine has"),
+        ({"device": "gpu"}, "--device gpu: no such device"),
+    ],
+)
+def test_wrong_arguments_are_user_errors_that_touch_nothing(job, changes, message):
+    for shard in range(2):
+        job.run(shard)
+    job.seal()
+    before = job.digests()
+    with pytest.raises(UserError, match=message):
+        job.run(**{"shard": 0, **changes})
+    assert job.digests() == before
+    assert job.receipt(0).exists()
+
+
+def test_an_empty_index_is_a_user_error(job):
+    write_index(
+        job.root / "images.parquet",
+        job.root / "captions.parquet",
+        pa.table(IMAGES_SCHEMA.empty_table()),
+        CAPTIONS_SCHEMA.empty_table(),
+    )
+    with pytest.raises(UserError, match="no images"):
+        job.run(0)
+
+
+def test_device_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == ("cpu", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
+    assert pick_device("auto") == ("cuda", "GPU cuda")
+    assert pick_device("cuda:1") == ("cuda:1", "GPU cuda:1")
+    with pytest.raises(UserError, match="--device cuda:2: this machine has 2"):
+        pick_device("cuda:2")
