@@ -102,10 +102,11 @@ def read_folder(
 
     lookup: dict[str, str | None] = {}
     for r, image_id in zip(relative, ids, strict=True):
-        for key in {r, image_id, Path(r).name, Path(r).stem}:
-            # A bare name that fits two files of different folders fits none.
+        for key in {Path(r).name, Path(r).stem}:
+            # A bare name that fits files of two folders fits none of them.
             lookup[key] = image_id if lookup.get(key, image_id) == image_id else None
-        lookup[r], lookup[image_id] = image_id, image_id
+    # The whole path below the folder, with or without suffix, always wins.
+    lookup |= dict(zip(relative, ids, strict=True)) | dict(zip(ids, ids, strict=True))
 
     texts: dict[str, list[tuple[str, str]]] = {i: [] for i in ids}
     chosen_split: dict[str, str] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -9,6 +11,8 @@ from console import progress
 from model.data import Features, image_tensors, prefetch
 from model.network import ThreeSHNet
 from model.tokenizer import CaptionTokenizer
+
+_QUIET_BATCHES = 20
 
 
 @torch.inference_mode()
@@ -23,7 +27,7 @@ def embed_images(
     )
     parts = [
         network.encode_images(*batch).float().cpu().numpy()
-        for batch in progress(batches, total=len(starts), desc="embed images", unit="batch")
+        for batch in _shown(batches, len(starts), "embed images")
     ]
     return np.concatenate(parts)
 
@@ -44,7 +48,7 @@ def embed_captions(
     order = np.argsort(np.diff(pieces.offsets)[distinct], kind="stable")
     starts = range(0, len(order), batch_size)
     found = None
-    for start in progress(starts, desc="embed captions", unit="batch"):
+    for start in _shown(starts, len(starts), "embed captions"):
         chosen = order[start : start + batch_size]
         tokens, lengths = (torch.from_numpy(part) for part in tokenizer.batch(pieces, distinct[chosen]))
         emb = network.encode_captions(tokens, lengths).float().cpu().numpy()
@@ -52,3 +56,8 @@ def embed_captions(
             found = np.empty((len(order), emb.shape[1]), dtype=np.float32)
         found[chosen] = emb
     return found[which]
+
+
+def _shown(batches: Iterable, total: int, desc: str) -> Iterable:
+    """A progress bar for work that takes a while; a small validation after every epoch would only fill the log."""
+    return progress(batches, total=total, desc=desc, unit="batch") if total > _QUIET_BATCHES else batches

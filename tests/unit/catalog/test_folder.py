@@ -1,0 +1,131 @@
+"""A folder of images with captions: what is read, and what is said of mistakes."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from catalog.folder import read_folder
+from console import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    (root / "more").mkdir(parents=True)
+    for name in ("a.jpg", "b.PNG", "more/c.webp", "notes.txt"):
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def captions(folder, rows, suffix=".csv"):
+    path = folder.parent / f"captions{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(r) for r in rows))
+    else:
+        keys = list(rows[0])
+        lines = [",".join(keys)] + [",".join(f'"{r[k]}"' for k in keys) for r in rows]
+        path.write_text("\n".join(lines))
+    return str(path)
+
+
+GOOD = [
+    {"image": "a.jpg", "caption": "one, two"},
+    {"image": "a", "caption": "  another   text "},
+    {"image": "b.PNG", "caption": "ein Bär"},
+    {"image": "more/c.webp", "caption": "third"},
+]
+
+
+def test_images_alone_are_enough(folder):
+    found = read_folder(str(folder))
+    assert found.image_ids == ["a", "b", "more/c"]
+    assert found.splits == ["all"] * 3 and found.texts == []
+    assert found.paths[2] == str(folder / "more" / "c.webp")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_captions_are_grouped_in_image_order(folder, suffix):
+    found = read_folder(str(folder), captions(folder, GOOD[::-1], suffix))
+    assert found.caption_images == ["a", "a", "b", "more/c"]
+    assert found.texts == ["another text", "one, two", "ein Bär", "third"]
+    assert len(set(found.caption_ids)) == 4
+
+
+def test_splits_by_column_or_by_stable_fractions(folder):
+    rows = [r | {"split": "test" if r["image"].startswith("b") else "train"} for r in GOOD]
+    assert read_folder(str(folder), captions(folder, rows)).splits == ["train", "test", "train"]
+
+    for i in range(200):
+        (folder / f"{i}.jpg").write_bytes(b"x")
+    before = dict(
+        zip(
+            *(lambda f: (f.image_ids, f.splits))(read_folder(str(folder), None, {"train": 0.8, "test": 0.2}, 1)),
+            strict=True,
+        )
+    )
+    share = sum(v == "test" for v in before.values()) / len(before)
+    assert 0.1 < share < 0.3
+    (folder / "new.jpg").write_bytes(b"x")
+    found = read_folder(str(folder), None, {"train": 0.8, "test": 0.2}, 1)
+    after = dict(zip(found.image_ids, found.splits, strict=True))
+    assert all(after[k] == v for k, v in before.items()), "a new image must not move the others"
+
+
+def test_everything_wrong_is_listed_at_once(folder):
+    (folder / "more" / "a.jpg").write_bytes(b"x")
+    rows = [
+        {"image": "a.jpg", "caption": "fine", "caption_id": "1", "split": "train"},
+        {"image": "a.jpg", "caption": "again", "caption_id": "1", "split": "test"},
+        {"image": "b.PNG", "caption": "  ", "caption_id": "2", "split": "train"},
+        {"image": "z.jpg", "caption": "gone", "caption_id": "3", "split": "train"},
+    ]
+    with pytest.raises(UserError) as error:
+        read_folder(str(folder), captions(folder, rows))
+    message = str(error.value)
+    assert "1 captions of images that are not in the folder: 'z.jpg'" in message
+    assert "1 empty captions: 'row 3 (b.PNG)'" in message
+    assert "1 caption ids that occur twice: '1'" in message
+    assert "1 images with captions in two splits: 'a.jpg'" in message
+    assert "3 images without a caption" in message
+    assert str(folder) in message and "captions.csv" in message
+
+
+def test_a_name_that_fits_two_files(folder):
+    (folder / "more" / "d.jpg").write_bytes(b"x")
+    (folder / "other").mkdir()
+    (folder / "other" / "d.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match="fits several files"):
+        read_folder(str(folder), captions(folder, [*GOOD, {"image": "d.jpg", "caption": "which?"}]))
+
+
+def test_two_files_of_one_id(folder):
+    (folder / "a.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="1 image ids that occur twice.*'a'"):
+        read_folder(str(folder))
+
+
+def test_wrong_encoding_names_line_and_fix(folder):
+    path = folder.parent / "captions.csv"
+    path.write_bytes(b"image,caption\na.jpg,caf\xe9\n")
+    with pytest.raises(UserError, match=r"captions\.csv, line 2: byte 0xe9 is not UTF-8; .*iconv"):
+        read_folder(str(folder), str(path))
+
+
+def test_other_mistakes_name_the_file(folder, tmp_path):
+    with pytest.raises(UserError, match="needs columns `image` and `caption`; found file, text"):
+        read_folder(str(folder), captions(folder, [{"file": "a.jpg", "text": "x"}]))
+    (tmp_path / "captions.jsonl").write_text('{"image": "a.jpg"\n')
+    with pytest.raises(UserError, match=r"captions\.jsonl, line 1: not JSON"):
+        read_folder(str(folder), str(tmp_path / "captions.jsonl"))
+    (tmp_path / "captions.xml").write_text("")
+    with pytest.raises(UserError, match=r"use \.csv, \.jsonl or \.parquet"):
+        read_folder(str(folder), str(tmp_path / "captions.xml"))
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        read_folder("nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no images in"):
+        read_folder(str(tmp_path / "empty"))

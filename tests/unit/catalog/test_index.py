@@ -1,0 +1,100 @@
+"""The index: sizes, hashes, digests and versions."""
+
+import hashlib
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from catalog.index import (
+    CAPTIONS_SCHEMA,
+    check_image_ids,
+    describe_images,
+    index_digest,
+    read_images,
+    read_index,
+    write_index,
+)
+from console import UserError
+
+
+@pytest.fixture
+def files(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    return [str(tmp_path / n) for n in ("plain.png", "turned.jpg", "broken.jpg", "missing.jpg")]
+
+
+def table(files):
+    return describe_images(["a", "b", "c", "d"], files, ["train"] * 4, workers=2)
+
+
+def test_sizes_are_upright_and_hashes_of_the_bytes(files):
+    rows = table(files).to_pylist()
+    assert (rows[0]["width"], rows[0]["height"]) == (30, 20)
+    assert (rows[1]["width"], rows[1]["height"]) == (20, 30)
+    with open(files[0], "rb") as file:
+        assert rows[0]["content_hash"] == hashlib.sha256(file.read()).hexdigest()
+    assert rows[0]["error"] is None
+
+
+def test_a_broken_header_is_a_note_not_a_stop(files):
+    rows = table(files).to_pylist()
+    assert (rows[2]["width"], rows[2]["height"]) == (0, 0) and "not a readable image" in rows[2]["error"]
+    assert "cannot be read" in rows[3]["error"]
+
+
+def test_round_trip_with_digest_and_version(files, tmp_path):
+    images = table(files)
+    captions = CAPTIONS_SCHEMA.empty_table()
+    paths = tmp_path / "index" / "images.parquet", tmp_path / "index" / "captions.parquet"
+    digest = write_index(*paths, images, captions)
+    index = read_index(tmp_path / "index")
+    assert index.digest == digest == index_digest(["a", "b", "c", "d"], images.column("content_hash").to_pylist())
+    assert index.images.equals(images) and index.captions.num_rows == 0
+    first = [p.read_bytes() for p in paths]
+    write_index(*paths, images, captions)
+    assert [p.read_bytes() for p in paths] == first
+
+    newer = pq.read_table(paths[0])
+    pq.write_table(newer.replace_schema_metadata({"index_version": "2", "index_digest": digest}), paths[0])
+    with pytest.raises(UserError, match="index version 2"):
+        read_images(paths[0])
+    with pytest.raises(UserError, match="target `index`"):
+        read_images(tmp_path / "nowhere.parquet")
+
+
+def test_tables_of_different_runs_are_refused(files, tmp_path):
+    images = table(files)
+    paths = tmp_path / "images.parquet", tmp_path / "captions.parquet"
+    write_index(*paths, images, CAPTIONS_SCHEMA.empty_table())
+    write_index(paths[0], tmp_path / "other.parquet", images.slice(0, 2), CAPTIONS_SCHEMA.empty_table())
+    with pytest.raises(UserError, match="different runs"):
+        read_index(tmp_path)
+
+
+def test_the_digest_depends_on_order_name_and_content():
+    base = index_digest(["a", "b"], ["1", "2"])
+    assert (
+        len(
+            {
+                base,
+                index_digest(["b", "a"], ["2", "1"]),
+                index_digest(["a", "c"], ["1", "2"]),
+                index_digest(["a", "b"], ["1", "3"]),
+            }
+        )
+        == 4
+    )
+
+
+def test_hostile_and_repeated_ids_are_listed():
+    problems = check_image_ids(
+        ["ok", "sub/ok", "../up", "a/../b", "/root", "nul\0", "x" * 300, "ok", "e\u0301", "\u00e9"]
+    )
+    assert "5 image ids that cannot be used" in problems[0]
+    assert "2 image ids that occur twice" in problems[1]
+    assert check_image_ids(["a", "b/c", "A"]) == []

@@ -1,0 +1,69 @@
+"""Atomic files, digests, errors and progress."""
+
+import hashlib
+import io
+import os
+import sys
+
+import pytest
+
+import console
+from console import UserError, atomic_path, digest_file, digest_json, progress, run_cli, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert os.listdir(tmp_path) == ["value.json"]
+
+
+def test_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not os.listdir(tmp_path)
+
+
+def test_files_follow_the_umask(tmp_path):
+    old = os.umask(0o022)
+    try:
+        write_json(tmp_path / "x.json", 1)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_digests(tmp_path):
+    (tmp_path / "x").write_bytes(b"hello")
+    assert digest_file(tmp_path / "x") == hashlib.sha256(b"hello").hexdigest()
+    assert digest_json({"a": 1, "b": [1.5, None]}) == digest_json({"b": [1.5, None], "a": 1})
+    assert digest_json({"a": 1}) != digest_json({"a": 2})
+
+
+def test_user_errors_are_shown_without_a_traceback(capsys):
+    def fail() -> None:
+        raise UserError("the folder is missing; create it")
+
+    with pytest.raises(SystemExit) as stop:
+        run_cli(fail)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: the folder is missing; create it\n"
+
+
+def test_progress_in_a_log_is_whole_lines(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    assert list(progress(range(3), total=3, desc="shard", unit="image")) == [0, 1, 2]
+    text = log.getvalue()
+    assert "\r" not in text and "100%" in text and text.endswith("\n")
+
+
+def test_mappings_come_inline_or_from_files(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: 1\n")
+    assert console.read_mapping('{"a": 1}', flag="--config") == {"a": 1}
+    assert console.read_mapping(str(tmp_path / "c.yaml"), flag="--config") == {"a": 1}
+    with pytest.raises(UserError, match="--config"):
+        console.read_mapping(str(tmp_path / "missing.yaml"), flag="--config")

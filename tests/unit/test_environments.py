@@ -1,0 +1,42 @@
+"""The places that name versions agree with each other."""
+
+import re
+import tomllib
+
+import yaml
+
+
+def locked(path) -> dict[str, set[str]]:
+    versions: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", path.read_text(), re.M):
+        versions.setdefault(name, set()).add(version)
+    return versions
+
+
+def test_the_locks_cover_the_dependencies_and_agree(repository):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    runtime, dev = locked(repository / "requirements/runtime.txt"), locked(repository / "requirements/dev.txt")
+    direct = {re.match(r"[A-Za-z0-9_-]+", d).group(0) for d in project["project"]["dependencies"]}
+    assert direct <= runtime.keys()
+    assert {re.match(r"[A-Za-z0-9_-]+", d).group(0) for d in project["dependency-groups"]["dev"]} <= dev.keys()
+    assert {name: dev.get(name) for name in runtime} == runtime
+
+
+def test_locks_have_hashes_and_no_addresses(repository):
+    for path in (repository / "requirements").glob("*.txt"):
+        text = path.read_text()
+        assert "://" not in text
+        pins = re.findall(r"^[a-z0-9._-]+==.*$", text, re.M)
+        assert pins and all(pin.endswith("\\") for pin in pins), path.name
+        assert text.count("--hash=sha256:") >= len(pins)
+
+
+def test_the_conda_environment_has_the_locked_versions(repository):
+    environment = yaml.safe_load((repository / "envs/pipeline.yaml").read_text())
+    runtime = locked(repository / "requirements/runtime.txt")
+    pins = dict(p.split("==") for p in next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict)))
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    direct = {re.match(r"[A-Za-z0-9_-]+", d).group(0) for d in project["project"]["dependencies"]}
+    assert pins.keys() == direct
+    for name, version in pins.items():
+        assert version in runtime[name], name
