@@ -34,6 +34,7 @@ rule extract_shard:
             --settings {params.settings:q} \
             --recipe {params.recipe} \
             --threads {threads} \
+            --workers {threads} \
             > {log:q} 2>&1
         """
 

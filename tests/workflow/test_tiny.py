@@ -1,0 +1,110 @@
+"""A tiny DAG, really run from rendering to report, and what runs again after a change."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import zarr
+
+from stores import open_store
+
+from .conftest import TINY
+
+pytestmark = pytest.mark.workflow
+
+
+def changed(**paths) -> dict:
+    """TINY with values set by dotted key."""
+    config = copy.deepcopy(TINY)
+    for path, value in paths.items():
+        *parents, key = path.split(".")
+        section = config
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[key] = value
+    return config
+
+
+def test_everything_promised_is_there(finished):
+    results = finished.results
+    shapes = {
+        "regions": {
+            "features": (44, 36, 512),
+            "boxes": (44, 36, 4),
+            "scores": (44, 36),
+            "class_ids": (44, 36),
+            "counts": (44,),
+        },
+        "grids": {"features": (44, 49, 512), "counts": (44,), "grid_shapes": (44, 2)},
+        "panoptic": {"seg_maps": (44, 64, 64), "category_onehots": (44, 133), "seg_features": (44, 133, 7, 7)},
+    }
+    dtypes = {"features": "f2", "boxes": "f4", "scores": "f4", "class_ids": "i2", "counts": "i2", "grid_shapes": "i2"}
+    dtypes |= {"seg_maps": "u1", "category_onehots": "u1", "seg_features": "f2"}
+    ids = None
+    for feature, arrays in shapes.items():
+        # Any zarr reader opens it: no code of ours here.
+        group = zarr.open_group(str(results / "tiny" / "features" / f"{feature}.zarr"), mode="r")
+        for name, shape in arrays.items():
+            assert group[name].shape == shape and group[name].dtype == np.dtype(dtypes[name]), (feature, name)
+        assert ids is None or list(group["image_ids"][:]) == ids
+        ids = list(group["image_ids"][:])
+        for key in ("schema_version", "extractor", "weights_digest", "index_digest"):
+            assert key in group.attrs
+    for run in ("region", "grid"):
+        for name in ("model.safetensors", "config.json", "history.csv"):
+            assert (results / "runs" / run / name).is_file()
+    for path in ("evaluation/region", "evaluation/grid", "ensembles/both"):
+        metrics = json.loads((results / path / "tiny_test" / "metrics.json").read_text())
+        assert set(metrics["i2t"]) >= {"r1", "r5", "r10", "medr", "meanr"}
+        assert metrics["images"] == 10 and metrics["captions"] == 50
+        total = sum(metrics[d][k] for d in ("i2t", "t2i") for k in ("r1", "r5", "r10"))
+        assert metrics["rsum"] == pytest.approx(total)
+    page = (results / "report" / "index.html").read_text()
+    assert "tiny_test" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_features_mean_something(finished):
+    regions = open_store(finished.results / "tiny" / "features" / "regions.zarr")
+    counts = regions.rows("counts", range(44))
+    assert counts.min() >= 10
+    boxes = regions.rows("boxes", range(44))
+    assert (boxes[..., 2] >= boxes[..., 0]).all() and boxes.max() <= 240
+    scores = regions.rows("scores", range(44))
+    assert (np.diff(scores, axis=1) <= 1e-6).all(), "best first"
+    panoptic = open_store(finished.results / "tiny" / "features" / "panoptic.zarr")
+    cells = panoptic.rows("seg_features", range(44)).astype(np.float32).sum(1)
+    assert cells.max() <= 1.01 and cells.mean() > 0.9
+    maps = panoptic.rows("seg_maps", range(44))
+    assert ((maps < 133) | (maps == 255)).all()
+
+
+def test_a_second_run_does_nothing(finished):
+    assert finished.planned() == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"features.on_bad_image": "drop"}, {"seal_store": 3, "train_model": 2, "encode_testset": 2, "compute_metrics": 2, "compute_ensemble": 1, "build_report": 1}),
+        ({"features.grids.grid": 5}, {"extract_shard": 2, "seal_store": 1, "train_model": 1, "encode_testset": 1, "compute_metrics": 1, "compute_ensemble": 1, "build_report": 1}),
+        ({"runs.region.training.epochs": 2}, {"train_model": 1, "encode_testset": 1, "compute_metrics": 1, "compute_ensemble": 1, "build_report": 1}),
+        ({"testsets.tiny_test.folds": 2}, {"compute_metrics": 2, "compute_ensemble": 1, "build_report": 1}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)  # fmt: skip
+def test_a_change_runs_its_stage_and_what_follows(finished, change, expected):
+    assert finished.planned(config=changed(**change)) == expected
+
+
+def test_a_lost_shard_is_the_only_one_made_again(finished):
+    folder = finished.results / "tiny" / "features"
+    before = {p: p.read_bytes() for p in (folder / "panoptic.zarr").rglob("*") if p.is_file()}
+    receipt = folder / "panoptic.receipts" / "1.json"
+    receipt.unlink()
+    planned = finished.planned("panoptic")
+    assert planned.pop("panoptic") == 1
+    assert planned == {"extract_shard": 1, "seal_store": 1}
+    result = finished.run("panoptic")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {p: p.read_bytes() for p in (folder / "panoptic.zarr").rglob("*") if p.is_file()} == before
