@@ -61,7 +61,8 @@ weights: $(VENV)/.dev
 	$(BIN)/python -m extractors.training --network regions --steps 3600 --seed 1 --output weights/scenes_regions.safetensors
 	$(BIN)/python -m extractors.training --network grids --steps 1200 --lr 5e-4 --seed 2 --init weights/scenes_regions.safetensors --output weights/scenes_grids.safetensors
 	$(BIN)/python -m extractors.training --network panoptic --steps 3600 --seed 3 --output weights/scenes_panoptic.safetensors
-	$(BIN)/python -m benchmarks.scenes_detectors --output weights/quality.json
+	$(BIN)/python -m benchmarks.scenes_detectors --images 300 --output weights/quality_day.json
+	$(BIN)/python -m benchmarks.scenes_detectors --images 100 --style dusk --output weights/quality_dusk.json
 
 lock: $(UV)
 	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements/dev.txt

@@ -576,8 +576,8 @@ def _phrase(members: list[dict], claims: list[tuple], rng: random.Random) -> str
     """`two red cars`, `a small dog`: some details are left out now and then, as people do."""
     first = members[0]
     kind = _KINDS[THINGS.index(first["category"])]
-    color = first["color"] if rng.random() < 0.85 else None
-    size = (first["size"] or None) if len(members) == 1 and rng.random() < 0.4 else None
+    color = first["color"] if rng.random() < 0.6 else None
+    size = (first["size"] or None) if len(members) == 1 and rng.random() < 0.3 else None
     claims.append(("group", first["category"], color, len(members), size))
     words = [w for w in (size, COLORS[color] if color is not None else None) if w]
     if len(members) == 1:
@@ -609,15 +609,15 @@ def _sentence(number: int, groups: dict[int, list[dict]], places: list[int], rng
 
     if not order:
         return rng.choice(_EMPTY).format(place=place()), claims
-    if len(order) == 1 or number == 0:
+    if len(order) == 1 or number in (0, 1):
         be = "is" if len(order[0]) == 1 else "are"
         return rng.choice(_SINGLE).format(a=_phrase(order[0], claims, rng), place=place(), be=be), claims
-    if number in (1, 2) and len(order[0]) == len(order[1]) == 1:
+    if number == 2 and len(order[0]) == len(order[1]) == 1:
         relation = _relation(order[0][0], order[1][0])
         if relation:
             claims.append(("relation", order[0][0]["category"], relation, order[1][0]["category"]))
             return f"{_phrase(order[0], claims, rng)} {relation} {_phrase(order[1], claims, rng)}", claims
-    if number >= 3 and len(order) > 2:
+    if number == 4 and len(order) > 2:
         a, b, c = (_phrase(members, claims, rng) for members in order[:3])
         return rng.choice(_TRIPLE).format(a=a, b=b, c=c), claims
     a, b = (_phrase(members, claims, rng) for members in order[:2])

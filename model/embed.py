@@ -26,8 +26,7 @@ def embed_images(
         lambda start: image_tensors(features.rows(rows[start : start + batch_size])), starts, workers=workers
     )
     parts = [
-        network.encode_images(*batch).float().cpu().numpy()
-        for batch in _shown(batches, len(starts), "embed images")
+        network.encode_images(*batch).float().cpu().numpy() for batch in _shown(batches, len(starts), "embed images")
     ]
     return np.concatenate(parts)
 

@@ -122,7 +122,7 @@ def _conv_moments(patches: Tensor, weight: Tensor, offset: Tensor) -> tuple[Tens
         # Class numbers reach 132 and vary little: centred first, so that no digits cancel.
         patch_mean = patches.mean(dim=(0, 2))
         centred = patches - patch_mean[:, None]
-        covariance = torch.einsum("bip,bjp->ij", centred, centred) / (images * positions)
+        covariance = torch.bmm(centred, centred.mT).sum(0) / (images * positions)
         mean_patch = centred.mean(dim=0)  # (9, H*W): what the batch shows at each position
     offset_mean = offset.mean(dim=0)
     offset_centred = offset - offset_mean

@@ -38,16 +38,15 @@ class GeneralizedPooling(nn.Module):
         if int(distinct[-1]) < 1:
             raise ValueError(f"cannot pool a set of {int(distinct[-1])} vectors; every length must be at least 1")
         device, longest = self.score.weight.device, int(distinct[0])
-        with torch.autocast(device.type, enabled=False):
-            positions = sinusoidal_positions(longest, self.position_size).to(device)
-            if device.type == "cpu" and torch.is_grad_enabled():
-                states = _PositionGRU.apply(positions, distinct, self.gru, *self.gru.parameters())
-            else:
-                states = _run_gru(self.gru, positions, distinct)
-            scores = self.score(states.unflatten(2, (2, -1)).mean(dim=2)).squeeze(2)
-            beyond = torch.arange(longest) >= distinct[:, None]
-            scores = scores.masked_fill(beyond.to(device), float("-inf"))
-            return torch.softmax(scores / TEMPERATURE, dim=1)[which.to(device)]
+        positions = sinusoidal_positions(longest, self.position_size).to(device)
+        if device.type == "cpu" and torch.is_grad_enabled():
+            states = _PositionGRU.apply(positions, distinct, self.gru, *self.gru.parameters())
+        else:
+            states = _run_gru(self.gru, positions, distinct)
+        scores = self.score(states.unflatten(2, (2, -1)).mean(dim=2)).squeeze(2)
+        beyond = torch.arange(longest) >= distinct[:, None]
+        scores = scores.masked_fill(beyond.to(device), float("-inf"))
+        return torch.softmax(scores / TEMPERATURE, dim=1)[which.to(device)]
 
     def forward(self, inputs: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
         """Pool each set.
@@ -60,11 +59,12 @@ class GeneralizedPooling(nn.Module):
         Returns:
             (B, E) float32.
         """
-        weights = self.weights(lengths)
-        # Sorted ascending with the padding last, rank r of n values (0 = the largest) is at position n - 1 - r.
-        rank = lengths[:, None].to(weights.device) - 1 - torch.arange(inputs.shape[1], device=weights.device)
-        weights = weights.gather(1, rank.clamp(0, weights.shape[1] - 1)).masked_fill(rank < 0, 0)
-        return _SortedSum.apply(inputs.float().masked_fill(~valid[:, :, None], PADDING_VALUE), weights)
+        with torch.autocast(inputs.device.type, enabled=False):
+            weights = self.weights(lengths)
+            # Sorted ascending with the padding last, rank r of n values (0 = the largest) is at position n - 1 - r.
+            rank = lengths[:, None].to(weights.device) - 1 - torch.arange(inputs.shape[1], device=weights.device)
+            weights = weights.gather(1, rank.clamp(0, weights.shape[1] - 1)).masked_fill(rank < 0, 0)
+            return _SortedSum.apply(inputs.float().masked_fill(~valid[:, :, None], PADDING_VALUE), weights)
 
 
 class _SortedSum(torch.autograd.Function):

@@ -144,7 +144,7 @@ def train(
         now = _State()
         shutil.rmtree(output / TENSORBOARD, ignore_errors=True)
     writer = _writer(output / TENSORBOARD, now.step)
-    output.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(output)
 
     while now.epoch < epochs:
         started, hardest = time.perf_counter() - now.seconds, now.epoch >= all_negatives_epochs
@@ -158,7 +158,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
             # Dropout then depends on seed and step alone, so a resumed run draws the same masks.
-            torch.manual_seed((seed << 32) + now.step)
+            torch.manual_seed(((seed << 32) + now.step) % 2**63)
             with _explained_memory_errors(pairs.batch_size, precision):
                 loss = _step(
                     accelerator,
@@ -208,6 +208,8 @@ def train(
     writer.close()
     _write_history(output / HISTORY_FILE, now.history)
     _publish(output, state_dir, network, pairs.tokenizer, now, run=run, config=config)
+    # The state first: killed in between, what is left must not look like a state whose best weights are lost.
+    (state_dir / STATE_FILE).unlink(missing_ok=True)
     shutil.rmtree(state_dir, ignore_errors=True)
     return now.history[-1]
 
@@ -330,6 +332,7 @@ def _load_state(directory: Path, fingerprint: str, network: ThreeSHNet, optimize
     import torch
 
     path = directory / STATE_FILE
+    _remove_leftovers(directory)
     if not path.exists():
         return None
     try:
@@ -347,6 +350,12 @@ def _load_state(directory: Path, fingerprint: str, network: ThreeSHNet, optimize
     now = _State(**content)
     print(f"{run}: going on from epoch {now.epoch + 1}, step {now.step}", file=sys.stderr)
     return now
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Delete the temporary files of a run that was killed while it wrote."""
+    for path in directory.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _save_weights(path: Path, network: ThreeSHNet) -> None:

@@ -75,3 +75,13 @@ def test_pooling_takes_a_set_in_any_order():
 def test_an_empty_set_is_an_error():
     with pytest.raises(ValueError, match="a set of 0 vectors"):
         pooling().weights(torch.tensor([3, 0]))
+
+
+@torch.no_grad()
+def test_autocast_does_not_touch_pooling():
+    module = pooling(3)
+    inputs = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(2))
+    valid, lengths = torch.ones(2, 9, dtype=torch.bool), torch.tensor([9, 9])
+    exact = module(inputs, valid, lengths)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(inputs, valid, lengths), exact)

@@ -204,6 +204,50 @@ def test_without_validation_the_last_weights_are_kept(world, tmp_path):
     assert "rsum" not in json.loads((tmp_path / "run/config.json").read_text())["kept"]
 
 
+def test_killed_while_the_run_folder_is_written(world, tmp_path, monkeypatch):
+    run(world, tmp_path / "whole")
+
+    def fail(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "_publish", fail)
+        run(world, tmp_path / "parts")
+    assert not (tmp_path / "parts/run/model.safetensors").exists()
+    run(world, tmp_path / "parts", stop_after=0)  # nothing is left to train
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_killed_while_the_state_is_removed(world, tmp_path, monkeypatch):
+    """Whatever part of the state is gone, the next start must not fail over it."""
+    removed = []
+    monkeypatch.setattr(training.shutil, "rmtree", lambda path, **options: removed.append(path))
+    run(world, tmp_path, epochs=1)
+    assert removed[-1] == tmp_path / "state" and not (tmp_path / "state/state.pt").exists()
+    first = weights(tmp_path)
+    (tmp_path / "state/.state.pt.abc.tmp").write_bytes(b"half a file")
+    run(world, tmp_path, epochs=1)
+    assert equal(weights(tmp_path), first)
+    assert not (tmp_path / "state/.state.pt.abc.tmp").exists()
+
+
+def test_bf16_trains_close_to_fp32(world, tmp_path):
+    from accelerate.state import AcceleratorState
+
+    losses = []
+    for precision in ("fp32", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process, one precision, says the library
+        losses.append(run(world, tmp_path / precision, precision=precision, epochs=1)["train_loss"])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="torch finds no CUDA device"):
+        training._accelerator("cuda", "fp32")
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -242,6 +286,42 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
     run(make_world(whole), whole, epochs=8, validate_every=4, save_every=3)
     torch.set_num_threads(threads)
     assert equal(weights(whole), weights(folder))
+
+
+def write_store(path, store, version):
+    """A sealed store on disk, with the arrays and attributes of one in memory."""
+    import zarr
+
+    group = zarr.create_group(str(path), attributes={"schema_version": version, "dropped": [], **store.attributes})
+    for name, values in store.arrays.items():
+        group.create_array(name, data=values)
+    ids = group.create_array("image_ids", shape=(len(store),), dtype=str)
+    ids[:] = np.asarray(store.image_ids, dtype=np.dtypes.StringDType())
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_the_whole_way_from_files_to_a_run(world, tmp_path, preload):
+    from stores.schema import SCHEMA_VERSION
+
+    for name in ("visual", "panoptic"):
+        write_store(tmp_path / name, getattr(world, name), SCHEMA_VERSION)
+    settings = {
+        "seed": 2,
+        "model": {"embed_size": 16, "spatial_size": 4, "pool_position_size": 4, "pool_hidden_size": 4},
+        "text": {"pretrained": None, "layers": 1, "hidden_size": 16, "intermediate_size": 16, "max_tokens": 16},
+        "training": {"epochs": 1, "batch_size": 40, "preload": preload, "captions_per_image": 4, "text_lr_factor": 1.0},
+    }
+    training.train_run(
+        run="files", images=world.images, captions=world.captions, visual=tmp_path / "visual",
+        panoptic=tmp_path / "panoptic", settings=complete(settings), output=tmp_path / "run", state=tmp_path / "state",
+        device="cpu",
+    )  # fmt: skip
+    network, config, tokenizer = load_run(tmp_path / "run")
+    assert network.image.arguments["img_dim"] == 16 and config["training_captions"] == 24 * 4
+    assert config["features"]["visual"] == world.visual.attributes
+    assert config["settings"]["training"]["batch_size"] == 40 and config["settings"]["training"]["margin"] == 0.2
+    assert "dog" in tokenizer.vocabulary and config["run"] == "files"
+    assert config["kept"]["step"] == 2
 
 
 def test_command_line_reports_mistakes_before_it_starts(tmp_path):
