@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+SNAKEMAKE_COMMAND = "THREESHNET_SNAKEMAKE_COMMAND"
 
 _NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
 
@@ -22,6 +26,17 @@ def use_this_interpreter(repository: str) -> None:
     """
     _prepend("PATH", str(Path(sys.executable).parent))
     _prepend("PYTHONPATH", repository)
+
+
+def remember_configfiles(paths: Sequence[object]) -> None:
+    """Let jobs' messages quote a Snakemake command that works: with the configuration files this one was given."""
+    options = [shlex.join(["--configfile", *(str(p) for p in paths)])] if paths else []
+    os.environ[SNAKEMAKE_COMMAND] = " ".join(["snakemake --cores all", *options])
+
+
+def snakemake_command() -> str:
+    """The Snakemake command a message should suggest, without targets."""
+    return os.environ.get(SNAKEMAKE_COMMAND, "snakemake --cores all")
 
 
 def _prepend(variable: str, entry: str) -> None:

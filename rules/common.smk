@@ -9,11 +9,12 @@ if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
 from console import UserError
-from runtime import gpu_present, use_this_interpreter
+from runtime import gpu_present, remember_configfiles, use_this_interpreter
 from settings import canonical, load_settings
 from snakemake.exceptions import WorkflowError
 
 use_this_interpreter(REPOSITORY)
+remember_configfiles(workflow.overwrite_configfiles)
 try:
     SETTINGS = load_settings(config)
 except UserError as error:

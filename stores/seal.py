@@ -10,12 +10,13 @@ from typing import Any
 
 from catalog.index import read_images
 from console import UserError, digest_file, progress, run_cli
+from runtime import snakemake_command
 from stores.plan import ShardPlan
 from stores.receipts import read_receipt
 from stores.schema import SCHEMA_VERSION, described_arrays, shard_key
 from stores.writer import check_store_path, unseal, write_metadata
 
-REDO_COMMAND = "snakemake --cores all --force {receipt}"
+REDO_COMMAND = snakemake_command().replace("{", "{{").replace("}", "}}") + " --force {receipt}"
 
 
 def seal(
