@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 CORES ?= all
 
+# Like pip, trust the certificates this machine trusts (a company's proxy, for example).
+export UV_SYSTEM_CERTS ?= 1
+
 # Jobs start Python again and again; without compiled files each start takes seconds longer.
 unexport PYTHONDONTWRITEBYTECODE
 
