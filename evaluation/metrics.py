@@ -19,9 +19,8 @@ from evaluation.embeddings import Embeddings, read_embeddings
 from model.ranking import ranks_from_embeddings, ranks_from_similarity, retrieval_scores
 
 PROTOCOL = "standard"
-_CONTROL_IMAGES = (
-    2000  # the control of a small test set is the mean over so many deranged images, else it is mere noise
-)
+# The control of a small test set is the mean over shuffles of so many images in all, else it would be mere noise.
+_CONTROL_IMAGES = 2000
 
 
 def retrieval_metrics(
@@ -77,27 +76,14 @@ def fold_metrics(images: np.ndarray, captions: np.ndarray, caption_image: np.nda
     return {"count": folds, "images_per_fold": size, "images_left_out": left_out, **_mean_scores(scores)}
 
 
-def derangement(count: int, generator: np.random.Generator) -> np.ndarray:
-    """(count,) int64, a random permutation that leaves nothing in place (one random cycle through all).
-
-    Raises:
-        ValueError: count < 2.
-    """
-    if count < 2:
-        raise ValueError(f"{count} items cannot be deranged")
-    cycle = generator.permutation(count)
-    result = np.empty(count, dtype=np.int64)
-    result[cycle] = np.roll(cycle, 1)
-    return result
-
-
 def control_metrics(
     images: np.ndarray, captions: np.ndarray, caption_image: np.ndarray, seed: int
 ) -> dict[str, Any] | None:
-    """The metrics after every image embedding has been given to another image; they must be at chance.
+    """The metrics after the image embeddings have been shuffled among the images; they must be at chance.
 
     Were they not, something other than the match of image and caption would give the answer away, such as the order of
-    rows. Returns `{seed, derangements, i2t, t2i, rsum}`, the mean over some derangements; None for a single image.
+    rows. Every assignment is equally likely, the true place of an image included, so that the expectation is chance
+    itself. Returns `{seed, shuffles, i2t, t2i, rsum}`, the mean over some shuffles; None for a single image.
     """
     if len(images) < 2:
         return None
@@ -105,9 +91,9 @@ def control_metrics(
     repeats = max(1, min(20, _CONTROL_IMAGES // len(images)))
     scores = []
     for _ in range(repeats):
-        moved = images[derangement(len(images), generator)]
+        moved = images[generator.permutation(len(images))]
         scores.append(retrieval_scores(*ranks_from_embeddings(moved, captions, caption_image)))
-    return {"seed": seed, "derangements": repeats, **_mean_scores(scores)}
+    return {"seed": seed, "shuffles": repeats, **_mean_scores(scores)}
 
 
 def chance_metrics(captions_per_image: Sequence[int] | np.ndarray) -> dict[str, Any]:
@@ -173,7 +159,7 @@ def all_metrics(embeddings: Embeddings, *, folds: int, seed: int) -> dict[str, A
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that `metrics` and `ensemble` share."""
     parser.add_argument("--folds", type=int, default=0, help="also the mean over so many folds; 0 or 1: none")
-    parser.add_argument("--seed", type=int, default=0, help="of the control's derangements")
+    parser.add_argument("--seed", type=int, default=0, help="of the control's shuffles")
     parser.add_argument("--output", required=True, help="metrics.json to write")
 
 

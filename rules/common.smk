@@ -219,7 +219,8 @@ def report_inputs(wildcards):
 
 
 def report_settings(wildcards):
-    return canonical(SETTINGS)
+    # In the order of the configuration: the report lists its parts in the same.
+    return json.dumps(SETTINGS.model_dump(), ensure_ascii=False)
 
 
 def training_threads(wildcards):

@@ -1,5 +1,6 @@
 """Running Snakemake as a user would, in a process of its own."""
 
+import copy
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ TINY = {
     "testsets": {"tiny_test": {"dataset": "tiny", "folds": 5}},
     "ensembles": {"both": {"runs": ["region", "grid"]}},
 }
-TINY["runs"]["grid"] = TINY["runs"]["region"] | {"visual": "grids"}
+TINY["runs"]["grid"] = copy.deepcopy(TINY["runs"]["region"]) | {"visual": "grids"}
 
 
 class Workflow:
@@ -39,10 +40,11 @@ class Workflow:
         self.results = folder / "results"
 
     def run(self, *arguments: str, config: dict | None = None) -> subprocess.CompletedProcess:
-        content = {"results": str(self.results)} | (self.config if config is None else config)
+        content = (self.config if config is None else config) | {"results": str(self.results)}
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(content))
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(path), *arguments]
+        # Targets come first: --configfile takes every word that follows it.
+        command = [sys.executable, "-m", "snakemake", *arguments, "--cores", "2", "--configfile", str(path)]
         # Without the test's interpreter on PATH: the workflow must find its own.
         environment = os.environ | {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
         return subprocess.run(

@@ -97,14 +97,30 @@ def test_a_change_runs_its_stage_and_what_follows(finished, change, expected):
     assert finished.planned(config=changed(**change)) == expected
 
 
-def test_a_lost_shard_is_the_only_one_made_again(finished):
+def test_a_damaged_shard_is_made_again_alone_and_alike(finished):
+    """The command that a failed seal suggests: that shard, then the seal, and the store is what it was."""
     folder = finished.results / "tiny" / "features"
     before = {p: p.read_bytes() for p in (folder / "panoptic.zarr").rglob("*") if p.is_file()}
-    receipt = folder / "panoptic.receipts" / "1.json"
-    receipt.unlink()
-    planned = finished.planned("panoptic")
-    assert planned.pop("panoptic") == 1
-    assert planned == {"extract_shard": 1, "seal_store": 1}
+    damaged = folder / "panoptic.zarr" / "seg_maps" / "c" / "1" / "0" / "0"
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    receipt = str(folder / "panoptic.receipts" / "1.json")
+    assert finished.planned(receipt, "--force") == {"extract_shard": 1}
+    result = finished.run(receipt, "--force")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not (folder / "panoptic.zarr" / "zarr.json").exists(), "nobody may open it before it is sealed again"
     result = finished.run("panoptic")
     assert result.returncode == 0, result.stdout + result.stderr
     assert {p: p.read_bytes() for p in (folder / "panoptic.zarr").rglob("*") if p.is_file()} == before
+
+
+def test_the_seal_names_a_damaged_file_and_the_command_that_mends_it(finished):
+    folder = finished.results / "tiny" / "features"
+    damaged = folder / "grids.zarr" / "features" / "c" / "0" / "0" / "0"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    result = finished.run("grids", "--forcerun", "seal_store")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "grids.zarr/features/c/0/0/0" in output and "--force" in output and "grids.receipts/0.json" in output
+    assert not (folder / "grids.zarr" / "zarr.json").exists()
