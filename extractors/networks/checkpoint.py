@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from console import atomic_path
+
 # Keys detectron2 writes that hold no weights: normalisation constants and anchors, fixed by the architecture, and a counter.
 _DERIVED = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors", "num_batches_tracked")
 
@@ -117,4 +119,5 @@ def save_checkpoint(module: nn.Module, path: str | os.PathLike[str], metadata: d
         for k, v in module.state_dict().items()
         if not any(part in k for part in _DERIVED)
     }
-    save_file(state, path, metadata=metadata)
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata=metadata)
