@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkRunner, load_network
+from extractors.loading import NetworkExtractor, NetworkRunner, native_runner
 from extractors.networks.rcnn import C4RCNN
 from stores.schema import ArraySpec
 
@@ -17,7 +17,7 @@ from stores.schema import ArraySpec
 RECIPE = 1
 
 
-class GridExtractor:
+class GridExtractor(NetworkExtractor):
     """Rows of the `grids` store for batches of images.
 
     Args:
@@ -31,7 +31,7 @@ class GridExtractor:
             raise UserError("grid features need a Faster R-CNN C4 architecture, such as scenes_grids")
         if grid != "native" and not (isinstance(grid, int) and grid >= 1):
             raise UserError(f"grid must be a positive number of cells per side or 'native', not {grid!r}")
-        self.runner = runner
+        super().__init__(runner)
         self.grid = grid
         self.cells = max_cells if grid == "native" else grid * grid
         dim = runner.network.roi_heads.box_predictor.cls_score.in_features
@@ -42,21 +42,9 @@ class GridExtractor:
         }
 
     @property
-    def input(self):
-        return self.runner.input
-
-    @property
-    def weights_digest(self) -> str:
-        return self.runner.weights_digest
-
-    @property
     def attributes(self) -> dict[str, Any]:
         """What readers of the store need to know about the numbers."""
         return {"grid": self.grid}
-
-    def to(self, device: str) -> GridExtractor:
-        self.runner.to(device)
-        return self
 
     def _grid_shape(self, height: int, width: int) -> tuple[int, int]:
         if self.grid != "native":
@@ -91,10 +79,8 @@ def build_extractor(
     grid: int | str = 7,
     max_cells: int = 608,
     precision: str = "fp32",
-    **_unused: Any,
+    batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
 ) -> GridExtractor:
     """A `GridExtractor` from flat settings (config section `features.grids`)."""
-    if engine != "native":
-        raise UserError(f"unknown engine {engine!r} for grids; choose native")
-    network, digest = load_network(architecture, weights)
-    return GridExtractor(NetworkRunner(network, digest, precision), grid=grid, max_cells=max_cells)
+    runner = native_runner("grids", engine=engine, architecture=architecture, weights=weights, precision=precision)
+    return GridExtractor(runner, grid=grid, max_cells=max_cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Self
 
 import torch
 from torch import nn
@@ -66,3 +67,33 @@ class NetworkRunner:
     def pixels(self, batch) -> torch.Tensor:
         """An `ImageBatch`'s pixels on the device."""
         return batch.pixels.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+
+
+class NetworkExtractor:
+    """What every extractor around a network offers besides its rows: how it wants images, its weights' digest, its device."""
+
+    def __init__(self, runner: NetworkRunner) -> None:
+        self.runner = runner
+
+    @property
+    def input(self) -> InputSpec:
+        """How images are brought to the network."""
+        return self.runner.input
+
+    @property
+    def weights_digest(self) -> str:
+        """sha256 of the weights file."""
+        return self.runner.weights_digest
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the network to a device; returns self."""
+        self.runner.to(device)
+        return self
+
+
+def native_runner(feature: str, *, engine: str, architecture: str, weights: str, precision: str) -> NetworkRunner:
+    """The runner of a named architecture with its weights. UserError for another engine than "native"."""
+    if engine != "native":
+        raise UserError(f"unknown engine {engine!r} for {feature}; choose native")
+    network, digest = load_network(architecture, weights)
+    return NetworkRunner(network, digest, precision)

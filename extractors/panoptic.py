@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from catalog.categories import NUM_CATEGORIES, VOID
 from console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkRunner, load_network
+from extractors.loading import NetworkExtractor, NetworkRunner, native_runner
 from extractors.networks.rcnn import Meta, Panoptic, PanopticFPN
 from stores.schema import ArraySpec
 
@@ -82,7 +82,7 @@ def soft_probabilities(result: Panoptic, meta: Meta) -> Tensor:
     return soft / soft.sum(dim=0, keepdim=True).clamp(min=1.0)
 
 
-class PanopticExtractor:
+class PanopticExtractor(NetworkExtractor):
     """Rows of the `panoptic` store for batches of images.
 
     Args:
@@ -95,7 +95,7 @@ class PanopticExtractor:
             raise UserError(f"unknown seg_features {seg_features!r}; choose one of {', '.join(SEG_FEATURES)}")
         if not isinstance(runner.network, PanopticFPN):
             raise UserError("panoptic segmentation needs a Panoptic FPN architecture, such as scenes_panoptic")
-        self.runner = runner
+        super().__init__(runner)
         self.seg_features = seg_features
         self.min_pixels = min_pixels
         self.arrays = {
@@ -105,21 +105,9 @@ class PanopticExtractor:
         }
 
     @property
-    def input(self):
-        return self.runner.input
-
-    @property
-    def weights_digest(self) -> str:
-        return self.runner.weights_digest
-
-    @property
     def attributes(self) -> dict[str, Any]:
         """What readers of the store need to know about the numbers."""
         return {"class_order": "coco", "void": VOID, "seg_features": self.seg_features, "min_pixels": self.min_pixels}
-
-    def to(self, device: str) -> PanopticExtractor:
-        self.runner.to(device)
-        return self
 
     def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
         """One dict of rows per image."""
@@ -152,12 +140,8 @@ def build_extractor(
     seg_features: str = "area",
     min_pixels: int = 100,
     precision: str = "fp32",
-    **_unused: Any,
+    batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
 ) -> PanopticExtractor:
     """A `PanopticExtractor` from flat settings (config section `features.panoptic`)."""
-    if engine != "native":
-        raise UserError(f"unknown engine {engine!r} for panoptic; choose native")
-    network, digest = load_network(architecture, weights)
-    return PanopticExtractor(
-        NetworkRunner(network, digest, precision), seg_features=seg_features, min_pixels=min_pixels
-    )
+    runner = native_runner("panoptic", engine=engine, architecture=architecture, weights=weights, precision=precision)
+    return PanopticExtractor(runner, seg_features=seg_features, min_pixels=min_pixels)

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou, nms
 
 from console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkRunner, load_network
+from extractors.loading import NetworkExtractor, NetworkRunner, native_runner
 from extractors.networks.rcnn import C4RCNN, Proposals
 from stores.schema import ArraySpec
 
@@ -84,7 +84,7 @@ def choose_regions(proposals: Proposals, selection: str, limit: int) -> tuple[Te
     return keep, proposals.boxes[keep], confidence[keep]
 
 
-class RegionExtractor:
+class RegionExtractor(NetworkExtractor):
     """Rows of the `regions` store for batches of images.
 
     Args:
@@ -96,7 +96,7 @@ class RegionExtractor:
             raise UserError(f"unknown selection {selection!r}; choose one of {', '.join(SELECTIONS)}")
         if not isinstance(runner.network, C4RCNN):
             raise UserError("region features need a Faster R-CNN C4 architecture, such as scenes_regions")
-        self.runner = runner
+        super().__init__(runner)
         self.selection = selection
         self.num_regions = num_regions
         heads = runner.network.roi_heads
@@ -114,22 +114,10 @@ class RegionExtractor:
             self.arrays["attribute_scores"] = ArraySpec((k,), "float32", 0)
 
     @property
-    def input(self):
-        return self.runner.input
-
-    @property
-    def weights_digest(self) -> str:
-        return self.runner.weights_digest
-
-    @property
     def attributes(self) -> dict[str, Any]:
         """What readers of the store need to know about the numbers."""
         meta = self.runner.network.meta
         return {"class_names": list(meta.class_names), "attribute_names": list(meta.attribute_names)}
-
-    def to(self, device: str) -> RegionExtractor:
-        self.runner.to(device)
-        return self
 
     def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
         """One dict of rows per image; `boxes` are xyxy pixels of the upright original image."""
@@ -165,10 +153,8 @@ def build_extractor(
     selection: str = "caffe",
     num_regions: int = 36,
     precision: str = "fp32",
-    **_unused: Any,
+    batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
 ) -> RegionExtractor:
     """A `RegionExtractor` from flat settings (config section `features.regions`)."""
-    if engine != "native":
-        raise UserError(f"unknown engine {engine!r} for regions; choose native")
-    network, digest = load_network(architecture, weights)
-    return RegionExtractor(NetworkRunner(network, digest, precision), selection=selection, num_regions=num_regions)
+    runner = native_runner("regions", engine=engine, architecture=architecture, weights=weights, precision=precision)
+    return RegionExtractor(runner, selection=selection, num_regions=num_regions)

@@ -300,7 +300,9 @@ def train(
             losses = c4_loss(network, examples, class_index, per_image)
         loss = sum(losses.values())
         if not torch.isfinite(loss):
-            raise UserError(f"loss became {float(loss.detach())} at step {step} of {network_name}; lower --lr (now {lr})")
+            raise UserError(
+                f"loss became {float(loss.detach())} at step {step} of {network_name}; lower --lr (now {lr})"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
