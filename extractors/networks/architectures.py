@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from catalog.categories import COCO_PANOPTIC, NUM_CATEGORIES, NUM_THINGS
 from extractors.images import InputSpec
 from extractors.networks.fpn import FPN
 from extractors.networks.rcnn import C4RCNN, Meta, PanopticFPN
@@ -157,8 +158,59 @@ def panoptic_fpn(
     )
 
 
+# detectron2's model zoo: BGR, ImageNet means on the 0..255 scale, Caffe2-style bodies (stride in the 1x1 convolution).
+_ZOO_INPUT = {
+    "min_size": 800,
+    "max_size": 1333,
+    "channels": "BGR",
+    "mean": (103.53, 116.28, 123.675),
+    "std": (1.0,) * 3,
+}
+_R50, _R101 = (3, 4, 6, 3), (3, 4, 23, 3)
+_COCO_THINGS, _COCO_STUFF = tuple(range(NUM_THINGS)), tuple(range(NUM_THINGS, NUM_CATEGORIES))
+
+
+def _coco_c4(blocks: tuple[int, int, int, int], overrides: dict[str, Any]) -> C4RCNN:
+    options: dict[str, Any] = {
+        "input": InputSpec(**_ZOO_INPUT, divisibility=1),
+        "blocks": blocks,
+        "num_classes": NUM_THINGS,
+        "class_names": tuple(category.name for category in COCO_PANOPTIC[:NUM_THINGS]),
+    }
+    return c4_rcnn(**(options | overrides))
+
+
+def faster_rcnn_r50_c4(**overrides: Any) -> C4RCNN:
+    """detectron2's `COCO-Detection/faster_rcnn_R_50_C4`."""
+    return _coco_c4(_R50, overrides)
+
+
+def faster_rcnn_r101_c4(**overrides: Any) -> C4RCNN:
+    """detectron2's `COCO-Detection/faster_rcnn_R_101_C4`."""
+    return _coco_c4(_R101, overrides)
+
+
+def _coco_panoptic(blocks: tuple[int, int, int, int], overrides: dict[str, Any]) -> PanopticFPN:
+    options: dict[str, Any] = {
+        "input": InputSpec(**_ZOO_INPUT, divisibility=32),
+        "blocks": blocks,
+        "thing_categories": _COCO_THINGS,
+        "stuff_categories": _COCO_STUFF,
+    }
+    return panoptic_fpn(**(options | overrides))
+
+
+def panoptic_fpn_r50(**overrides: Any) -> PanopticFPN:
+    """detectron2's `COCO-PanopticSegmentation/panoptic_fpn_R_50`."""
+    return _coco_panoptic(_R50, overrides)
+
+
+def panoptic_fpn_r101(**overrides: Any) -> PanopticFPN:
+    """detectron2's `COCO-PanopticSegmentation/panoptic_fpn_R_101`."""
+    return _coco_panoptic(_R101, overrides)
+
+
 def _scenes_vocabulary() -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
-    from catalog.categories import COCO_PANOPTIC
     from catalog.scenes import COLORS, STUFFS, THINGS
 
     names = tuple(COCO_PANOPTIC[i].name for i in (*THINGS, *STUFFS))
@@ -234,6 +286,10 @@ def scenes_panoptic(**overrides: Any) -> PanopticFPN:
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "faster_rcnn_r50_c4": faster_rcnn_r50_c4,
+    "faster_rcnn_r101_c4": faster_rcnn_r101_c4,
+    "panoptic_fpn_r50": panoptic_fpn_r50,
+    "panoptic_fpn_r101": panoptic_fpn_r101,
     "scenes_regions": scenes_regions,
     "scenes_grids": scenes_grids,
     "scenes_panoptic": scenes_panoptic,
