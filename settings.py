@@ -5,11 +5,12 @@ The configuration says WHAT to compute. Threads, memory, devices and executors b
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -20,6 +21,8 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of datasets, runs, test sets and ensemble
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+# Folders that the workflow makes beside the datasets' own.
+RESERVED = ("runs", "evaluation", "ensembles", "report", "logs", "benchmarks")
 
 
 class Section(BaseModel):
@@ -145,7 +148,7 @@ class Training(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     preload: bool | Literal["auto"] = "auto"
     preload_gib: Annotated[float, Field(gt=0)] = 2.0
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] = 2
     validate_every: Positive = 1
     save_every: Positive = 200
     compile: bool = False
@@ -194,6 +197,8 @@ class Settings(Section):
     def _results_is_a_folder_name(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("must name a folder")
+        if re.search(r"[{}\x00-\x1f]", value):
+            raise ValueError("must be free of braces and control characters: it becomes part of file patterns")
         return value.rstrip("/") or "/"
 
 
@@ -226,88 +231,197 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     return sorted({name for model in models for name in model.model_fields})
 
 
-def _message(error: dict[str, Any]) -> str:
-    location = error["loc"]
-    # pydantic puts the chosen variant of a union (scenes, folder, int, ...) into the path; the file has no such key.
-    shown = [
-        str(p)
-        for i, p in enumerate(location)
-        if not (i == 2 and location[0] == "datasets" and p in ("scenes", "folder"))
+def _did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else otherwise
+
+
+def _path(location: tuple[Any, ...]) -> tuple[str, ...]:
+    """The keys in the file that lead to an error.
+
+    pydantic puts the chosen variant of a union (scenes, folder, int, ...) into the path; the file has no such key.
+    """
+    parts = [
+        str(part)
+        for i, part in enumerate(location)
+        if not (i == 2 and location[0] == "datasets" and part in ("scenes", "folder"))
     ]
-    shown = [p for p in shown if not re.match(r"^(constrained-|literal\[|int$|bool$|str$|function-)", p)]
-    key = ".".join(shown) or "the configuration"
-    value = error.get("input")
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        close = difflib.get_close_matches(shown[-1], _known_keys(location), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "remove it"
-        return f"{key}: unknown key; {hint}"
-    if kind == "missing":
-        return f"{key}: missing; add it"
-    if kind in ("union_tag_not_found", "union_tag_invalid"):
-        return f"{key}.source: {(value or {}).get('source') if isinstance(value, dict) else value!r} is not a source; choose 'scenes' or 'folder'"
-    text = error["msg"].removeprefix("Value error, ")
-    text = text[:1].lower() + text[1:]
-    return f"{key}: {value!r} - {text}"
+    variant = re.compile(r"^(constrained-|literal\[|int$|bool$|str$|function-|\[key\]$)")
+    return tuple(part for part in parts if not variant.match(part))
 
 
-def _cross_checks(settings: Settings, check_files: bool) -> Iterator[str]:
+def _advice(error: dict[str, Any]) -> str:
+    """What is wrong with a value and what to do, as a clause to follow it."""
+    kind, value = error["type"], error.get("input")
+    if "[key]" in error["loc"]:
+        if isinstance(value, str):
+            return "cannot be a name; use 1 to 64 letters, digits, - and _, a letter or digit first"
+        return "is a name that is no text; put it in quotes"
+    if value is None and kind != "literal_error":
+        return "is empty; fill it in or remove the key"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return "should be a section of keys and values"
+    if kind in ("float_type", "int_type") and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            pass
+        else:
+            # YAML 1.1 takes 1e-4 for text; the dot makes it a number.
+            shown = f"{number:.0f}" if kind == "int_type" and number.is_integer() else f"{number:f}".rstrip("0")
+            return f"is text; write the number as {shown if float(shown) == number else repr(number)}, without quotes"
+    return error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+
+
+def _messages(errors: list[dict[str, Any]]) -> list[str]:
+    """One line per key; a value that fits no variant of a union has an error for each of them."""
+    lines: list[str] = []
+    values: dict[tuple[str, str], list[str]] = {}
+    for error in errors:
+        path, kind, value = _path(error["loc"]), error["type"], error.get("input")
+        key = ".".join(path) or "the configuration"
+        if kind == "extra_forbidden":
+            lines.append(f"{key}: unknown key; {_did_you_mean(path[-1], _known_keys(error['loc']), 'remove it')}")
+        elif kind == "missing":
+            lines.append(f"{key}: missing; add it")
+        elif kind in ("union_tag_not_found", "union_tag_invalid"):
+            source = value.get("source") if isinstance(value, dict) else value
+            sources = ("scenes", "folder")
+            hint = _did_you_mean(str(source), sources, "choose 'scenes' or 'folder'")
+            lines.append(
+                f"{key}.source: missing; choose 'scenes' or 'folder'"
+                if source is None
+                else f"{key}.source: {source!r} is not a source; {hint}"
+            )
+        else:
+            shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+            values.setdefault((key, shown), []).append(_advice(error))
+    for (key, shown), advice in values.items():
+        first, *others = dict.fromkeys(advice)
+        lines.append(f"{key}: {shown} - {' or '.join([first, *(o.removeprefix('should be ') for o in others)])}")
+    return list(dict.fromkeys(lines))
+
+
+def _without(config: dict[str, Any], path: tuple[str, ...], missing: bool) -> None:
+    """Take the value at `path` out of `config`; for one that is missing, the section that lacks it."""
+    if missing:
+        path = path[:-1]
+    elif path[0] == "runs":
+        # Values of one section are checked against each other: its defaults fit together, half of them may not.
+        path = path[:3]
+    section = config
+    for depth, part in enumerate(path):
+        key = next((k for k in section if str(k) == part), None)
+        if key is None:
+            return
+        if depth == len(path) - 1 or not isinstance(section[key], dict):
+            del section[key]
+            return
+        section = section[key]
+
+
+class _Salvage:
+    """What is left of a configuration without its wrong values, so that the rest can be checked as well."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.settings: Settings | None = None
+        self.lines: list[str] = []
+        #: (section, name) of what had errors: nothing else is said of what it lacks now.
+        self.doubtful: set[tuple[str, str]] = set()
+        content = copy.deepcopy(config)
+        # Each round takes something out; taking out a required key makes its section go in the next.
+        for _ in range(5):
+            try:
+                self.settings = Settings.model_validate(content)
+                return
+            except ValidationError as error:
+                errors = error.errors()
+            if not self.lines:
+                self.lines = _messages(errors)
+            for item in errors:
+                path = _path(item["loc"])
+                if len(path) > 1:
+                    self.doubtful.add((path[0], path[1]))
+                if path:
+                    _without(content, path, item["type"] == "missing")
+
+
+def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) -> Iterator[str]:
+    settings, doubtful = salvage.settings, salvage.doubtful
+    if settings is None:
+        return
+
+    def named(section: str) -> list[str]:
+        """Names in the file, of wrong entries too."""
+        entries = config.get(section)
+        return [str(name) for name in entries] if isinstance(entries, dict) else []
+
     def split_names(dataset: Any) -> set[str] | None:
         """Names the configuration knows; None where only the data can tell."""
         if isinstance(dataset, ScenesDataset):
             return set(dataset.splits)
-        if dataset.splits:
-            return set(dataset.splits) if dataset.captions is None else None
-        return None
+        return set(dataset.splits) if dataset.splits and dataset.captions is None else None
 
-    def check_split(where: str, dataset_name: str, split: str | None) -> Iterator[str]:
-        if dataset_name not in settings.datasets:
-            close = difflib.get_close_matches(dataset_name, settings.datasets, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(settings.datasets)}"
-            yield f"{where}.dataset: {dataset_name!r} is not under datasets; {hint}"
+    def check_dataset(where: str, name: str) -> Iterator[str]:
+        if name not in named("datasets"):
+            hint = _did_you_mean(name, named("datasets"), f"choose one of {', '.join(named('datasets'))}")
+            yield f"{where}.dataset: {name!r} is not under datasets; {hint}"
+
+    def check_split(where: str, name: str, split: str | None) -> Iterator[str]:
+        if name not in settings.datasets or ("datasets", name) in doubtful:
             return
-        names = split_names(settings.datasets[dataset_name])
+        names = split_names(settings.datasets[name])
         if split is not None and names is not None and split not in names:
             yield (
-                f"{where}: dataset {dataset_name!r} has no split {split!r} (it has {', '.join(sorted(names))}); "
-                f"choose one of them or add it to datasets.{dataset_name}.splits"
+                f"{where}: dataset {name!r} has no split {split!r} (it has {', '.join(sorted(names))}); "
+                f"choose one of them or add it to datasets.{name}.splits"
             )
 
+    def check_captions(where: str, name: str, purpose: str) -> Iterator[str]:
+        dataset = settings.datasets.get(name)
+        if isinstance(dataset, FolderDataset) and dataset.captions is None and ("datasets", name) not in doubtful:
+            yield f"{where}.dataset: {name!r} has no captions to {purpose} on; set datasets.{name}.captions"
+
     for name, dataset in settings.datasets.items():
+        if name in RESERVED:
+            yield f"datasets.{name}: the workflow has a folder of this name; rename the dataset"
         if isinstance(dataset, FolderDataset) and check_files:
             if not os.path.isdir(dataset.images):
                 yield f"datasets.{name}.images: folder {dataset.images!r} does not exist; correct the path or create it"
             if dataset.captions is not None and not os.path.isfile(dataset.captions):
                 yield f"datasets.{name}.captions: file {dataset.captions!r} does not exist; correct the path, or leave it out"
     for name, run in settings.runs.items():
-        yield from check_split(f"runs.{name}", run.dataset, run.train_split)
-        yield from check_split(f"runs.{name}", run.dataset, run.val_split)
-        dataset = settings.datasets.get(run.dataset)
-        if isinstance(dataset, FolderDataset) and dataset.captions is None:
-            yield f"runs.{name}.dataset: {run.dataset!r} has no captions to train on; set datasets.{run.dataset}.captions"
+        yield from check_dataset(f"runs.{name}", run.dataset)
+        if ("runs", name) not in doubtful:
+            yield from check_split(f"runs.{name}.train_split", run.dataset, run.train_split)
+            yield from check_split(f"runs.{name}.val_split", run.dataset, run.val_split)
+        yield from check_captions(f"runs.{name}", run.dataset, "train")
         if run.text.pretrained is None and run.text.hidden_size % run.text.heads:
-            yield f"runs.{name}.text.hidden_size: {run.text.hidden_size} is not a multiple of heads ({run.text.heads})"
-        if run.training.lr_decay_epochs != sorted(set(run.training.lr_decay_epochs)):
-            yield f"runs.{name}.training.lr_decay_epochs: {run.training.lr_decay_epochs} must ascend without repeats"
+            yield f"runs.{name}.text.hidden_size: {run.text.hidden_size} is not a multiple of heads ({run.text.heads}); change one of them"
+        decay = run.training.lr_decay_epochs
+        if decay != sorted(set(decay)):
+            yield f"runs.{name}.training.lr_decay_epochs: {decay} must ascend without repeats; write {sorted(set(decay))}"
     for name, testset in settings.testsets.items():
-        yield from check_split(f"testsets.{name}", testset.dataset, testset.split)
-        dataset = settings.datasets.get(testset.dataset)
-        if isinstance(dataset, FolderDataset) and dataset.captions is None:
-            yield f"testsets.{name}.dataset: {testset.dataset!r} has no captions to test on; set datasets.{testset.dataset}.captions"
+        yield from check_dataset(f"testsets.{name}", testset.dataset)
+        if ("testsets", name) not in doubtful:
+            yield from check_split(f"testsets.{name}.split", testset.dataset, testset.split)
+            dataset = settings.datasets.get(testset.dataset)
+            images = dataset.splits.get(testset.split) if isinstance(dataset, ScenesDataset) else None
+            if images is not None and testset.folds > images:
+                yield f"testsets.{name}.folds: {testset.folds} folds of {images} images cannot be made; lower it to {images} or less"
+        yield from check_captions(f"testsets.{name}", testset.dataset, "test")
     for name, ensemble in settings.ensembles.items():
-        if name in settings.runs:
+        if name in named("runs"):
             yield f"ensembles.{name}: there is a run of the same name; rename one of them"
-        for run in ensemble.runs:
-            if run not in settings.runs:
-                close = difflib.get_close_matches(run, settings.runs, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else "add it under runs"
-                yield f"ensembles.{name}.runs: {run!r} is not under runs; {hint}"
+        for run in dict.fromkeys(ensemble.runs):
+            if run not in named("runs"):
+                yield f"ensembles.{name}.runs: {run!r} is not under runs; {_did_you_mean(run, named('runs'), 'add it there')}"
         if len(set(ensemble.runs)) < len(ensemble.runs):
-            yield f"ensembles.{name}.runs: {ensemble.runs} names a run twice"
+            yield f"ensembles.{name}.runs: {ensemble.runs} names a run twice; remove the repeat"
     if check_files:
         for feature in ("regions", "grids", "panoptic"):
             weights = getattr(settings.features, feature).weights
-            if not os.path.isfile(weights):
+            if not os.path.isfile(weights) and ("features", feature) not in doubtful:
                 yield f"features.{feature}.weights: file {weights!r} does not exist; correct the path"
 
 
@@ -320,19 +434,11 @@ def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settin
     Raises:
         UserError: with one line per mistake: the key, the value and the fix.
     """
-    try:
-        settings = Settings.model_validate(config)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            line = _message(item)
-            if line not in lines:
-                lines.append(line)
-        raise UserError(_report(lines)) from None
-    problems = list(_cross_checks(settings, check_files))
-    if problems:
-        raise UserError(_report(problems))
-    return settings
+    salvage = _Salvage(config)
+    lines = [*salvage.lines, *_cross_checks(salvage, config, check_files)]
+    if lines:
+        raise UserError(_report(lines))
+    return salvage.settings
 
 
 def _report(lines: list[str]) -> str:

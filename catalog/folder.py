@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from catalog.files import SUFFIXES, image_files
 from catalog.index import check_image_ids, listing
 from console import UserError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 @dataclass
@@ -26,44 +27,77 @@ class Annotations:
     texts: list[str]
 
 
-def _read_rows(path: Path) -> list[dict[str, object]]:
-    """Rows of the caption file as dictionaries; a UserError names file, line and fix."""
+def _read_rows(path: Path) -> tuple[list[dict[str, object]], list[str]]:
+    """Rows of the caption file as dictionaries, and what is wrong with some; a UserError where none can be read."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         import pyarrow.parquet as pq
 
         try:
-            return pq.read_table(path).to_pylist()
+            return pq.read_table(path).to_pylist(), []
         except Exception as error:
             raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
     if suffix not in (".csv", ".jsonl"):
         raise UserError(f"captions file {path}: use .csv, .jsonl or .parquet, not {suffix or 'no suffix'}")
+    text = _decode(path)
+    return _csv_rows(path, text) if suffix == ".csv" else (_json_rows(path, text), [])
+
+
+def _decode(path: Path) -> str:
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8 "
-            f"(for example: iconv -f latin1 -t utf-8 {path.name})"
+            f"(for example: iconv -f {encoding} -t utf-8 {path.name} > new.{path.name})"
         ) from error
-    if suffix == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        return list(reader)
+
+
+def _csv_rows(path: Path, text: str) -> tuple[list[dict[str, object]], list[str]]:
+    # Not splitlines(): a quoted caption may hold line breaks, and U+2028 ends no row.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows, long = [], []
+    try:
+        for row in reader:
+            if None in row:
+                long.append(f"line {reader.line_num}")
+            rows.append(row)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, the row that begins in line {reader.line_num + 1}: {error}; close its quotes and double those inside them"
+        ) from error
+    # Taking the first fields would cut `a dog, on a mat` short.
+    what = "rows with more fields than the header (put captions that hold a comma in quotes)"
+    return rows, [listing(what, long)] if long else []
+
+
+def _json_rows(path: Path, text: str) -> list[dict[str, object]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+            raise UserError(f"{path}, line {number}: not JSON ({error}); write one object per line") from error
         if not isinstance(row, dict):
             raise UserError(
                 f"{path}, line {number}: expected an object with `image` and `caption`, found {line[:40]!r}"
             )
         rows.append(row)
     return rows
+
+
+def _encodable(value: object) -> bool:
+    """Whether a value can be stored as UTF-8; JSON can spell halves of surrogate pairs."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fraction(image_id: str, seed: int) -> float:
@@ -93,9 +127,9 @@ def read_folder(
     root = Path(images)
     if not root.is_dir():
         raise UserError(f"image folder {images} does not exist; set datasets.<name>.images to a folder")
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+    files = [Path(path) for path in image_files(images)]
     if not files:
-        raise UserError(f"no images in {images}; looked for {', '.join(sorted(SUFFIXES))} in it and below")
+        raise UserError(f"no images in {images}; looked for {', '.join(SUFFIXES)} in it and below")
     relative = [p.relative_to(root).as_posix() for p in files]
     ids = [r.rsplit(".", 1)[0] for r in relative]
     problems = check_image_ids(ids)
@@ -116,15 +150,19 @@ def read_folder(
             raise UserError(
                 f"captions file {captions} does not exist; set datasets.<name>.captions to a file or leave it out"
             )
-        rows = _read_rows(path)
+        rows, wrong_rows = _read_rows(path)
+        problems += wrong_rows
         columns = set().union(*(r.keys() for r in rows[:50])) if rows else set()
         if not {"image", "caption"} <= columns:
             found = ", ".join(sorted(str(c) for c in columns)) or "none"
             raise UserError(f"{path}: needs columns `image` and `caption`; found {found}")
-        unknown, empty, duplicate, ambiguous, moved = [], [], [], [], []
+        unknown, empty, duplicate, ambiguous, moved, no_text, broken = [], [], [], [], [], [], []
         seen_ids: set[str] = set()
         for number, row in enumerate(rows, 1):
             name = str(row.get("image") or "")
+            if not all(_encodable(row.get(column)) for column in ("image", "caption", "caption_id", "split")):
+                broken.append(f"row {number} ({name})")
+                continue
             image_id = lookup.get(name, "")
             if image_id is None:
                 ambiguous.append(name)
@@ -132,8 +170,11 @@ def read_folder(
             if not image_id:
                 unknown.append(name)
                 continue
-            text = str(row.get("caption") or "").strip()
-            if not text:
+            text = row.get("caption")
+            if text is not None and not isinstance(text, str):
+                no_text.append(f"row {number} ({name})")
+                continue
+            if not text or not text.strip():
                 empty.append(f"row {number} ({name})")
                 continue
             caption_id = (
@@ -153,6 +194,8 @@ def read_folder(
             ("captions of images that are not in the folder", unknown),
             ("captions whose image name fits several files (write the path below the folder)", ambiguous),
             ("empty captions", empty),
+            ("rows with half a surrogate pair, as of an emoji cut in two (remove it)", broken),
+            ("captions that are not text (write one row per caption)", no_text),
             ("caption ids that occur twice", duplicate),
             ("images with captions in two splits", moved),
         ):

@@ -138,9 +138,10 @@ def listing(what: str, names: Sequence[str], limit: int = 5) -> str:
 
 
 def check_image_ids(image_ids: Sequence[str]) -> list[str]:
-    """Problems with ids: empty, too long, control characters, path tricks, or equal after case folding."""
+    """Problems with ids: empty, too long, control characters, path tricks, no text at all, or equal after normalisation."""
+    # Cs: what Python makes of file names that are not UTF-8; no Parquet or JSON file can hold it.
     hostile = [i for i in image_ids if not i or len(i) > 255 or i.startswith("/") or ".." in i.split("/") or "\\" in i
-               or any(unicodedata.category(c) == "Cc" for c in i)]  # fmt: skip
+               or any(unicodedata.category(c) in ("Cc", "Cs") for c in i)]  # fmt: skip
     seen: dict[str, str] = {}
     collisions = []
     for image_id in image_ids:
@@ -151,8 +152,17 @@ def check_image_ids(image_ids: Sequence[str]) -> list[str]:
     problems = []
     if hostile:
         problems.append(
-            listing("image ids that cannot be used (empty, over 255 characters, or with path tricks)", hostile)
+            listing(
+                "image ids that cannot be used (empty, over 255 characters, not UTF-8, control characters or path "
+                "tricks); rename the files",
+                hostile,
+            )
         )
     if collisions:
-        problems.append(listing("image ids that occur twice (files of one name with different suffixes?)", collisions))
+        problems.append(
+            listing(
+                "image ids that occur twice (files of one name with different suffixes?); rename or remove one",
+                collisions,
+            )
+        )
     return problems

@@ -8,6 +8,7 @@ REPOSITORY = str(workflow.basedir)
 if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
+from catalog.files import folder_state
 from console import UserError
 from runtime import gpu_present, remember_configfiles, use_this_interpreter
 from settings import canonical, load_settings
@@ -43,13 +44,13 @@ RECIPES = {feature: recipe(feature) for feature in FEATURES}
 
 def needed_features(dataset):
     """What is extracted from a dataset: what its runs and test sets use, or everything if nothing uses it."""
-    used = any(dataset == run.dataset for run in SETTINGS.runs.values())
-    used |= bool(SETTINGS.runs) and any(
-        dataset == t.dataset for t in SETTINGS.testsets.values()
-    )
-    if not used:
+    tested = any(dataset == testset.dataset for testset in SETTINGS.testsets.values())
+    # Every run is scored on every test set; a dataset that is only trained on needs what its own runs eat.
+    visual = {
+        run.visual for run in SETTINGS.runs.values() if tested or run.dataset == dataset
+    }
+    if not visual:
         return list(FEATURES)
-    visual = {run.visual for run in SETTINGS.runs.values()}
     return [
         feature for feature in FEATURES if feature in visual or feature == "panoptic"
     ]
@@ -111,17 +112,23 @@ def canonical_part(section, *without):
 
 
 def index_sources(wildcards):
-    """What an index is made from: the rendered folder, or the user's images and captions."""
+    """What an index is made from: the rendered folder, or the user's captions."""
     dataset = SETTINGS.datasets[wildcards.dataset]
     if dataset.source == "scenes":
         return [f"{RESULTS}/{wildcards.dataset}/scenes"]
-    return [dataset.images] + ([dataset.captions] if dataset.captions else [])
+    return [dataset.captions] if dataset.captions else []
+
+
+def index_files(wildcards):
+    """The state of a folder's images. As an input the folder would miss its subfolders and files that were replaced."""
+    dataset = SETTINGS.datasets[wildcards.dataset]
+    return folder_state(dataset.images) if dataset.source == "folder" else ""
 
 
 def annotations_flag(wildcards):
     if SETTINGS.datasets[wildcards.dataset].source == "scenes":
-        return f"--annotations {RESULTS}/{wildcards.dataset}/scenes"
-    return ""
+        return ["--annotations", f"{RESULTS}/{wildcards.dataset}/scenes"]
+    return []
 
 
 def feature_weights(wildcards):

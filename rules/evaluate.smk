@@ -5,11 +5,13 @@ rule encode_testset:
     input:
         unpack(encode_inputs),
     output:
-        directory(f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr"),
+        embeddings=directory(
+            f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr"
+        ),
     log:
-        f"{RESULTS}/logs/encode_testset/{{run}}_{{testset}}.log",
+        f"{RESULTS}/logs/encode_testset/{{run}}/{{testset}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/encode_testset/{{run}}_{{testset}}.tsv"
+        f"{RESULTS}/benchmarks/encode_testset/{{run}}/{{testset}}.tsv"
     conda:
         "../envs/pipeline.yaml"
     threads: 1
@@ -26,7 +28,7 @@ rule encode_testset:
             --split {params.split:q} \
             --visual "$(dirname {input.visual:q})" \
             --panoptic "$(dirname {input.panoptic:q})" \
-            --output {output:q} \
+            --output {output.embeddings:q} \
             --threads {threads} \
             > {log:q} 2>&1
         """
@@ -34,11 +36,11 @@ rule encode_testset:
 
 rule compute_metrics:
     input:
-        f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr",
+        embeddings=f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr",
     output:
-        f"{RESULTS}/evaluation/{{run}}/{{testset}}/metrics.json",
+        metrics=f"{RESULTS}/evaluation/{{run}}/{{testset}}/metrics.json",
     log:
-        f"{RESULTS}/logs/compute_metrics/{{run}}_{{testset}}.log",
+        f"{RESULTS}/logs/compute_metrics/{{run}}/{{testset}}.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 1
@@ -47,20 +49,20 @@ rule compute_metrics:
     shell:
         """
         python -m evaluation.metrics \
-            --embeddings {input:q} \
+            --embeddings {input.embeddings:q} \
             --folds {params.folds} \
-            --output {output:q} \
+            --output {output.metrics:q} \
             > {log:q} 2>&1
         """
 
 
 rule compute_ensemble:
     input:
-        ensemble_inputs,
+        embeddings=ensemble_inputs,
     output:
-        f"{RESULTS}/ensembles/{{ensemble}}/{{testset}}/metrics.json",
+        metrics=f"{RESULTS}/ensembles/{{ensemble}}/{{testset}}/metrics.json",
     log:
-        f"{RESULTS}/logs/compute_ensemble/{{ensemble}}_{{testset}}.log",
+        f"{RESULTS}/logs/compute_ensemble/{{ensemble}}/{{testset}}.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 1
@@ -69,8 +71,8 @@ rule compute_ensemble:
     shell:
         """
         python -m evaluation.ensemble \
-            --embeddings {input:q} \
+            --embeddings {input.embeddings:q} \
             --folds {params.folds} \
-            --output {output:q} \
+            --output {output.metrics:q} \
             > {log:q} 2>&1
         """

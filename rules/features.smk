@@ -44,7 +44,7 @@ rule seal_store:
         images=f"{RESULTS}/{{dataset}}/index/images.parquet",
         receipts=store_receipts,
     output:
-        f"{RESULTS}/{{dataset}}/features/{{feature}}.zarr/zarr.json",
+        store=f"{RESULTS}/{{dataset}}/features/{{feature}}.zarr/zarr.json",
     log:
         f"{RESULTS}/logs/seal_store/{{dataset}}_{{feature}}.log",
     conda:

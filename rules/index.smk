@@ -3,7 +3,7 @@
 
 rule render_scenes:
     output:
-        directory(f"{RESULTS}/{{dataset}}/scenes"),
+        scenes=directory(f"{RESULTS}/{{dataset}}/scenes"),
     log:
         f"{RESULTS}/logs/render_scenes/{{dataset}}.log",
     conda:
@@ -16,14 +16,14 @@ rule render_scenes:
         python -m catalog.run render \
             --dataset {wildcards.dataset:q} \
             --settings {params.settings:q} \
-            --output {output:q} \
+            --output {output.scenes:q} \
             > {log:q} 2>&1
         """
 
 
 rule index_dataset:
     input:
-        index_sources,
+        sources=index_sources,
     output:
         images=f"{RESULTS}/{{dataset}}/index/images.parquet",
         captions=f"{RESULTS}/{{dataset}}/index/captions.parquet",
@@ -35,6 +35,7 @@ rule index_dataset:
     params:
         settings=index_settings,
         annotations=annotations_flag,
+        files=index_files,
     shell:
         """
         python -m catalog.run index \
@@ -43,6 +44,6 @@ rule index_dataset:
             --images {output.images:q} \
             --captions {output.captions:q} \
             --threads {threads} \
-            {params.annotations} \
+            {params.annotations:q} \
             > {log:q} 2>&1
         """

@@ -3,9 +3,9 @@
 
 rule build_report:
     input:
-        report_inputs,
+        artefacts=report_inputs,
     output:
-        f"{RESULTS}/report/index.html",
+        page=f"{RESULTS}/report/index.html",
     log:
         f"{RESULTS}/logs/build_report.log",
     conda:
@@ -16,8 +16,8 @@ rule build_report:
     shell:
         """
         python -m reporting.run \
-            --results "$(dirname "$(dirname {output:q})")" \
+            --results "$(dirname "$(dirname {output.page:q})")" \
             --config {params.settings:q} \
-            --output {output:q} \
+            --output {output.page:q} \
             > {log:q} 2>&1
         """

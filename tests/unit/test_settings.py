@@ -45,9 +45,10 @@ def test_all_mistakes_come_at_once(config):
     assert any(line.startswith("features.on_bad_image: 'ignore' - ") and "'drop'" in line for line in lines)
     assert any(line.startswith("datasets.scenes.shards: 0 - ") for line in lines)
     assert "datasets.scenes_dusk.stile: unknown key; did you mean 'style'?" in lines
-    assert "datasets.other.source: 'foldr' is not a source; choose 'scenes' or 'folder'" in lines
+    assert "datasets.other.source: 'foldr' is not a source; did you mean 'folder'?" in lines
     assert any(line.startswith("runs.region.training.epochs: 'ten' - ") for line in lines)
-    assert len(lines) == 7
+    assert "ensembles.region_grid.runs: 'grid' is not under runs; add it there" in lines
+    assert len(lines) == 8
 
 
 def test_names_become_folders_and_are_checked(config):
@@ -66,11 +67,11 @@ def test_references_are_checked(config):
     lines = mistakes(config)
     assert "runs.region.dataset: 'scene' is not under datasets; did you mean 'scenes'?" in lines
     assert any(
-        line.startswith("testsets.one: dataset 'scenes' has no split 'tset' (it has test, train, val)")
+        line.startswith("testsets.one.split: dataset 'scenes' has no split 'tset' (it has test, train, val)")
         for line in lines
     )
     assert "ensembles.two.runs: 'gird' is not under runs; did you mean 'grid'?" in lines
-    assert "ensembles.three.runs: ['grid', 'grid'] names a run twice" in lines
+    assert "ensembles.three.runs: ['grid', 'grid'] names a run twice; remove the repeat" in lines
     assert "ensembles.grid: there is a run of the same name; rename one of them" in lines
 
 
@@ -97,6 +98,88 @@ def test_a_run_needs_captions(config):
     lines = mistakes(config)
     assert any(line.startswith("runs.region.dataset: 'mine' has no captions") for line in lines)
     assert any(line.startswith("testsets.mine_test.dataset: 'mine' has no captions") for line in lines)
+
+
+def test_wrong_values_do_not_hide_wrong_references(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config["seedd"] = 1
+    config["datasets"]["mine"] = {"source": "folder", "images": "photos", "shards": 0}
+    config["features"]["grids"]["weights"] = "no.safetensors"
+    config["runs"]["region"]["dataset"] = "scenez"
+    config["runs"]["region"]["training"] = {"epochs": 0}
+    config["ensembles"]["region_grid"]["runs"] = ["region", "gird"]
+    with pytest.raises(UserError) as error:
+        load_settings(config)
+    message = str(error.value)
+    for line in (
+        "seedd: unknown key; did you mean 'seed'?",
+        "datasets.mine.shards: 0 - should be greater than or equal to 1",
+        "datasets.mine.images: folder 'photos' does not exist; correct the path or create it",
+        "features.grids.weights: file 'no.safetensors' does not exist; correct the path",
+        "runs.region.dataset: 'scenez' is not under datasets; did you mean 'scenes'?",
+        "runs.region.training.epochs: 0 - should be greater than or equal to 1",
+        "ensembles.region_grid.runs: 'gird' is not under runs; did you mean 'grid'?",
+    ):
+        assert f"  {line}\n" in message + "\n", line
+
+
+def test_what_a_mistake_leaves_behind_is_no_mistake(config):
+    """Nothing is said of references to a wrong entry, nor of the defaults that stand in for its wrong values."""
+    config["datasets"]["scenes"]["splits"] = {"train": "many", "val": 10, "test": 10}
+    config["datasets"]["scenes_dusk"] = {"source": "foldr"}
+    config["datasets"]["small"] = {"source": "scenes", "splits": {"val": 5}}
+    config["runs"]["region"]["visual"] = "region"
+    config["runs"]["grid"]["text"] = {"pretrained": None, "hidden_size": 127, "heads": "one"}
+    config["testsets"]["small"] = {"dataset": "small", "splitt": "val"}
+    assert sorted(line.split(":")[0] for line in mistakes(config)) == [
+        "datasets.scenes.splits.train",
+        "datasets.scenes_dusk.source",
+        "runs.grid.text.heads",
+        "runs.region.visual",
+        "testsets.small.splitt",
+    ]
+
+
+def test_a_list_with_a_wrong_item_hides_nothing(config):
+    config["ensembles"]["region_grid"]["runs"] = ["region", 3]
+    config["testsets"]["scenes_test"]["dataset"] = "scenez"
+    assert [line.split(":")[0] for line in mistakes(config)] == [
+        "ensembles.region_grid.runs.1",
+        "testsets.scenes_test.dataset",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"runs": None}, "runs: None - is empty; fill it in or remove the key"),
+        ({"features": {"grids": {"grid": "nativ"}}}, "features.grids.grid: 'nativ' - should be a valid integer or 'native'"),
+        ({"datasets": {"a": {"images": "x"}}}, "datasets.a.source: missing; choose 'scenes' or 'folder'"),
+        ({"datasets": {7: {"source": "scenes", "splits": {"test": 1}}}}, "datasets.7: 7 - is a name that is no text; put it in quotes"),
+        ({"datasets": {"runs": {"source": "scenes", "splits": {"test": 1}}}}, "datasets.runs: the workflow has a folder of this name; rename the dataset"),
+        ({"results": "out/{x}"}, "results: 'out/{x}' - must be free of braces and control characters: it becomes part of file patterns"),
+        ({"testsets": {"t": {"dataset": "s", "folds": 9}}}, "testsets.t.folds: 9 folds of 2 images cannot be made; lower it to 2 or less"),
+        # What YAML makes of `learning_rate: 1e-4`.
+        (
+            {"runs": {"r": {"dataset": "s", "visual": "grids", "val_split": None, "training": {"learning_rate": "1e-4"}}}},
+            "runs.r.training.learning_rate: '1e-4' - is text; write the number as 0.0001, without quotes",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_messages_name_key_value_and_fix(section, expected):
+    config = {"datasets": {"s": {"source": "scenes", "splits": {"train": 4, "test": 2}}}} | section
+    assert mistakes(config) == [expected]
+
+
+def test_the_defaults_are_those_of_the_modules(repository):
+    """settings.py imports none of the packages, so each default of a run is written twice."""
+    from model.settings import MODEL, TEXT, TRAINING
+    from settings import Model, Text, Training
+
+    assert Model().model_dump() == MODEL
+    assert Text().model_dump() == TEXT
+    assert Training().model_dump() == TRAINING
 
 
 def test_an_empty_configuration():

@@ -75,9 +75,7 @@ def test_the_seal_lists_every_bad_image_and_fails(workflow, failed):
 
 def test_dropping_them_only_seals_and_keeps_the_rest(workflow, failed, photos):
     config = workflow.config | {"features": {"on_bad_image": "drop"}}
-    planned = workflow.planned("regions", "panoptic", config=config)
-    assert planned.pop("regions") == planned.pop("panoptic") == 1
-    assert planned == {"seal_store": 2}, "nothing finished is lost"
+    assert workflow.planned("regions", "panoptic", config=config) == {"seal_store": 2}, "nothing finished is lost"
     result = workflow.run("regions", "panoptic", config=config)
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -1,6 +1,7 @@
 """What a dry run says: the default's jobs, other configurations, and mistakes before any job starts."""
 
 import re
+import shlex
 
 import pytest
 import yaml
@@ -34,9 +35,7 @@ def test_the_default_is_about_thirty_jobs(make_workflow, repository):
 )
 def test_stage_targets(make_workflow, repository, target, rules):
     workflow = make_workflow(yaml.safe_load((repository / "config.yaml").read_text()))
-    planned = workflow.planned(target)
-    planned.pop(target, None)
-    assert set(planned) == rules
+    assert set(workflow.planned(target)) == rules
 
 
 def test_the_folder_configuration_needs_images_only(make_workflow, repository):
@@ -46,8 +45,102 @@ def test_the_folder_configuration_needs_images_only(make_workflow, repository):
     images.mkdir()
     Image.new("RGB", (40, 30)).save(images / "one.png")
     config["datasets"]["mine"]["images"] = str(images)
-    config["results"] = str(workflow.results)
-    assert workflow.planned("regions") == {"index_dataset": 1, "extract_shard": 1, "regions": 1, "seal_store": 1}
+    assert workflow.planned("regions") == {"index_dataset": 1, "extract_shard": 1, "seal_store": 1}
+
+
+def documented_commands(repository) -> list[list[str]]:
+    """Every `snakemake ...` line of the documentation and of the configurations, as arguments."""
+    pattern = re.compile(r"^#?\s*(snakemake --?[^#`\n]*?)\s*(?:#.*)?$", re.M)
+    files = [repository / "README.md", *sorted((repository / "configs").glob("*.yaml"))]
+    found = [shlex.split(m)[1:] for f in files for m in pattern.findall(f.read_text())]
+    return [[a.replace("N", "2") if a == "N" else a for a in command] for command in found]
+
+
+def test_documented_commands_mean_what_they_say(repository):
+    from snakemake.cli import get_argument_parser
+
+    commands = documented_commands(repository)
+    assert len(commands) >= 4 and any("--configfile" in command for command in commands)
+    for command in commands:
+        arguments = get_argument_parser().parse_args(command)
+        # --configfile takes everything after it, targets too, if they are not put first.
+        for path in arguments.configfile or []:
+            assert (repository / path).is_file(), command
+
+
+@pytest.fixture
+def mine(make_workflow):
+    """Two photographs, one of them in a subfolder, indexed."""
+    workflow = make_workflow({"datasets": {"mine": {"source": "folder", "images": "my photos"}}})
+    photos = workflow.folder / "my photos"
+    (photos / "sub").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(photos / "one.png")
+    Image.new("RGB", (30, 40)).save(photos / "sub" / "two.png")
+    result = workflow.run("index")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert workflow.planned("index") == {}
+    return workflow
+
+
+@pytest.mark.parametrize("change", ["added", "added below", "replaced", "removed"])
+def test_changed_images_are_noticed(mine, change):
+    photos = mine.folder / "my photos"
+    if change == "added":
+        Image.new("RGB", (20, 20)).save(photos / "three.png")
+    elif change == "added below":
+        Image.new("RGB", (20, 20)).save(photos / "sub" / "three.png")
+    elif change == "replaced":
+        Image.new("RGB", (40, 30), (1, 2, 3)).save(photos / "one.png")
+    else:
+        (photos / "sub" / "two.png").unlink()
+    assert mine.planned("index") == {"index_dataset": 1}
+
+
+def test_files_that_are_no_images_change_nothing(mine):
+    (mine.folder / "my photos" / "notes.txt").write_text("x")
+    (mine.folder / "my photos" / "._one.png").write_text("x")
+    assert mine.planned("index") == {}
+
+
+def test_a_failed_job_shows_its_one_line(make_workflow):
+    workflow = make_workflow(
+        {"datasets": {"mine": {"source": "folder", "images": "photos", "captions": "captions.csv"}}}
+    )
+    (workflow.folder / "photos").mkdir()
+    Image.new("RGB", (40, 30)).save(workflow.folder / "photos" / "one.png")
+    (workflow.folder / "captions.csv").write_bytes(b"image,caption\none.png,caf\xe9\n")
+    result = workflow.run("index")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "error: captions.csv, line 2: byte 0xe9 is not UTF-8" in output
+    assert "Traceback" not in output
+
+
+def test_only_what_is_used_is_extracted(make_workflow):
+    scenes = {"source": "scenes", "splits": {"train": 4, "val": 2, "test": 2}}
+    config = {
+        "results": "my results",
+        "datasets": {name: dict(scenes) for name in ("first", "second", "tested")},
+        "runs": {
+            "region": {"dataset": "first", "visual": "regions"},
+            "grid": {"dataset": "second", "visual": "grids"},
+        },
+        "testsets": {"test": {"dataset": "tested"}},
+    }
+    workflow = make_workflow(config)
+    result = workflow.run("--dry-run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    planned = set(
+        re.findall(
+            r"^    output: my results/(\w+)/features/(\w+)\.zarr/zarr\.json", result.stdout + result.stderr, re.M
+        )
+    )
+    used = {
+        "first": ("panoptic", "regions"),
+        "second": ("grids", "panoptic"),
+        "tested": ("grids", "panoptic", "regions"),
+    }
+    assert planned == {(dataset, feature) for dataset, features in used.items() for feature in features}
 
 
 def test_the_recipe_in_the_rules_is_the_extractors_own(repository):

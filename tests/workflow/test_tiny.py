@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -97,20 +99,34 @@ def test_a_change_runs_its_stage_and_what_follows(finished, change, expected):
     assert finished.planned(config=changed(**change)) == expected
 
 
-def test_a_damaged_shard_is_made_again_alone_and_alike(finished):
+def test_a_lost_shard_is_made_again_alone_and_alike(finished):
     """The command that a failed seal suggests: that shard, then the seal, and the store is what it was."""
-    folder = finished.results / "tiny" / "features"
-    before = {p: p.read_bytes() for p in (folder / "panoptic.zarr").rglob("*") if p.is_file()}
-    damaged = folder / "panoptic.zarr" / "seg_maps" / "c" / "1" / "0" / "0"
-    damaged.write_bytes(damaged.read_bytes()[:-7])
-    receipt = str(folder / "panoptic.receipts" / "1.json")
-    assert finished.planned(receipt, "--force") == {"extract_shard": 1}
-    result = finished.run(receipt, "--force")
+    store = finished.results / "tiny" / "features" / "panoptic.zarr"
+    before = {p: p.read_bytes() for p in store.rglob("*") if p.is_file()}
+    receipt = json.loads((store.parent / "panoptic.receipts" / "1.json").read_text())
+    lost = store / next(key for key in receipt["files"] if key.startswith("seg_maps"))
+    lost.unlink()
+    seal = str((store / "zarr.json").relative_to(finished.folder))
+    result = finished.run(seal, "--force")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0 and "Traceback" not in output
+    assert f"{lost.relative_to(finished.folder)} is missing" in output
+
+    # What the message says is what is done, word for word.
+    command = shlex.split(re.search(r"make it again with: snakemake (.*)", output).group(1))
+    command.remove("--cores"), command.remove("all")
+    assert command.pop(command.index("--configfile") + 1) == str(finished.configfile)
+    command.remove("--configfile")
+    assert finished.planned(*command) == {"extract_shard": 1}
+    result = finished.run(*command)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert not (folder / "panoptic.zarr" / "zarr.json").exists(), "nobody may open it before it is sealed again"
+    assert not (store / "zarr.json").exists(), "nobody may open it before it is sealed again"
+    assert finished.planned("panoptic") == {"seal_store": 1}
     result = finished.run("panoptic")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert {p: p.read_bytes() for p in (folder / "panoptic.zarr").rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in store.rglob("*") if p.is_file()} == before
+    # The same store again makes no model out of date; the report shows how long its shard took this time.
+    assert finished.planned() == {"build_report": 1}
 
 
 def test_the_seal_names_a_damaged_file_and_the_command_that_mends_it(finished):

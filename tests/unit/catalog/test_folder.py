@@ -1,6 +1,7 @@
 """A folder of images with captions: what is read, and what is said of mistakes."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -102,6 +103,48 @@ def test_a_name_that_fits_two_files(folder):
         read_folder(str(folder), captions(folder, [*GOOD, {"image": "d.jpg", "caption": "which?"}]))
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("captions.csv", 'image,caption\na.jpg,"a dog\r\nruns"\nb.PNG,one\u2028two\nc,x\n'),
+        ("captions.jsonl", '{"image":"a","caption":"a dog\\r\\nruns"}\r\n{"image":"b","caption":"one\u2028two"}\n\n{"image":"c","caption":"x"}'),
+    ],
+)  # fmt: skip
+def test_line_breaks_inside_captions(folder, name, data):
+    (folder.parent / name).write_bytes(data.encode())
+    assert read_folder(str(folder), str(folder.parent / name)).texts == ["a dog runs", "one two", "x"]
+
+
+def test_captions_that_cannot_be_taken_as_they_are(folder):
+    path = folder.parent / "captions.csv"
+    path.write_text("image,caption\na.jpg,a dog, on a mat\nb.PNG,x\nc,y\nz,gone\n")
+    with pytest.raises(UserError) as error:
+        read_folder(str(folder), str(path))
+    assert "1 rows with more fields than the header (put captions that hold a comma in quotes): 'line 2'" in str(
+        error.value
+    )
+    assert "1 captions of images that are not in the folder: 'z'" in str(error.value)
+
+    path.write_text('image,caption\na.jpg,"a dog\nb.PNG,x\nc,y\n')  # everything after the quote is one field
+    with pytest.raises(UserError, match=r"captions\.csv, the row that begins in line 2: .*; close its quotes"):
+        read_folder(str(folder), str(path))
+
+    path = folder.parent / "captions.jsonl"
+    path.write_text(
+        '{"image": "a", "caption": ["one", "two"]}\n{"image": "b", "caption": "\\ud83d"}\n{"image": "c", "caption": "x"}'
+    )
+    with pytest.raises(UserError) as error:
+        read_folder(str(folder), str(path))
+    assert "1 captions that are not text (write one row per caption): 'row 1 (a)'" in str(error.value)
+    assert "1 rows with half a surrogate pair, as of an emoji cut in two (remove it): 'row 2 (b)'" in str(error.value)
+
+
+def test_a_file_name_that_is_not_utf8(folder):
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"1 image ids that cannot be used .*rename the files: 'caf\\udce9'"):
+        read_folder(str(folder))
+
+
 def test_two_files_of_one_id(folder):
     (folder / "a.png").write_bytes(b"x")
     with pytest.raises(UserError, match="1 image ids that occur twice.*'a'"):
@@ -111,7 +154,10 @@ def test_two_files_of_one_id(folder):
 def test_wrong_encoding_names_line_and_fix(folder):
     path = folder.parent / "captions.csv"
     path.write_bytes(b"image,caption\na.jpg,caf\xe9\n")
-    with pytest.raises(UserError, match=r"captions\.csv, line 2: byte 0xe9 is not UTF-8; .*iconv"):
+    with pytest.raises(UserError, match=r"captions\.csv, line 2: byte 0xe9 is not UTF-8; .*iconv -f latin1"):
+        read_folder(str(folder), str(path))
+    path.write_bytes("image,caption\na.jpg,x\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"captions\.csv, line 1: byte 0xff is not UTF-8; .*iconv -f utf-16"):
         read_folder(str(folder), str(path))
 
 

@@ -93,8 +93,8 @@ def test_the_digest_depends_on_order_name_and_content():
 
 def test_hostile_and_repeated_ids_are_listed():
     problems = check_image_ids(
-        ["ok", "sub/ok", "../up", "a/../b", "/root", "nul\0", "x" * 300, "ok", "e\u0301", "\u00e9"]
+        ["ok", "sub/ok", "../up", "a/../b", "/root", "nul\0", "x" * 300, "ok", "e\u0301", "\u00e9", "\udcff"]
     )
-    assert "5 image ids that cannot be used" in problems[0]
+    assert "6 image ids that cannot be used" in problems[0]
     assert "2 image ids that occur twice" in problems[1]
     assert check_image_ids(["a", "b/c", "A"]) == []
