@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from console import UserError
 
@@ -91,13 +91,88 @@ class Panoptic(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
+class Detectron2(Section):
+    """What every feature from the real detectron2 needs; `weights: null` takes the zoo's checkpoint of the configuration."""
+
+    engine: Literal["detectron2"]
+    config: Annotated[str, Field(min_length=1)]
+    weights: str | None = None
+    options: list[bool | int | float | str] = []
+    batch_size: Positive = 8
+
+
+class RegionsDetectron2(Detectron2):
+    """Region features from detectron2."""
+
+    selection: Literal["caffe", "adaptive", "lxmert"] = "caffe"
+    num_regions: Annotated[int, Field(ge=1, le=1000)] = 36
+
+
+class GridsDetectron2(Detectron2):
+    """Grid features from detectron2."""
+
+    grid: Annotated[int, Field(ge=1, le=64)] | Literal["native"] = 7
+    max_cells: Positive = 608
+
+
+class PanopticDetectron2(Detectron2):
+    """Panoptic segmentation from detectron2."""
+
+    seg_features: Literal["area", "soft"] = "area"
+    min_pixels: Annotated[int, Field(ge=0)] = 100
+
+
+class PanopticTransformers(Section):
+    """Panoptic segmentation from Mask2Former, MaskFormer or OneFormer; `weights` is a hub name or a local folder."""
+
+    engine: Literal["transformers"]
+    weights: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    seg_features: Literal["area", "soft"] = "area"
+    min_pixels: Annotated[int, Field(ge=0)] = 100
+    batch_size: Positive = 1
+
+
+def _engine(section: Any) -> str | None:
+    engine = section.get("engine", "native") if isinstance(section, dict) else getattr(section, "engine", "native")
+    return engine if isinstance(engine, str) else None
+
+
+RegionsEngine = Annotated[
+    Annotated[Regions, Tag("native")] | Annotated[RegionsDetectron2, Tag("detectron2")], Discriminator(_engine)
+]
+GridsEngine = Annotated[
+    Annotated[Grids, Tag("native")] | Annotated[GridsDetectron2, Tag("detectron2")], Discriminator(_engine)
+]
+PanopticEngine = Annotated[
+    Annotated[Panoptic, Tag("native")]
+    | Annotated[PanopticDetectron2, Tag("detectron2")]
+    | Annotated[PanopticTransformers, Tag("transformers")],
+    Discriminator(_engine),
+]
+ENGINES = ("native", "detectron2", "transformers")
+
+
+def feature_files(section: Section) -> list[str]:
+    """Local files that an extractor's results depend on: weights, and a configuration or checkpoint folder if it is one."""
+    if isinstance(section, PanopticTransformers):
+        folder = section.weights
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        return [path for path in (os.path.join(folder, name) for name in names) if os.path.isfile(path)]
+    files = [] if section.weights is None else [section.weights]
+    if isinstance(section, Detectron2) and os.path.isfile(section.config):
+        files.append(section.config)
+    return files
+
+
 class Features(Section):
     """The three extractors and what to do with images that cannot be read."""
 
     on_bad_image: Literal["fail", "drop"] = "fail"
-    regions: Regions = Regions()
-    grids: Grids = Grids()
-    panoptic: Panoptic = Panoptic()
+    regions: RegionsEngine = Regions()
+    grids: GridsEngine = Grids()
+    panoptic: PanopticEngine = Panoptic()
 
 
 class Model(Section):
@@ -226,8 +301,11 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
                 following += _sections(field.annotation)
                 for extra in field.metadata:
                     following += _sections(extra)
-        # A dataset's name or its discriminator leads to no field of its own: stay.
-        models = following or models
+        # A dataset's name or its discriminator leads to no field of its own: stay, with an engine's own section.
+        chosen = [
+            m for m in models if "engine" in m.model_fields and part in get_args(m.model_fields["engine"].annotation)
+        ]
+        models = following or chosen or models
     return sorted({name for model in models for name in model.model_fields})
 
 
@@ -239,14 +317,15 @@ def _did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
 def _path(location: tuple[Any, ...]) -> tuple[str, ...]:
     """The keys in the file that lead to an error.
 
-    pydantic puts the chosen variant of a union (scenes, folder, int, ...) into the path; the file has no such key.
+    pydantic puts the chosen variant of a union (scenes, folder, an engine, int, ...) into the path; the file has no such key.
     """
     parts = [
         str(part)
         for i, part in enumerate(location)
         if not (i == 2 and location[0] == "datasets" and part in ("scenes", "folder"))
+        and not (i == 2 and location[0] == "features" and part in ENGINES)
     ]
-    variant = re.compile(r"^(constrained-|literal\[|int$|bool$|str$|function-|\[key\]$)")
+    variant = re.compile(r"^(constrained-|literal\[|int$|float$|bool$|str$|function-|\[key\]$)")
     return tuple(part for part in parts if not variant.match(part))
 
 
@@ -284,6 +363,11 @@ def _messages(errors: list[dict[str, Any]]) -> list[str]:
             lines.append(f"{key}: unknown key; {_did_you_mean(path[-1], _known_keys(error['loc']), 'remove it')}")
         elif kind == "missing":
             lines.append(f"{key}: missing; add it")
+        elif kind in ("union_tag_not_found", "union_tag_invalid") and path[0] == "features":
+            engine = value.get("engine") if isinstance(value, dict) else value
+            engines = re.findall(r"'(\w+)'", str(error["ctx"].get("expected_tags", ENGINES)))
+            hint = _did_you_mean(str(engine), engines, f"choose one of {', '.join(engines)}")
+            lines.append(f"{key}.engine: {engine!r} is not an engine of {path[-1]}; {hint}")
         elif kind in ("union_tag_not_found", "union_tag_invalid"):
             source = value.get("source") if isinstance(value, dict) else value
             sources = ("scenes", "folder")
@@ -420,9 +504,13 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
             yield f"ensembles.{name}.runs: {ensemble.runs} names a run twice; remove the repeat"
     if check_files:
         for feature in ("regions", "grids", "panoptic"):
-            weights = getattr(settings.features, feature).weights
-            if not os.path.isfile(weights) and ("features", feature) not in doubtful:
-                yield f"features.{feature}.weights: file {weights!r} does not exist; correct the path"
+            section = getattr(settings.features, feature)
+            if ("features", feature) in doubtful or isinstance(section, PanopticTransformers):
+                continue  # a hub name is no path
+            if section.weights is not None and not os.path.isfile(section.weights):
+                yield f"features.{feature}.weights: file {section.weights!r} does not exist; correct the path"
+            if section.weights is None and os.path.isfile(section.config):
+                yield f"features.{feature}.weights: missing; only configurations of detectron2's zoo have weights of their own"
 
 
 def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settings:

@@ -322,7 +322,7 @@ class DetectronRCNN(nn.Module):
             boxes, sizes, probabilities, regressed, features.split([len(b) for b in boxes]), strict=True
         ):
             # One box per class, also where the predictor has one for all.
-            r = clip_boxes(r.view(len(own), -1, 4), size).expand(-1, heads.num_classes, -1)
+            r = clip_boxes(r.view(len(own), r.shape[1] // 4, 4), size).expand(-1, heads.num_classes, -1)
             result.append(Proposals(own.tensor, r, p[:, : heads.num_classes], f.float(), None))
         return result
 

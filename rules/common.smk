@@ -11,7 +11,7 @@ if REPOSITORY not in sys.path:
 from catalog.files import folder_state
 from console import UserError
 from runtime import gpu_present, remember_configfiles, use_this_interpreter
-from settings import canonical, load_settings
+from settings import canonical, feature_files, load_settings
 from snakemake.exceptions import WorkflowError
 
 use_this_interpreter(REPOSITORY)
@@ -132,11 +132,16 @@ def annotations_flag(wildcards):
 
 
 def feature_weights(wildcards):
-    return getattr(SETTINGS.features, wildcards.feature).weights
+    return feature_files(getattr(SETTINGS.features, wildcards.feature))
 
 
 def feature_settings(wildcards):
     return canonical(getattr(SETTINGS.features, wildcards.feature))
+
+
+def feature_environment(wildcards):
+    engine = getattr(SETTINGS.features, wildcards.feature).engine
+    return f"../envs/{'pipeline' if engine == 'native' else engine}.yaml"
 
 
 def feature_recipe(wildcards):

@@ -13,7 +13,7 @@ rule extract_shard:
     benchmark:
         f"{RESULTS}/benchmarks/extract_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
     conda:
-        "../envs/pipeline.yaml"
+        feature_environment
     threads: extraction_threads
     resources:
         gpu=GPUS_PER_JOB,
