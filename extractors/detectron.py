@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import metadata as packages
 from pathlib import Path
@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from catalog.categories import COCO_PANOPTIC, VOID
+from catalog.categories import COCO_PANOPTIC
 from console import UserError, digest_file
 from extractors.grids import GridExtractor
 from extractors.images import ImageBatch, InputSpec
-from extractors.loading import NetworkRunner
+from extractors.loading import EngineRunner
 from extractors.networks.boxes import clip_boxes
 from extractors.networks.checkpoint import read_state
 from extractors.networks.rcnn import Meta, Panoptic, Proposals
 from extractors.networks.semantic import paste_masks
-from extractors.panoptic import PanopticExtractor
+from extractors.panoptic import PanopticExtractor, map_segments
 from extractors.regions import RegionExtractor
 
 # The commit this was tested with; envs/detectron2.post-deploy.sh installs the same.
@@ -236,23 +236,9 @@ def zoo_weights(config: str) -> str:
         ) from error
 
 
-class DetectronRunner(NetworkRunner):
-    """Runs one of the wrappers below. Pixels arrive resized but not normalised, as detectron2's models expect them."""
-
-    def to(self, device: str | torch.device) -> DetectronRunner:
-        """Move to a device; returns self. The memory format stays detectron2's own."""
-        self.device = torch.device(device)
-        self.network.to(self.device)
-        return self
-
-    def pixels(self, batch: ImageBatch) -> Tensor:
-        """An `ImageBatch`'s pixels on the device."""
-        return batch.pixels.to(self.device, non_blocking=True).contiguous()
-
-
 def detectron_runner(
     network: Callable[[nn.Module, Any], nn.Module], *, config: str, weights: str | None, options: Sequence[Any] | None
-) -> DetectronRunner:
+) -> EngineRunner:
     """A runner around `network(detectron2's model, configuration)`; `weights` None means the zoo's own."""
     _require_detectron2()
     from detectron2.config import CfgNode, instantiate
@@ -271,7 +257,7 @@ def detectron_runner(
     if weights is None:
         weights = zoo_weights(config)
     load_weights(model, weights)
-    runner = DetectronRunner(wrapped, digest_file(weights))
+    runner = EngineRunner(wrapped, digest_file(weights))
     runner.attributes = {"engine": "detectron2", "config": config, "detectron2": installed_version()}
     return runner
 
@@ -440,18 +426,10 @@ class DetectronPanoptic(nn.Module):
             )
 
 
-def map_segments(segment_map: np.ndarray, categories: Mapping[int, int]) -> np.ndarray:
-    """(H, W) segment ids -> (H, W) uint8 categories; ids that are not in `categories` (id -> category) are void."""
-    result = np.full(segment_map.shape, VOID, np.uint8)
-    for segment, category in categories.items():
-        result[segment_map == segment] = category
-    return result
-
-
 class DetectronPanopticExtractor(PanopticExtractor):
     """`PanopticExtractor` that also takes models which give hard maps only."""
 
-    def __init__(self, runner: DetectronRunner, *, seg_features: str = "area", min_pixels: int = 100) -> None:
+    def __init__(self, runner: EngineRunner, *, seg_features: str = "area", min_pixels: int = 100) -> None:
         super().__init__(runner, seg_features=seg_features, min_pixels=min_pixels)
         if seg_features == "soft" and not runner.network.is_fpn:
             raise UserError(

@@ -74,6 +74,20 @@ class NetworkRunner:
         return batch.pixels.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
 
 
+class EngineRunner(NetworkRunner):
+    """Runs another engine's network, in fp32 and in its own memory format."""
+
+    def to(self, device: str | torch.device) -> EngineRunner:
+        """Move to a device; returns self."""
+        self.device = torch.device(device)
+        self.network.to(self.device)
+        return self
+
+    def pixels(self, batch) -> torch.Tensor:
+        """An `ImageBatch`'s pixels on the device."""
+        return batch.pixels.to(self.device, non_blocking=True).contiguous()
+
+
 class NetworkExtractor:
     """What every extractor around a network offers besides its rows: how it wants images, its weights' digest, its device."""
 

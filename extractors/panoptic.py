@@ -5,7 +5,7 @@ Conventions (COCO class order, void 255, area fractions) are recorded in the sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,14 @@ def category_map(result: Panoptic, meta: Meta) -> np.ndarray:
             meta.thing_categories[index] if segment["is_thing"] else meta.stuff_categories[index - 1]
         )
     return lookup[result.segment_map.cpu().numpy()]
+
+
+def map_segments(segment_map: np.ndarray, categories: Mapping[int, int]) -> np.ndarray:
+    """(H, W) segment ids -> (H, W) uint8 categories; ids that are not in `categories` (id -> category) are void."""
+    result = np.full(segment_map.shape, VOID, np.uint8)
+    for segment, category in categories.items():
+        result[segment_map == segment] = category
+    return result
 
 
 def nearest_map(categories: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:

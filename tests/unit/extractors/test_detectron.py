@@ -339,7 +339,7 @@ def test_unknown_settings_name_the_engine():
 
 def test_segments_without_a_category_are_void():
     segment_map = np.array([[-1, 0, 3], [5, 5, 2]])
-    assert detectron.map_segments(segment_map, {3: 0, 5: 132}).tolist() == [[255, 255, 0], [132, 132, 255]]
+    assert panoptic.map_segments(segment_map, {3: 0, 5: 132}).tolist() == [[255, 255, 0], [132, 132, 255]]
 
 
 def test_the_version_names_the_commit(monkeypatch):
