@@ -263,7 +263,7 @@ def detectron_runner(
 
 
 class DetectronRCNN(nn.Module):
-    """A two-stage detector of detectron2 with what our region and grid extractors ask of a network."""
+    """A two-stage detector of detectron2 with what our region extractor asks of a network."""
 
     def __init__(self, model: nn.Module, cfg: Any) -> None:
         from detectron2.modeling import GeneralizedRCNN, StandardROIHeads
@@ -275,7 +275,7 @@ class DetectronRCNN(nn.Module):
         known = self.c4 or (isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads))
         if not (isinstance(model, GeneralizedRCNN) and known and model.proposal_generator is not None):
             raise UserError(
-                "region and grid features need a Faster or Mask R-CNN configuration with a proposal network and C4, DC5 or "
+                "region features need a Faster or Mask R-CNN configuration with a proposal network and C4, DC5 or "
                 f"FPN heads (no cascade), not {type(model).__name__} with {type(heads).__name__}"
             )
         self.model = model
@@ -313,32 +313,36 @@ class DetectronRCNN(nn.Module):
         return result
 
 
-class DetectronGrid(DetectronRCNN):
-    """The whole-image res5 map: a C4 model's through its heads' res5, otherwise the backbone's own."""
+class DetectronGrid(nn.Module):
+    """The whole-image res5 map of any model: a C4 detector's through its heads' res5, otherwise its backbone's own."""
 
     def __init__(self, model: nn.Module, cfg: Any) -> None:
-        super().__init__(model, cfg)
-        if self.c4:
-            last = model.roi_heads.res5[-1]
-            (level,) = model.roi_heads.in_features
-            stride = model.backbone.output_shape()[level].stride * model.roi_heads.res5[0].stride
-            self.grid_channels, self.grid_stride = last.out_channels, stride
+        from detectron2.modeling.roi_heads import Res5ROIHeads
+
+        super().__init__()
+        self.model = model
+        self.meta = Meta(input=input_spec(cfg))
+        backbone, heads = getattr(model, "backbone", None), getattr(model, "roi_heads", None)
+        if isinstance(heads, Res5ROIHeads):
+            (self.level,) = heads.in_features
+            self.body, self.res5 = backbone, heads.res5
+            self.grid_channels = heads.res5[-1].out_channels
+            self.grid_stride = backbone.output_shape()[self.level].stride * heads.res5[0].stride
             return
-        # An FPN has the body it is built on; DC5 is a body.
-        self.body = getattr(model.backbone, "bottom_up", model.backbone)
-        shape = self.body.output_shape().get("res5")
-        if shape is None:
-            raise UserError("grid features need a C4 model or a backbone with a res5 map")
-        self.grid_channels, self.grid_stride = shape.channels, shape.stride
+        # A pyramid has the body it is built on.
+        self.level, self.body, self.res5 = "res5", getattr(backbone, "bottom_up", backbone), nn.Identity()
+        shapes = self.body.output_shape() if hasattr(self.body, "output_shape") else {}
+        if "res5" not in shapes:
+            raise UserError(
+                f"grid features need a C4 model or a backbone with a res5 map; this one has {', '.join(shapes)}"
+            )
+        self.grid_channels, self.grid_stride = shapes["res5"].channels, shapes["res5"].stride
 
     @torch.inference_mode()
     def grid(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) raw pixels -> (B, D, h, w) float32; cells beyond H and W lie in detectron2's padding."""
         images = self.model.preprocess_image([{"image": image} for image in pixels])
-        if self.c4:
-            (level,) = self.model.roi_heads.in_features
-            return self.model.roi_heads.res5(self.model.backbone(images.tensor)[level]).float()
-        return self.body(images.tensor)["res5"].float()
+        return self.res5(self.body(images.tensor)[self.level]).float()
 
 
 class DetectronPanoptic(nn.Module):

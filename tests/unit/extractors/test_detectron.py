@@ -138,6 +138,27 @@ def test_regions_are_those_of_our_network(native, selection):
 
 
 @installed
+def test_as_the_workflow_runs_it(native, extract_store):
+    from settings import load_settings
+
+    network, weights = native(C4)
+    config = {
+        "datasets": {"s": {"source": "scenes", "splits": {"test": 1}}},
+        "features": {"regions": settings(C4, weights)},
+    }
+    section = load_settings(config, check_files=False).features.regions.model_dump()
+    store = extract_store("regions", PHOTOS, section)
+    expected = extract(regions.RegionExtractor(NetworkRunner(network, "x")))
+    names = [name for name in expected[0] if name != "counts"]
+    assert_same([{name: store.rows(name, [i])[0] for name in names} for i in range(len(PHOTOS))],
+                [{name: rows[name] for name in names} for rows in expected])  # fmt: skip
+    assert store.attributes["engine"] == "detectron2" and store.attributes["config"] == C4[2]
+    assert store.attributes["detectron2"] == detectron.installed_version()
+    assert store.attributes["extractor"] == section | {"recipe": regions.RECIPE}
+    assert store.attributes["weights_digest"] == digest_file(weights)
+
+
+@installed
 @pytest.mark.parametrize("grid", [3, "native"])
 def test_grids_are_those_of_our_network(native, grid):
     network, weights = native(C4)
@@ -246,6 +267,8 @@ def test_any_model_with_panoptic_results(tmp_path):
         panoptic.build_extractor(**config, seg_features="soft")
     with pytest.raises(UserError, match="need a Faster or Mask R-CNN configuration .* not Stripes"):
         regions.build_extractor(**config)
+    with pytest.raises(UserError, match="need a C4 model or a backbone with a res5 map"):
+        grids.build_extractor(**config)
 
 
 @installed

@@ -268,3 +268,19 @@ def test_without_transformers_the_message_says_what_to_do(monkeypatch):
     message = str(caught.value)
     assert "engine: transformers needs the package transformers" in message
     assert "pip install --group transformers" in message and "envs/transformers.yaml" in message
+
+
+def test_as_the_workflow_runs_it(checkpoints, photos, extract_store):
+    from settings import load_settings
+
+    section = {"engine": "transformers", "weights": str(checkpoints["mask2former"]), "threshold": 0.2}
+    config = {"datasets": {"s": {"source": "scenes", "splits": {"test": 1}}}, "features": {"panoptic": section}}
+    settings = load_settings(config, check_files=False).features.panoptic.model_dump()
+    store = extract_store("panoptic", photos, settings)
+    expected = extract(photos, **{name: value for name, value in section.items() if name != "engine"})
+    for name in ("seg_maps", "category_onehots", "seg_features"):
+        values = store.rows(name, range(len(photos)))
+        assert np.abs(values.astype("f4") - np.stack([row[name] for row in expected])).max() <= 1e-3, name
+    assert store.attributes["engine"] == "transformers" and store.attributes["model"] == "mask2former"
+    assert store.attributes["extractor"] == settings | {"recipe": panoptic.RECIPE}
+    assert store.attributes["weights_digest"] == checkpoint_digest(checkpoints["mask2former"])
