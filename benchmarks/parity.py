@@ -401,9 +401,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, help="folder for parity.json and parity.md; architectures of earlier calls stay"
     )
-    parser.add_argument(
-        "--folded", action="store_true", help="with the norms merged into the convolutions, as extraction does"
-    )
+    parser.add_argument("--as-extracted", action="store_true", help="with merged norms and in channels-last memory")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     unknown = [name for name in args.architectures if name not in CASES]
