@@ -25,7 +25,6 @@ from console import UserError, digest_file
 from extractors.grids import GridExtractor
 from extractors.images import ImageBatch, InputSpec
 from extractors.loading import EngineRunner
-from extractors.networks.boxes import clip_boxes
 from extractors.networks.checkpoint import read_state
 from extractors.networks.rcnn import Meta, Panoptic, Proposals
 from extractors.networks.semantic import paste_masks
@@ -279,16 +278,19 @@ class DetectronRCNN(nn.Module):
                 f"FPN heads (no cascade), not {type(model).__name__} with {type(heads).__name__}"
             )
         self.model = model
+        self.region_size = heads.box_predictor.cls_score.in_features
         names = tuple(dataset_metadata(cfg).get("thing_classes", ()))
         self.meta = Meta(input=input_spec(cfg), class_names=names if len(names) == heads.num_classes else ())
 
     @property
     def roi_heads(self) -> nn.Module:
-        """The model's own heads; `box_predictor.cls_score` tells the width of a region's features."""
+        """The model's own heads."""
         return self.model.roi_heads
 
     @torch.inference_mode()
-    def regions(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
+    def regions(
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], scales: Sequence[float] | None = None
+    ) -> list[Proposals]:
         """As `C4RCNN.regions`, from raw pixels (B, 3, H, W) 0..255: features are res5's mean (C4) or the box head's output."""
         model, heads = self.model, self.model.roi_heads
         images = model.preprocess_image([{"image": image} for image in pixels])
@@ -302,15 +304,13 @@ class DetectronRCNN(nn.Module):
             features = heads.box_head(pooled).flatten(1)
         predictions = heads.box_predictor(features)
         probabilities = heads.box_predictor.predict_probs(predictions, proposals)
-        regressed = heads.box_predictor.predict_boxes(predictions, proposals)
-        result = []
-        for own, size, p, r, f in zip(
-            boxes, sizes, probabilities, regressed, features.split([len(b) for b in boxes]), strict=True
-        ):
-            # One box per class, also where the predictor has one for all.
-            r = clip_boxes(r.view(len(own), r.shape[1] // 4, 4), size).expand(-1, heads.num_classes, -1)
-            result.append(Proposals(own.tensor, r, p[:, : heads.num_classes], f.float(), None))
-        return result
+        counts = [len(b) for b in boxes]
+        weights = tuple(heads.box_predictor.box2box_transform.weights)
+        parts = zip(boxes, predictions[1].split(counts), probabilities, features.split(counts), sizes, strict=True)
+        return [
+            Proposals(own.tensor, deltas, p[:, : heads.num_classes], f.float(), None, size, box_weights=weights)
+            for own, deltas, p, f, size in parts
+        ]
 
 
 class DetectronGrid(nn.Module):
@@ -326,7 +326,7 @@ class DetectronGrid(nn.Module):
         if isinstance(heads, Res5ROIHeads):
             (self.level,) = heads.in_features
             self.body, self.res5 = backbone, heads.res5
-            self.grid_channels = heads.res5[-1].out_channels
+            self.grid_size = heads.res5[-1].out_channels
             self.grid_stride = backbone.output_shape()[self.level].stride * heads.res5[0].stride
             return
         # A pyramid has the body it is built on.
@@ -336,7 +336,7 @@ class DetectronGrid(nn.Module):
             raise UserError(
                 f"grid features need a C4 model or a backbone with a res5 map; this one has {', '.join(shapes)}"
             )
-        self.grid_channels, self.grid_stride = shapes["res5"].channels, shapes["res5"].stride
+        self.grid_size, self.grid_stride = shapes["res5"].channels, shapes["res5"].stride
 
     @torch.inference_mode()
     def grid(self, pixels: Tensor) -> Tensor:
@@ -416,18 +416,22 @@ class DetectronPanoptic(nn.Module):
         return result
 
     @torch.inference_mode()
-    def category_maps(self, pixels: Tensor, original_sizes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    def category_maps(self, pixels: Tensor, original_sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """Per image the (H, W) uint8 categories of the model's own `panoptic_seg`."""
+        maps = []
         for output in self.model(self._inputs(pixels, original_sizes)):
             segment_map, segments = output.get("panoptic_seg") or (None, None)
             if segments is None:
                 raise UserError(
                     f"the results of {type(self.model).__name__} hold no panoptic_seg with segments; choose a panoptic config"
                 )
-            yield map_segments(
-                segment_map.cpu().numpy(),
-                {s["id"]: (self.things if s["isthing"] else self.stuff)[s["category_id"]] for s in segments},
+            maps.append(
+                map_segments(
+                    segment_map.cpu().numpy(),
+                    {s["id"]: (self.things if s["isthing"] else self.stuff)[s["category_id"]] for s in segments},
+                )
             )
+        return maps
 
 
 class DetectronPanopticExtractor(PanopticExtractor):
@@ -446,7 +450,9 @@ class DetectronPanopticExtractor(PanopticExtractor):
         if network.is_fpn:
             yield from super().segment(batch)
             return
-        for categories in network.category_maps(self.runner.pixels(batch), batch.original_sizes):
+        with self.runner.autocast():
+            maps = network.category_maps(self.runner.pixels(batch), batch.original_sizes)
+        for categories in maps:
             yield categories, _no_probabilities
 
 

@@ -184,7 +184,9 @@ class TransformersPanopticExtractor(PanopticExtractor):
 
     def segment(self, batch: ImageBatch) -> Iterator[tuple[np.ndarray, Callable[[], Tensor]]]:
         """See `PanopticExtractor.segment`."""
-        yield from self.runner.network.panoptic(batch.pixels, batch.original_sizes)
+        with self.runner.autocast():
+            results = self.runner.network.panoptic(batch.pixels, batch.original_sizes)
+        yield from results
 
 
 def load_segmenter(folder: Path, weights: str, threshold: float) -> UniversalSegmenter:

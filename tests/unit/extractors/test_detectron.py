@@ -187,7 +187,7 @@ def test_a_pyramid_gives_regions_of_its_box_head_and_the_grid_of_its_body(native
     assert rows[0]["features"].shape == (20, 64) and rows[0]["counts"] == 20
     (batch,) = iterate_batches(PHOTOS[:1], [0], extractor.input, batch_size=1)
     # Regions in our order, through detectron2's heads from the stored boxes.
-    from detectron2.structures import Boxes
+    from detectron2.structures import Boxes, Instances
 
     boxes = torch.from_numpy(rows[0]["boxes"]) * batch.sizes[0][0] / batch.original_sizes[0][0]
     with torch.inference_mode():
@@ -196,6 +196,15 @@ def test_a_pyramid_gives_regions_of_its_box_head_and_the_grid_of_its_body(native
         pooled = model.roi_heads.box_pooler([maps[f] for f in model.roi_heads.box_in_features], [Boxes(boxes)])
         expected = model.roi_heads.box_head(pooled).numpy()
         body = model.backbone.bottom_up(images.tensor)["res5"][0]
+        (proposals,) = extractor.runner.network.regions(batch.pixels, batch.sizes)
+        predictor, instances = model.roi_heads.box_predictor, Instances(batch.sizes[0])
+        instances.proposal_boxes = Boxes(proposals.boxes)
+        (regressed,) = predictor.predict_boxes(predictor(proposals.features), [instances])
+        regressed = Boxes(regressed.view(-1, 4))
+        regressed.clip(batch.sizes[0])
+    places, classes = torch.arange(len(proposals.boxes)), proposals.probabilities.argmax(dim=1)
+    own = regressed.tensor.view(len(places), -1, 4)[places, classes]
+    torch.testing.assert_close(proposals.regressed(places, classes), own, atol=1e-3, rtol=1e-5)
     assert np.abs(rows[0]["features"] - expected).max() <= 5e-3 * np.abs(expected).max()
 
     grid = extract(grids.build_extractor(**settings(PANOPTIC, weights, grid="native")))[0]
