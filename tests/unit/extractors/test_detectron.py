@@ -174,6 +174,10 @@ def test_panoptic_is_that_of_our_network(native, seg_features):
     other = panoptic.build_extractor(**settings(PANOPTIC, weights, seg_features=seg_features, min_pixels=50))
     expected = extract(ours)
     assert_same(extract(other), expected, tolerance=5e-3)
+    # What is taken out of the model before its own merge makes no difference to the merge.
+    (batch,) = iterate_batches(PHOTOS[:1], [0], other.input, batch_size=1)
+    (merged,) = other.runner.network.category_maps(batch.pixels, batch.original_sizes)
+    assert (next(other.segment(batch))[0] == merged).all()
     present = np.flatnonzero(expected[0]["category_onehots"])
     assert present.min() < 80 <= present.max(), "things and stuff"
 
