@@ -123,15 +123,15 @@ def input_spec(cfg: Any) -> InputSpec:
             mapper = cfg.dataloader.test.mapper
             (resize,) = mapper.augmentations
             channels, min_size, max_size = mapper.image_format, resize.short_edge_length, resize.max_size
-        except Exception as error:  # omegaconf's own for a missing key, ValueError for several augmentations
+            if not isinstance(min_size, int):
+                (min_size,) = set(min_size)
+        except Exception as error:  # omegaconf's own for a missing key, ValueError for several augmentations or sizes
             raise UserError(
                 "a .py config must say how test images are resized, by one ResizeShortestEdge in "
                 f"dataloader.test.mapper.augmentations: {error}"
             ) from error
     if channels not in ("BGR", "RGB"):
         raise UserError(f"the configuration wants {channels} images; only BGR and RGB are supported")
-    if not isinstance(min_size, int):
-        (min_size,) = set(min_size)
     return InputSpec(min_size, max_size, channels, mean=(0.0,) * 3, std=(1.0,) * 3, divisibility=1)
 
 

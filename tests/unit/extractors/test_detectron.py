@@ -231,6 +231,13 @@ def test_lazy_configurations(native, tmp_path):
     cfg = detectron.read_config(str(file), ["dataloader.test.mapper.augmentations.0.short_edge_length", 300])
     assert detectron.input_spec(cfg) == InputSpec(300, 1333, "BGR", (0.0,) * 3, (1.0,) * 3, 1)
     assert detectron.dataset_metadata(cfg).thing_classes[:2] == ["person", "bicycle"]
+    for sizes in ([300, 300], [300, 400]):
+        cfg.dataloader.test.mapper.augmentations[0].short_edge_length = sizes
+        if sizes[0] == sizes[1]:
+            assert detectron.input_spec(cfg).min_size == 300
+        else:
+            with pytest.raises(UserError, match="how test images are resized"):
+                detectron.input_spec(cfg)
     with pytest.raises(UserError, match=r"do not fit the model(.|\n)*missing: .*roi_heads.mask_head"):
         regions.build_extractor(engine="detectron2", config=str(file), weights=str(weights))
 
