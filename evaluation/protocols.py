@@ -86,8 +86,8 @@ def protocol_metrics(
 
     Returns:
         Per retrieval `{queries, ...}` with, for CxC, `r1, r5, r10, medr, meanr` as `model.ranking.recalls` and, for ECCV
-        Caption, `map_at_r, r_precision, r1` in %; and `source`, the files of the positives. With `resamples`, also
-        `intervals`: see `evaluation.bootstrap`.
+        Caption, `map_at_r, r_precision, r1` in %; for CxC `rsum` of image to text and text to image; and `source`, the
+        files of the positives. With `resamples`, also `intervals`: see `evaluation.bootstrap`.
 
     Raises:
         UserError: the test set is not the one that the protocol was made for.
@@ -97,6 +97,7 @@ def protocol_metrics(
     images_of = {"images": np.arange(len(embeddings.images)), "captions": owner}
     result: dict[str, Any] = {"source": positives.source}
     intervals: dict[str, Any] = {}
+    sums: list[np.ndarray] = []
     for direction, answers in positives.retrievals.items():
         kinds = DIRECTIONS[direction]
         query_rows, answer_rows, listed = _as_rows(answers, *(rows[kind] for kind in kinds))
@@ -123,6 +124,11 @@ def protocol_metrics(
                 means = resample_means(np.stack(list(values.values()), 1), image, len(embeddings.images), **draws)
                 samples = dict(zip(values, means.T, strict=True))
         intervals[direction] = {name: interval(drawn) for name, drawn in samples.items()}
+        if positives.protocol == "cxc" and direction in ("i2t", "t2i"):
+            result["rsum"] = result.get("rsum", 0.0) + sum(result[direction][name] for name in ("r1", "r5", "r10"))
+            sums += [samples[name] for name in ("r1", "r5", "r10")] if samples else []
+    if sums:
+        intervals["rsum"] = interval(sum(sums))
     if resamples:
         result["intervals"] = {"level": LEVEL, "resamples": resamples, "seed": seed, **intervals}
     return result
@@ -213,5 +219,11 @@ def _with_captions_of_one_image(
 
 def _distinct_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """The distinct rows and, where some are equal, the one of them that each row is; None where all differ."""
-    distinct, column = np.unique(values + 0.0, axis=0, return_inverse=True)  # -0.0 equals 0.0
-    return (values, None) if len(distinct) == len(values) else (distinct, column.ravel())
+    plain = np.ascontiguousarray(values) + 0.0  # -0.0 becomes 0.0: equal numbers must have equal bits
+    # Rows with different checksums differ; to sort whole rows takes seconds, and they hardly ever repeat.
+    bits = plain.view(f"u{plain.dtype.itemsize}")
+    factors = np.random.default_rng(0).integers(0, np.iinfo(bits.dtype).max, (bits.shape[1], 2), dtype=bits.dtype)
+    if len(np.unique(bits @ factors, axis=0)) == len(plain):
+        return values, None
+    distinct, column = np.unique(plain, axis=0, return_inverse=True)
+    return distinct, column.ravel()

@@ -130,8 +130,8 @@ def _line(system: str, kind: str, name: str, scores: dict[str, Any]) -> Line:
         [intervals[direction][metric] for direction, metric in places] if intervals else [],
     )
     if with_sum:
-        line.values.append(scores["rsum"] if "rsum" in scores else sum(line.values))
-        if intervals and "rsum" in intervals:
+        line.values.append(scores["rsum"])
+        if intervals:
             line.bounds.append(intervals["rsum"])
     return line
 
@@ -357,9 +357,9 @@ def format_csv(entries: Sequence[Entry]) -> str:
         places = [f"{direction}_{metric}" for direction in directions for metric in metrics] + ["rsum"] * with_sum
         for line in block.lines:
             row = {"testset": block.testset, "protocol": block.name, "system": line.system, "kind": line.kind}
-            row |= {place: value for place, value in zip(places, line.values, strict=True) if value is not None}
+            row |= {place: round(v, 4) for place, v in zip(places, line.values, strict=True) if v is not None}
             for place, (low, high) in zip(places, line.bounds, strict=False):
-                row |= {f"{place}_low": low, f"{place}_high": high}
+                row |= {f"{place}_low": round(low, 4), f"{place}_high": round(high, 4)}
             rows.append(row | {"source": line.source})
     file = io.StringIO()
     writer = csv.DictWriter(file, [name for name in head if any(name in row for row in rows)], lineterminator="\n")
@@ -399,6 +399,13 @@ def main() -> None:
         entries = found_entries(paths)
     if not entries:
         raise UserError(f"no metrics under {args.results}: run the evaluation first (snakemake --cores N evaluate)")
+    for entry in {entry.testset: entry for entry in entries if entry.benchmark and entry.metrics}.values():
+        if entry.metrics["images"] != IMAGES[entry.benchmark]:
+            print(
+                f"note: no published results are shown for {entry.testset}: it has {entry.metrics['images']} images, "
+                f"{BENCHMARKS[entry.benchmark]}'s test set has {IMAGES[entry.benchmark]}",
+                file=sys.stderr,
+            )
     for path, name in formats.items():
         with atomic_path(path) as temporary:
             temporary.write_text(FORMATTERS[name](entries), encoding="utf-8")
