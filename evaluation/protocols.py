@@ -18,7 +18,7 @@ from console import UserError
 from evaluation.bootstrap import LEVEL, interval, resample_means, resample_ranks
 from evaluation.embeddings import Embeddings
 from evaluation.positives import Positives, item_key
-from model.ranking import DEFAULT_BLOCK, recalls
+from model.ranking import DEFAULT_BLOCK, equal_rows, recalls
 
 DIRECTIONS = {"i2t": ("images", "captions"), "t2i": ("captions", "images")}
 DIRECTIONS |= {"i2i": ("images", "images"), "t2t": ("captions", "captions")}
@@ -52,7 +52,8 @@ def places_of_positives(
         if not np.isfinite(values.sum(axis=1, dtype=np.float64)).all():
             raise ValueError(f"{name} holds NaN or infinite values; the model that made them has diverged")
     # Matrix products may round equal rows differently; scored once, they tie exactly.
-    distinct, column = _distinct_rows(gallery)
+    column = equal_rows(gallery)
+    distinct = gallery if column is None else gallery[np.unique(column, return_index=True)[1]]
     counts = np.array([len(rows) for rows in positives])
     width = int(counts.max()) if most is None else min(most, int(counts.max()))
     places = np.full((len(queries), width), len(gallery), dtype=np.int64)
@@ -215,15 +216,3 @@ def _with_captions_of_one_image(
     ]
     asked = [caption for caption, right in enumerate(everything) if len(right)]
     return np.array(asked, dtype=np.int64), [everything[caption] for caption in asked]
-
-
-def _distinct_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """The distinct rows and, where some are equal, the one of them that each row is; None where all differ."""
-    plain = np.ascontiguousarray(values) + 0.0  # -0.0 becomes 0.0: equal numbers must have equal bits
-    # Rows with different checksums differ; to sort whole rows takes seconds, and they hardly ever repeat.
-    bits = plain.view(f"u{plain.dtype.itemsize}")
-    factors = np.random.default_rng(0).integers(0, np.iinfo(bits.dtype).max, (bits.shape[1], 2), dtype=bits.dtype)
-    if len(np.unique(bits @ factors, axis=0)) == len(plain):
-        return values, None
-    distinct, column = np.unique(plain, axis=0, return_inverse=True)
-    return distinct, column.ravel()
