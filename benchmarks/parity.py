@@ -151,6 +151,7 @@ CASES = {
         Case("grid_x152_challenge", _C4, [*_VG, *_GRID, *_RESNEXT, *_DEFORM, *_depth(152)], _PLAIN),
         Case("panoptic_fpn_r50", "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"),
         Case("panoptic_fpn_r101", "COCO-PanopticSegmentation/panoptic_fpn_R_101_3x.yaml"),
+        Case("panoptic_fpn_r101_dconv_cascade", "Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x.yaml"),
     )
 }
 
