@@ -83,7 +83,7 @@ def fetch(
             else:
                 digests = _download(kept, known, mirror, pause, timeout)
             _remember_digests(kept.path, digests)
-        record(entry, file, digests, folder=folder, lock=lock)
+        record(entry, file, digests, lock=lock)
     except OSError as error:
         raise UserError(
             f"{kept.path}: cannot be written ({error.strerror or error}); make room, or name another folder: "
@@ -135,19 +135,19 @@ def read_lock(lock: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         ) from error
 
 
-def record(
-    entry: Entry, file: File, digests: Digests, *, folder: str | os.PathLike[str], lock: str | os.PathLike[str]
-) -> None:
-    """Write a file's size and sha256 into the lock file. UserError if that is not possible."""
+def record(entry: Entry, file: File, digests: Digests, *, lock: str | os.PathLike[str]) -> None:
+    """Write a file's size and sha256 into the lock file, unless they are there. UserError if that is not possible."""
     key, seen = f"{entry.name}/{file.name}", {"size": digests.size, "sha256": digests.sha256}
+    if read_lock(lock).get(key) == seen:
+        return
     try:
-        with _exclusive(Path(folder, ".lock")):
-            files = read_lock(lock)
-            if files.get(key) != seen:
-                files[key] = seen
-                write_json(lock, {"version": LOCK_VERSION, "files": dict(sorted(files.items()))})
+        with _exclusive(Path(lock).with_name(f".{Path(lock).name}.lock")):
+            files = read_lock(lock) | {key: seen}
+            write_json(lock, {"version": LOCK_VERSION, "files": dict(sorted(files.items()))})
     except OSError as error:
-        raise UserError(f"{lock}: cannot be written ({error.strerror or error}); name another file: --lock") from error
+        raise UserError(
+            f"{lock}: cannot be written ({error.strerror or error}); make it writable, or name another file: --lock"
+        ) from error
 
 
 # What a file should be.
@@ -247,14 +247,22 @@ def _remembered_digests(path: Path) -> Digests | None:
 def _exclusive(path: Path, waiting: str | None = None) -> Iterator[None]:
     """Hold the lock `path` against other processes (and threads); `waiting` is shown if somebody has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting:
-                print(waiting, file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    while True:
+        with open(path, "a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting:
+                    print(waiting, file=sys.stderr)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            # Who had it before has removed this file, and a lock on it is a lock on nothing.
+            if os.fstat(handle.fileno()).st_nlink == 0:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 # The download.
@@ -317,7 +325,7 @@ def _download(kept: _Kept, known: _Known, mirror: str | None, pause: float, time
         f"(published.files.{kept.entry.name}) in the configuration"
     )
     print(f"fetching {address}", file=sys.stderr)
-    best, failures = partial.size, 0
+    best, failures, again = partial.size, 0, False
     while True:
         try:
             pieced = _receive(kept, known, address, partial, mirror, advice, timeout)
@@ -342,11 +350,11 @@ def _download(kept: _Kept, known: _Known, mirror: str | None, pause: float, time
         partial.remove()
         if page:
             raise UserError(f"{address}: the server sent a web page instead of the file; {advice}")
-        if not pieced:
+        if again or not pieced:
             kept.refuse(address, wrong, mirror)
         # The pieces may be of different files: once more, from the first byte.
         print(f"{address}: {wrong[0]}, after a download in pieces; starting again", file=sys.stderr)
-        best, failures = 0, 0
+        best, failures, again = 0, 0, True
 
 
 def _receive(

@@ -36,11 +36,10 @@ def published_in_use():
 
 def record_published():
     """Remember the digests of files that somebody else, or another configuration, put there."""
-    folder = SETTINGS.published.folder
     try:
         for entry, file, digests in published_in_use():
             if digests is not None:
-                record(entry, file, digests, folder=folder, lock=PUBLISHED_LOCK)
+                record(entry, file, digests, lock=PUBLISHED_LOCK)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 

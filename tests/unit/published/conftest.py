@@ -21,6 +21,7 @@ class Server:
     etag: str | None = '"one"'
     ranges: bool = True  # honours Range
     if_range: bool = True  # honours If-Range
+    shift: int = 0  # sends that many bytes earlier than asked for, and says so
     drop_after: list[int | None] = field(
         default_factory=list
     )  # bytes of the body before the connection breaks, per request
@@ -60,8 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
             start, total = int(wanted[1]), len(body)
             if start >= total:
                 return self.answer(416, {"Content-Range": f"bytes */{total}", "Content-Length": "0"})
-            body, status = body[start:], 206
-            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+            start, end = start - server.shift, total - server.shift
+            body, status = body[start:end], 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{total}"
         if server.etag is not None:
             headers["ETag"] = server.etag
         if server.chunked:

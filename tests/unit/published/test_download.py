@@ -1,5 +1,6 @@
 """Downloads from servers that drop connections, lie, change their files and send something else."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import threading
 import pytest
 
 from console import UserError
-from published.download import ATTEMPTS, fetch, read_lock, verify
+from published.download import ATTEMPTS, Digests, fetch, read_lock, record, verify
 
 
 @pytest.fixture
@@ -38,12 +39,13 @@ def test_a_file_is_fetched_once_and_remembered(server, content, weights, get, tm
     assert path == tmp_path / "kept" / "some-weights" / "weights.pkl"
     assert path.read_bytes() == content
     assert visible(path.parent) == ["weights.pkl"]
+    assert not [*tmp_path.rglob(".*lock"), *tmp_path.rglob("*.tmp")]
     assert json.loads((tmp_path / "published.lock.json").read_text()) == {
         "version": 1,
         "files": {"some-weights/weights.pkl": {"size": len(content), "sha256": sha256(content)}},
     }
     assert get(entry, file) == path
-    assert server.answered() == 1
+    assert [request["accept-encoding"] for request in server.requests] == ["identity"]
 
 
 def test_dropped_connections_are_taken_up_where_they_broke(server, content, weights, get):
@@ -110,6 +112,13 @@ def test_wrong_pieces_are_thrown_away(server, content, weights, get):
     assert get(*weights(sha256=sha256(content))).read_bytes() == content
 
 
+def test_wrong_bytes_in_pieces_are_not_fetched_for_ever(server, content, weights, get):
+    server.drop_after = [2_000_000] * 99
+    with pytest.raises(UserError, match="its sha256 is"):
+        get(*weights(sha256=sha256(content[::-1])))
+    assert sum("range" not in request for request in server.requests) == 2
+
+
 def test_a_length_that_is_not_true(server, content, weights, get, tmp_path):
     server.announced = len(content) + 1000
     with pytest.raises(UserError, match=rf"{len(content)} bytes, {len(content) + 1000} before"):
@@ -136,9 +145,16 @@ def test_no_length_at_all(server, content, weights, get, tmp_path):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("kind", ["text/html", "application/octet-stream"])
-def test_a_web_page_is_no_file(server, weights, get, tmp_path, kind):
-    server.files["/models/weights.pkl"] = b"\n<!DOCTYPE html><title>Sign in</title>"
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        ("text/html; charset=utf-8", b"please sign in"),
+        ("application/octet-stream", b"\n<!DOCTYPE html><title>Sign in</title>"),
+        ("binary/octet-stream", b"<HTML>"),
+    ],
+)
+def test_a_web_page_is_no_file(server, weights, get, tmp_path, kind, page):
+    server.files["/models/weights.pkl"] = page
     server.headers["Content-Type"] = kind
     with pytest.raises(UserError, match="sent a web page instead of the file; download it elsewhere and put it at"):
         get(*weights())
@@ -185,11 +201,11 @@ def test_416_for_a_complete_part_ends_it_and_for_another_starts_again(server, co
     folder = tmp_path / "kept" / "some-weights"
     entry, file = weights()
     notes = {"address": file.address, "validator": server.etag, "total": len(content)}
+    folder.mkdir(parents=True)
     for part in (content, content + b"more"):
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights.pkl.part").write_bytes(part)
         (folder / "weights.pkl.part.json").write_text(json.dumps(notes))
-        path = get(entry, file)
+        path = get(entry, file, lock=tmp_path / f"{len(part)}.json")
         assert path.read_bytes() == content
         path.unlink()
     assert [request.get("range") for request in server.requests] == [
@@ -200,8 +216,7 @@ def test_416_for_a_complete_part_ends_it_and_for_another_starts_again(server, co
 
 
 def test_a_server_that_sends_other_bytes_than_asked(server, content, weights, get):
-    server.drop_after = [2_000_000]
-    server.headers["Content-Range"] = f"bytes 0-{len(content) - 1}/{len(content)}"
+    server.drop_after, server.shift = [2_000_000], 1000
     assert get(*weights()).read_bytes() == content
 
 
@@ -285,7 +300,9 @@ def test_what_the_publisher_says_wins_over_the_lock_and_cannot_be_overruled(serv
 def test_the_md5_in_a_files_name(content, weights, get, tmp_path):
     prefix = hashlib.md5(content).hexdigest()[:6]
     assert get(*weights(md5_prefix=prefix)).read_bytes() == content
-    with pytest.raises(UserError, match=f"its md5 is {prefix}.*, not 00face... as its name says"):
+    with pytest.raises(
+        UserError, match=f"its md5 is {prefix}.*, not 00face... as its name says; .* or use your own file"
+    ):
         get(*weights(md5_prefix="00face"), folder=tmp_path / "second", accept=True)
 
 
@@ -317,6 +334,44 @@ def test_share_pages_say_what_to_do_and_a_mirror_helps(server, content, weights,
 def test_a_mirror_has_the_same_paths(server, content, weights, get):
     server.files = {"/copies/models/weights.pkl": content}
     assert get(*weights(), mirror=f"{server.address}/copies").read_bytes() == content
+
+
+def test_a_folder_of_somebody_else_is_read_and_locked(weights, get, tmp_path, monkeypatch):
+    entry, file = weights()
+    path, lock = get(entry, file), tmp_path / "other" / "published.lock.json"
+    os.utime(path, ns=(1, 1))
+
+    def refuse(path, digests):
+        raise PermissionError
+
+    monkeypatch.setattr("published.download._remember_digests", refuse)
+    digests = verify(entry, file, folder=tmp_path / "kept", lock=lock)
+    assert not lock.exists()
+    record(entry, file, digests, lock=lock)
+    assert read_lock(lock) == read_lock(tmp_path / "published.lock.json")
+
+
+def test_many_writers_of_one_lock_file_lose_nothing(weights, tmp_path):
+    entry, file = weights()
+    files = [dataclasses.replace(file, name=f"{i}.pkl") for i in range(40)]
+    lock = tmp_path / "published.lock.json"
+    threads = [
+        threading.Thread(target=record, args=(entry, f, Digests(1, "a", "b")), kwargs={"lock": lock}) for f in files
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read_lock(lock)) == 40 and os.listdir(tmp_path) == [lock.name]
+
+
+def test_pieces_of_two_mirrors_are_not_joined(server, content, weights, get):
+    server.files["/other/models/weights.pkl"] = content[::-1]
+    server.drop_after = [2_000_000] + [0] * 9
+    with pytest.raises(UserError):
+        get(*weights())
+    server.drop_after = []
+    assert get(*weights(), mirror=f"{server.address}/other").read_bytes() == content[::-1]
 
 
 def test_a_lock_file_that_is_none(weights, get, tmp_path):
