@@ -186,50 +186,28 @@ def test_an_empty_configuration():
     assert mistakes({}) == ["datasets: missing; add it"]
 
 
-def test_published_weights_become_paths(config, tmp_path):
-    config["features"]["regions"] = {
-        "architecture": "faster_rcnn_r101_c4",
-        "weights": "published:faster_rcnn_R_101_C4_3x",
-    }
-    config["features"]["panoptic"] = {"architecture": "panoptic_fpn_r50", "weights": "published:panoptic_fpn_R_50_3x"}
-    config["runs"]["region"]["text"] = {"pretrained": "published:bert-base-uncased"}
-    (tmp_path / "mine.pkl").write_bytes(b"x")
-    config["published"] = {"folder": "kept/", "files": {"panoptic_fpn_R_50_3x": str(tmp_path / "mine.pkl")}}
-    settings = load_settings(config)
-    assert settings.features.regions.weights == "kept/faster_rcnn_R_101_C4_3x/model_final_298dad.pkl"
-    assert settings.features.panoptic.weights == str(tmp_path / "mine.pkl")
-    assert settings.runs["region"].text.pretrained == "kept/bert-base-uncased"
-    assert settings.runs["grid"].text.pretrained is None
-
-
-def test_mistakes_in_published_weights(config, tmp_path, monkeypatch, repository):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "weights").symlink_to(repository / "weights")
-    config["features"]["regions"] = {
-        "architecture": "vg_r101_c4_caffe_milvlg",
-        "weights": "published:bua-caffe-frcn-r101-k36",
-    }
-    config["features"]["grids"]["weights"] = "published:grid-feats-vqa-X-101"
-    config["features"]["panoptic"]["weights"] = "published:panoptic_fpn_r50_3x"
-    config["runs"]["region"]["text"] = {"pretrained": "published:MSRA-R-50"}
-    config["published"] = {"files": {"bert": "bert", "bert-base-uncased": "no/folder"}, "mirrors": "x"}
-    with pytest.raises(UserError) as error:
-        load_settings(config)
-    lines = [line.strip() for line in str(error.value).splitlines()[1:]]
-    assert lines == [
-        "published.mirrors: unknown key; did you mean 'mirror'?",
-        "published.files.bert: no published weights; `python -m published list` shows all",
-        "published.files.bert-base-uncased: folder 'no/folder' does not exist; correct the path, or remove the key to download it",
-        "features.regions.weights: bua-caffe-frcn-r101-k36 is published on a share page only, without an address to fetch it "
-        "from; download it by hand (https://github.com/MILVLG/bottom-up-attention.pytorch#pre-trained-models) and put it at "
-        "published_weights/bua-caffe-frcn-r101-k36/bua-caffe-frcn-r101-k36.pth, or name your copy: "
-        "published.files.bua-caffe-frcn-r101-k36 in the configuration",
-        "features.grids.architecture: 'scenes_grids' does not fit 'published:grid-feats-vqa-X-101'; "
-        "write architecture: grid_x101",
-        "features.panoptic.weights: 'published:panoptic_fpn_r50_3x' - no published weights; "
-        "did you mean 'panoptic_fpn_R_50_3x'?",
-        "runs.region.text.pretrained: 'published:MSRA-R-50' is ImageNet ResNet-50, stride in 1x1, no text encoder; "
-        "`python -m published list` shows what there is",
+def test_protocols_and_their_positives(config, tmp_path):
+    testset = config["testsets"]["scenes_test"]
+    testset |= {"protocols": ["cxc", "ecv"], "benchmark": "coco5k", "positives": str(tmp_path)}
+    lines = mistakes(config)
+    assert any(line.startswith("testsets.scenes_test.protocols.1: 'ecv' - ") and "'eccv'" in line for line in lines)
+    assert any(line.startswith("testsets.scenes_test.benchmark: 'coco5k' - ") for line in lines)
+    assert len(lines) == 2
+    testset |= {"protocols": [], "benchmark": "coco"}
+    assert mistakes(config) == [
+        f"testsets.scenes_test.positives: {str(tmp_path)!r} is of no use without protocols; add them or leave it out"
     ]
-    config["published"] = {"mirror": "mirror.example.org"}
-    assert any(line.startswith("published.mirror: 'mirror.example.org' - ") for line in mistakes(config))
+
+
+def test_missing_positives_are_found_before_any_work(config, tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr("evaluation.positives.PACKAGE", "eccv_caption_is_not_installed")
+    config["testsets"]["scenes_test"] |= {"protocols": ["cxc"], "positives": str(tmp_path / "nowhere")}
+    with pytest.raises(UserError, match="positives: folder .*nowhere' does not exist"):
+        load_settings(config)
+    config["testsets"]["scenes_test"]["positives"] = str(tmp_path)
+    with pytest.raises(UserError, match="testsets.scenes_test.protocols: no positives for the protocol 'cxc'"):
+        load_settings(config)
+    for name in ("sits", "sis", "sts"):
+        (tmp_path / f"{name}_test.csv").touch()
+    assert load_settings(config).testsets["scenes_test"].protocols == ["cxc"]
