@@ -509,11 +509,7 @@ def _published_checks(settings: Settings, doubtful: set[tuple[str, str]], check_
             ENTRIES.get(section.weights.removeprefix(PREFIX)) if (section.weights or "").startswith(PREFIX) else None
         )
         architecture = getattr(section, "architecture", None)  # another engine knows by itself what fits
-        if entry is None or entry.kind != "detector" or architecture in (None, entry.architecture):
-            continue
-        if entry.architecture is None:
-            yield f"{where}.weights: {section.weights!r} fits none of our architectures; choose others"
-        else:
+        if entry is not None and entry.kind == "detector" and architecture not in (None, entry.architecture):
             yield (
                 f"{where}.architecture: {architecture!r} does not fit {section.weights!r}; "
                 f"write architecture: {entry.architecture}"

@@ -46,8 +46,7 @@ class Entry:
         name: in the registry. files: of a detector or backbone one, of a text encoder those of its folder.
         kind: "detector", "backbone" (ImageNet, to train a detector from) or "text". what: in words.
         licence: as stated where the weights are published. page: where that is.
-        architecture: the key of `extractors.networks.architectures.ARCHITECTURES` that a detector fits, None where there
-            is none.
+        architecture: the key of `extractors.networks.architectures.ARCHITECTURES` that a detector fits, None for the others.
     """
 
     name: str
@@ -96,7 +95,7 @@ _BERT_PAGE = "https://huggingface.co/google-bert/bert-base-uncased"
 _BERT = f"{_BERT_PAGE}/resolve/86b5e0934494bd15c9632b12f734a8a67f723594/"
 
 
-def _zoo(config: str, suffix: str, what: str, architecture: str | None) -> Entry:
+def _zoo(config: str, suffix: str, what: str, architecture: str) -> Entry:
     """A model of detectron2's zoo; `suffix` is model id and file, whose name ends in the first digits of the md5."""
     file = suffix.rpartition("/")[2]
     prefix = re.search(r"_([0-9a-f]{6})\.pkl$", file)[1]
@@ -156,7 +155,7 @@ ENTRIES: dict[str, Entry] = {
         _zoo("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x", "139173657/model_final_68b088.pkl", "COCO Faster R-CNN, X-101-FPN", "faster_rcnn_x101_fpn"),
         _zoo("COCO-PanopticSegmentation/panoptic_fpn_R_50_3x", "139514569/model_final_c10459.pkl", "COCO Panoptic FPN, R-50", "panoptic_fpn_r50"),
         _zoo("COCO-PanopticSegmentation/panoptic_fpn_R_101_3x", "139514519/model_final_cafdb1.pkl", "COCO Panoptic FPN, R-101", "panoptic_fpn_r101"),
-        _zoo("Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x", "139797668/model_final_be35db.pkl", "COCO Panoptic FPN, R-101, deformable, cascade", None),
+        _zoo("Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x", "139797668/model_final_be35db.pkl", "COCO Panoptic FPN, R-101, deformable, cascade", "panoptic_fpn_r101_dconv_cascade"),
         # ImageNet.
         _backbone("MSRA-R-50", "MSRA/R-50.pkl", "ImageNet ResNet-50, stride in 1x1"),
         _backbone("MSRA-R-101", "MSRA/R-101.pkl", "ImageNet ResNet-101, stride in 1x1"),
