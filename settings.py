@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from console import UserError
 from evaluation.positives import positives_files
+from published.registry import ENTRIES, PREFIX, by_hand, resolve, suggestion
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of datasets, runs, test sets and ensembles: they become folder names
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
@@ -265,6 +266,19 @@ class Ensemble(Section):
     runs: Annotated[list[str], Field(min_length=2)]
 
 
+class Published(Section):
+    """Published weights, which the configuration names as `published:NAME`: where they are kept and come from."""
+
+    folder: str = "published_weights"
+    mirror: Annotated[str, Field(pattern="^https?://[^/]")] | None = None
+    files: dict[str, str] = {}
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_is_a_folder_name(cls, value: str) -> str:
+        return _folder_name(value)
+
+
 class Settings(Section):
     """The whole configuration."""
 
@@ -275,15 +289,27 @@ class Settings(Section):
     runs: dict[Name, Run] = {}
     testsets: dict[Name, Testset] = {}
     ensembles: dict[Name, Ensemble] = {}
+    published: Published = Published()
 
     @field_validator("results")
     @classmethod
     def _results_is_a_folder_name(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("must name a folder")
-        if re.search(r"[{}\x00-\x1f]", value):
-            raise ValueError("must be free of braces and control characters: it becomes part of file patterns")
-        return value.rstrip("/") or "/"
+        return _folder_name(value)
+
+
+def _folder_name(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must name a folder")
+    if re.search(r"[{}\x00-\x1f]", value):
+        raise ValueError("must be free of braces and control characters: it becomes part of file patterns")
+    return value.rstrip("/") or "/"
+
+
+def used_weights(settings: Settings) -> list[str]:
+    """What the extractors and text encoders start from: paths, names on a hub or `published:NAME`, each once."""
+    features = [getattr(settings.features, name) for name in ("regions", "grids", "panoptic")]
+    values = [section.weights for section in features] + [run.text.pretrained for run in settings.runs.values()]
+    return [value for value in dict.fromkeys(values) if value is not None]
 
 
 def canonical(section: BaseModel, **extra: Any) -> str:
@@ -524,15 +550,70 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
                 yield f"ensembles.{name}.runs: {run!r} is not under runs; {_did_you_mean(run, named('runs'), 'add it there')}"
         if len(set(ensemble.runs)) < len(ensemble.runs):
             yield f"ensembles.{name}.runs: {ensemble.runs} names a run twice; remove the repeat"
+    yield from _published_checks(settings, doubtful, check_files)
     if check_files:
         for feature in ("regions", "grids", "panoptic"):
             section = getattr(settings.features, feature)
             if ("features", feature) in doubtful or isinstance(section, PanopticTransformers):
                 continue  # a hub name is no path
-            if section.weights is not None and not os.path.isfile(section.weights):
-                yield f"features.{feature}.weights: file {section.weights!r} does not exist; correct the path"
-            if section.weights is None and os.path.isfile(section.config):
+            weights = section.weights
+            if weights is not None and not weights.startswith(PREFIX) and not os.path.isfile(weights):
+                yield f"features.{feature}.weights: file {weights!r} does not exist; correct the path"
+            if weights is None and os.path.isfile(section.config):
                 yield f"features.{feature}.weights: missing; only configurations of detectron2's zoo have weights of their own"
+
+
+def _published_checks(settings: Settings, doubtful: set[tuple[str, str]], check_files: bool) -> Iterator[str]:
+    published = settings.published
+    for name, path in published.files.items():
+        entry = ENTRIES.get(name)
+        if entry is None:
+            yield f"published.files.{name}: no published weights; {suggestion(name)}"
+        elif check_files and not (os.path.isdir(path) if entry.kind == "text" else os.path.isfile(path)):
+            what = "folder" if entry.kind == "text" else "file"
+            yield f"published.files.{name}: {what} {path!r} does not exist; correct the path, or remove the key to download it"
+
+    def check(where: str, value: str | None, kind: str, purpose: str) -> Iterator[str]:
+        if value is None or not value.startswith(PREFIX):
+            return
+        entry = ENTRIES.get(name := value.removeprefix(PREFIX))
+        if entry is None:
+            yield f"{where}: {value!r} - no published weights; {suggestion(name)}"
+        elif entry.kind != kind:
+            yield f"{where}: {value!r} is {entry.what}, no {purpose}; `python -m published list` shows what there is"
+        elif check_files and name not in published.files:
+            for file in entry.files:
+                there = entry.file_path(file, published.folder).is_file()
+                if not there and entry.address(file, published.mirror) is None:
+                    yield f"{where}: {by_hand(entry, file, published.folder)}"
+
+    for feature in ("regions", "grids", "panoptic"):
+        if ("features", feature) in doubtful:
+            continue
+        section, where = getattr(settings.features, feature), f"features.{feature}"
+        yield from check(f"{where}.weights", section.weights, "detector", "detector")
+        entry = (
+            ENTRIES.get(section.weights.removeprefix(PREFIX)) if (section.weights or "").startswith(PREFIX) else None
+        )
+        architecture = getattr(section, "architecture", None)  # another engine knows by itself what fits
+        if entry is not None and entry.kind == "detector" and architecture not in (None, entry.architecture):
+            yield (
+                f"{where}.architecture: {architecture!r} does not fit {section.weights!r}; "
+                f"write architecture: {entry.architecture}"
+            )
+    for name, run in settings.runs.items():
+        yield from check(f"runs.{name}.text.pretrained", run.text.pretrained, "text", "text encoder")
+
+
+def _with_paths(settings: Settings) -> Settings:
+    """The settings with paths instead of `published:NAME`."""
+    published, content = settings.published, settings.model_dump()
+    for section, key in [(content["features"][feature], "weights") for feature in ("regions", "grids", "panoptic")] + [
+        (run["text"], "pretrained") for run in content["runs"].values()
+    ]:
+        if section[key] is not None:
+            section[key] = resolve(section[key], published.folder, published.files)
+    return Settings.model_validate(content)
 
 
 def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settings:
@@ -541,6 +622,9 @@ def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settin
     Args:
         config: as read from YAML. check_files: also check that folders and files it names exist.
 
+    Returns:
+        The settings, with the paths of published weights (there or yet to be fetched) in place of `published:NAME`.
+
     Raises:
         UserError: with one line per mistake: the key, the value and the fix.
     """
@@ -548,7 +632,7 @@ def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settin
     lines = [*salvage.lines, *_cross_checks(salvage, config, check_files)]
     if lines:
         raise UserError(_report(lines))
-    return salvage.settings
+    return _with_paths(salvage.settings)
 
 
 def _report(lines: list[str]) -> str:
