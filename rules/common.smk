@@ -101,7 +101,7 @@ def render_settings(wildcards):
 
 
 def index_settings(wildcards):
-    return canonical_part(SETTINGS.datasets[wildcards.dataset], "shards")
+    return canonical_part(SETTINGS.datasets[wildcards.dataset], "shards", "imports")
 
 
 def canonical_part(section, *without):
@@ -116,7 +116,10 @@ def index_sources(wildcards):
     dataset = SETTINGS.datasets[wildcards.dataset]
     if dataset.source == "scenes":
         return [f"{RESULTS}/{wildcards.dataset}/scenes"]
-    return [dataset.captions] if dataset.captions else []
+    if dataset.source == "karpathy":
+        return [dataset.annotations]
+    lists = (dataset.split_files or {}).values()
+    return [*filter(None, [dataset.captions]), *lists]
 
 
 def index_files(wildcards):

@@ -154,7 +154,7 @@ def test_a_list_with_a_wrong_item_hides_nothing(config):
     [
         ({"runs": None}, "runs: None - is empty; fill it in or remove the key"),
         ({"features": {"grids": {"grid": "nativ"}}}, "features.grids.grid: 'nativ' - should be a valid integer or 'native'"),
-        ({"datasets": {"a": {"images": "x"}}}, "datasets.a.source: missing; choose 'scenes' or 'folder'"),
+        ({"datasets": {"a": {"images": "x"}}}, "datasets.a.source: missing; choose 'scenes', 'folder', 'karpathy' or 'precomputed'"),
         ({"datasets": {7: {"source": "scenes", "splits": {"test": 1}}}}, "datasets.7: 7 - is a name that is no text; put it in quotes"),
         ({"datasets": {"runs": {"source": "scenes", "splits": {"test": 1}}}}, "datasets.runs: the workflow has a folder of this name; rename the dataset"),
         ({"results": "out/{x}"}, "results: 'out/{x}' - must be free of braces and control characters: it becomes part of file patterns"),
