@@ -14,7 +14,6 @@ from catalog.files import SUFFIXES, image_files
 from catalog.index import check_image_ids, listing
 from console import UserError
 
-
 UNLISTED = "unlisted"  # split of images that no split file names
 
 
