@@ -129,7 +129,7 @@ class Regions(Section):
     selection: Literal["caffe", "adaptive", "lxmert"] = "caffe"
     num_regions: Annotated[int, Field(ge=1, le=1000)] = 36
     batch_size: Positive = 8
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
 
 
 class Grids(Section):
@@ -141,7 +141,7 @@ class Grids(Section):
     grid: Annotated[int, Field(ge=1, le=64)] | Literal["native"] = 7
     max_cells: Positive = 608
     batch_size: Positive = 8
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
 
 
 class Panoptic(Section):
@@ -153,7 +153,7 @@ class Panoptic(Section):
     seg_features: Literal["area", "soft"] = "area"
     min_pixels: Annotated[int, Field(ge=0)] = 100
     batch_size: Positive = 8
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
 
 
 class Features(Section):

@@ -10,31 +10,31 @@ from torch.nn import functional as F
 from console import UserError
 from extractors.images import ImageBatch
 from extractors.loading import NetworkExtractor, NetworkRunner, native_runner
-from extractors.networks.rcnn import C4RCNN
+from extractors.networks.rcnn import C4RCNN, StandardRCNN
 from stores.schema import ArraySpec
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
-RECIPE = 1
+RECIPE = 2
 
 
 class GridExtractor(NetworkExtractor):
     """Rows of the `grids` store for batches of images.
 
     Args:
-        runner: around a C4 detector.
+        runner: around a Faster R-CNN.
         grid: side of the square grid the map is adaptively average-pooled to, or "native" to keep the map's own cells.
         max_cells: G for "native": a larger map is pooled down, both sides by the same factor, to fit.
     """
 
     def __init__(self, runner: NetworkRunner, *, grid: int | str = 7, max_cells: int = 608) -> None:
-        if not isinstance(runner.network, C4RCNN):
-            raise UserError("grid features need a Faster R-CNN C4 architecture, such as scenes_grids")
+        if not isinstance(runner.network, C4RCNN | StandardRCNN):
+            raise UserError("grid features need a Faster R-CNN architecture, such as grid_x101")
         if grid != "native" and not (isinstance(grid, int) and grid >= 1):
             raise UserError(f"grid must be a positive number of cells per side or 'native', not {grid!r}")
         super().__init__(runner)
         self.grid = grid
         self.cells = max_cells if grid == "native" else grid * grid
-        dim = runner.network.roi_heads.box_predictor.cls_score.in_features
+        dim = runner.network.grid_size
         self.arrays = {
             "features": ArraySpec((self.cells, dim), "float16", 0),
             "counts": ArraySpec((), "int16", 0),

@@ -53,6 +53,8 @@ class InputSpec:
         min_size, max_size: shorter side after resizing, and the cap of the longer side, in pixels.
         channels: "BGR" or "RGB". mean, std: per channel in that order, on the 0..255 scale.
         divisibility: the batch is zero-padded on the right and bottom to multiples of this (0 or 1: no padding).
+        resize: "pillow" (uint8, antialiased, as detectron2) or "float" (float32, plain bilinear as OpenCV's, with the
+            rounding of the Caffe code).
     """
 
     min_size: int
@@ -61,12 +63,30 @@ class InputSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     divisibility: int
+    resize: str = "pillow"
 
     def __post_init__(self) -> None:
+        if self.resize not in ("pillow", "float"):
+            raise ValueError(f"resize must be 'pillow' or 'float', not {self.resize!r}")
         if self.channels not in ("BGR", "RGB"):
             raise ValueError(f"channels must be 'BGR' or 'RGB', not {self.channels!r}")
         if self.min_size < 1 or self.max_size < 1:
             raise ValueError(f"min_size and max_size must be at least 1 pixel, not {self.min_size} and {self.max_size}")
+
+    def scale(self, height: int, width: int) -> float:
+        """Network pixels per original pixel, by the rule of the Caffe code."""
+        scale = self.min_size / min(height, width)
+        if np.round(scale * max(height, width)) > self.max_size:
+            scale = self.max_size / max(height, width)
+        return scale
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of an image of the given size in the network's input."""
+        if self.resize == "pillow":
+            return resized_shape(height, width, self.min_size, self.max_size)
+        scale = self.scale(height, width)
+        # Half to even, as OpenCV rounds.
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 @dataclass
@@ -192,10 +212,21 @@ def resize_shortest_edge(image: np.ndarray, min_size: int, max_size: int) -> np.
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def resize_image(image: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """(H, W, 3) uint8 -> (h, w, 3) as the network wants it: uint8, or float32 for `spec.resize` "float"."""
+    if spec.resize == "pillow":
+        return resize_shortest_edge(image, spec.min_size, spec.max_size)
+    scale = spec.scale(*image.shape[:2])
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    # The scale itself and not the ratio of the rounded sizes places the samples.
+    resized = torch.ops.aten.upsample_bilinear2d(pixels, spec.shape(*image.shape[:2]), False, scale, scale)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()
+
+
 def make_batch(
     images: Sequence[np.ndarray], rows: Sequence[int], original_sizes: Sequence[tuple[int, int]], spec: InputSpec
 ) -> ImageBatch:
-    """One batch from resized RGB images (h, w, 3) uint8 of identical shape.
+    """One batch from resized RGB images (h, w, 3) uint8 or float32 of identical shape.
 
     Channels are brought to the spec's order, then (pixels - mean) / std in float32, then zeros on the right and bottom.
     """
@@ -241,7 +272,7 @@ def iterate_batches(
         raise ValueError(f"{len(paths)} paths need as many rows ({len(rows)}) and sizes ({len(sizes or ())})")
     order = list(range(len(paths)))
     if sizes is not None:
-        shapes = [resized_shape(*s, spec.min_size, spec.max_size) if min(s) > 0 else (0, 0) for s in sizes]
+        shapes = [spec.shape(*s) if min(s) > 0 else (0, 0) for s in sizes]
         order.sort(key=lambda i: (shapes[i], i))
     # Incomplete batches by shape, oldest first; per image its place in `paths`, its pixels and its original size.
     waiting: dict[tuple[int, int], list[tuple[int, np.ndarray, tuple[int, int]]]] = {}
@@ -279,7 +310,7 @@ def _decoded(
             image = decode_image(paths[i])
         except ImageError as error:
             return error
-        return resize_shortest_edge(image, spec.min_size, spec.max_size), image.shape[:2]
+        return resize_image(image, spec), image.shape[:2]
 
     if workers <= 0:
         for i in order:

@@ -12,12 +12,13 @@ from torch import nn
 from console import UserError, digest_file
 from extractors.images import InputSpec
 from extractors.networks import build, load_checkpoint
+from extractors.networks.layers import fold_norms
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_network(architecture: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, str]:
-    """The network called `architecture` with `weights` loaded, in eval mode, and the weights file's sha256.
+    """The network called `architecture` with `weights` loaded, ready for inference, and the weights file's sha256.
 
     Raises:
         UserError: unknown architecture, no such file, or weights that do not fit.
@@ -25,6 +26,7 @@ def load_network(architecture: str, weights: str | os.PathLike[str]) -> tuple[nn
     try:
         network = build(architecture)
         load_checkpoint(network, weights)
+        fold_norms(network)
     except FileNotFoundError as error:
         raise UserError(f"{error}; set `weights` to the checkpoint of {architecture}") from error
     except ValueError as error:
@@ -37,7 +39,8 @@ class NetworkRunner:
 
     Args:
         network: in eval mode. weights_digest: sha256 of its weights file.
-        precision: "fp32", or "bf16" / "fp16" for automatic mixed precision.
+        precision: "fp32"; "tf32", which lets a GPU round the factors of products to 10 bits; or "bf16" / "fp16" for
+            automatic mixed precision.
     """
 
     def __init__(self, network: nn.Module, weights_digest: str, precision: str = "fp32") -> None:
@@ -61,6 +64,8 @@ class NetworkRunner:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision's context for a forward pass."""
+        # Of its own accord torch lets convolutions on a GPU be tf32 and keeps other products fp32.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
         dtype = PRECISIONS[self.precision]
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 

@@ -20,7 +20,7 @@ from extractors.networks.rcnn import Meta, Panoptic, PanopticFPN
 from stores.schema import ArraySpec
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
-RECIPE = 1
+RECIPE = 2
 
 MAP_SIDE = 64
 GRID_SIDE = 7

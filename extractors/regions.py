@@ -16,36 +16,60 @@ from torchvision.ops import box_iou, nms
 from console import UserError
 from extractors.images import ImageBatch
 from extractors.loading import NetworkExtractor, NetworkRunner, native_runner
-from extractors.networks.rcnn import C4RCNN, Proposals
+from extractors.networks.boxes import exclusive
+from extractors.networks.rcnn import C4RCNN, Proposals, StandardRCNN
 from stores.schema import ArraySpec
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
-RECIPE = 1
+RECIPE = 2
 
 SELECTIONS = ("caffe", "adaptive", "lxmert")
 _CLASS_NMS = 0.3
 _ADAPTIVE_CONFIDENCE = 0.2
 _ADAPTIVE_LEAST = 10
+# Scores that are looked at first, then further down; more pairs of box and class than this are slower than all of them.
+_FLOORS = (0.1, 0.03, 0.01, 0.001)
+_MAX_PAIRS = 8192
 
 
-def surviving_confidence(boxes: Tensor, probabilities: Tensor, threshold: float = _CLASS_NMS) -> Tensor:
+def surviving_confidence(boxes: Tensor, probabilities: Tensor, count: int | None = None) -> Tensor:
     """A box's confidence: its largest class score that survives suppression among that class's scores.
 
     Args:
-        boxes: (P, 4) xyxy, the same for all classes. probabilities: (P, C) without background. threshold: IoU.
+        boxes: (P, 4) xyxy, the same for all classes. probabilities: (P, C) without background.
+        count: how many of the best boxes have to be exact; None for all.
 
     Returns:
-        (P,) float32; 0 for a box suppressed in every class.
+        (P,) float32. Boxes that are suppressed in every class have 0, and so may boxes beyond the best `count`, whose
+        order is then that of their place.
     """
-    count, classes = probabilities.shape
-    if count == 0:
+    if len(boxes) == 0:
         return probabilities.new_zeros(0)
-    overlaps = box_iou(boxes, boxes) > threshold
+    if count is not None and len(boxes):
+        # A score is suppressed by higher ones alone: what lies under a floor has no say in what is above it.
+        for floor in _FLOORS:
+            rows, classes = torch.nonzero(probabilities >= floor, as_tuple=True)
+            if len(rows) > _MAX_PAIRS:
+                break
+            # Classes are moved apart so that one suppression does all; in double precision that changes no overlap.
+            apart = classes.double() * (boxes.max().double() - boxes.min().double() + 2)
+            scores = probabilities[rows, classes]
+            kept = nms(boxes.double()[rows] + apart[:, None], scores.double(), _CLASS_NMS)
+            confidence = probabilities.new_zeros(len(boxes))
+            confidence.scatter_reduce_(0, rows[kept], scores[kept], "amax")
+            if int((confidence > 0).sum()) >= min(count, len(boxes)):
+                return confidence
+    return _dense_confidence(boxes, probabilities)
+
+
+def _dense_confidence(boxes: Tensor, probabilities: Tensor) -> Tensor:
+    """`surviving_confidence` of every box: all classes go down their own ranking together."""
+    count, classes = probabilities.shape
+    overlaps = box_iou(boxes, boxes) > _CLASS_NMS
     order = probabilities.argsort(dim=0, descending=True, stable=True)
     alive = torch.ones(classes, count, dtype=torch.bool, device=boxes.device)
     survived = torch.zeros_like(alive)
     rows = torch.arange(classes, device=boxes.device)
-    # All classes go down their own ranking together: P steps instead of C suppressions.
     for rank in range(count):
         box = order[rank]
         kept = alive[rows, box]
@@ -54,53 +78,60 @@ def surviving_confidence(boxes: Tensor, probabilities: Tensor, threshold: float 
     return (probabilities.T * survived).amax(dim=0)
 
 
-def choose_regions(proposals: Proposals, selection: str, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+def choose_regions(
+    proposals: Proposals, selection: str, limit: int, scale: tuple[float, float] = (1.0, 1.0)
+) -> tuple[Tensor, Tensor, Tensor]:
     """Which proposals become regions.
 
     Args:
         proposals: of one image. selection: "caffe" (best `limit` by surviving confidence), "adaptive" (confidence >= 0.2,
             at least 10 and at most `limit`) or "lxmert" (each proposal's best class and regressed box, class-agnostic
             suppression at IoU 0.3, 0.4, ... until `limit` are left).
+        scale: (vertical, horizontal) original pixels per network pixel.
 
     Returns:
-        indices (n,) best first, boxes (n, 4) in network pixels, scores (n,).
+        indices (n,) best first, boxes (n, 4) in pixels of the original image, scores (n,).
     """
+    scales = proposals.boxes.new_tensor([scale[1], scale[0]] * 2)
     if selection == "lxmert":
         scores, classes = proposals.probabilities.max(dim=1)
-        boxes = proposals.regressed[torch.arange(len(classes), device=classes.device), classes]
+        boxes = proposals.regressed(torch.arange(len(classes), device=classes.device), classes)
+        ends = exclusive(boxes) if proposals.inclusive else boxes
         keep = torch.arange(0, device=scores.device)
         for tenths in range(3, 10):
-            keep = nms(boxes, scores, tenths / 10)
+            keep = nms(ends, scores, tenths / 10)
             if len(keep) >= limit:
                 break
         keep = keep[:limit]
-        return keep, boxes[keep], scores[keep]
-    confidence = surviving_confidence(proposals.boxes, proposals.probabilities)
+        return keep, boxes[keep] * scales, scores[keep]
+    # Scaling moves no overlap, except where a pixel is added to each box: the Caffe code adds one of the original.
+    boxes = exclusive(proposals.boxes * scales) if proposals.inclusive else proposals.boxes
+    confidence = surviving_confidence(boxes, proposals.probabilities, max(limit, _ADAPTIVE_LEAST))
     order = confidence.argsort(descending=True, stable=True)
     count = min(limit, len(order))
     if selection == "adaptive":
         count = min(count, max(_ADAPTIVE_LEAST, int((confidence >= _ADAPTIVE_CONFIDENCE).sum())))
     keep = order[:count]
-    return keep, proposals.boxes[keep], confidence[keep]
+    return keep, proposals.boxes[keep] * scales, confidence[keep]
 
 
 class RegionExtractor(NetworkExtractor):
     """Rows of the `regions` store for batches of images.
 
     Args:
-        runner: around a C4 detector. selection: see `choose_regions`. num_regions: K, rows are zero-padded to it.
+        runner: around a Faster R-CNN. selection: see `choose_regions`. num_regions: K, rows are zero-padded to it.
     """
 
     def __init__(self, runner: NetworkRunner, *, selection: str = "caffe", num_regions: int = 36) -> None:
         if selection not in SELECTIONS:
             raise UserError(f"unknown selection {selection!r}; choose one of {', '.join(SELECTIONS)}")
-        if not isinstance(runner.network, C4RCNN):
-            raise UserError("region features need a Faster R-CNN C4 architecture, such as scenes_regions")
+        if not isinstance(runner.network, C4RCNN | StandardRCNN):
+            raise UserError("region features need a Faster R-CNN architecture, such as vg_r101_c4_caffe")
         super().__init__(runner)
         self.selection = selection
         self.num_regions = num_regions
         heads = runner.network.roi_heads
-        dim = heads.box_predictor.cls_score.in_features
+        dim = runner.network.region_size
         k = num_regions
         self.arrays = {
             "features": ArraySpec((k, dim), "float16", 0),
@@ -117,12 +148,17 @@ class RegionExtractor(NetworkExtractor):
     def attributes(self) -> dict[str, Any]:
         """What readers of the store need to know about the numbers."""
         meta = self.runner.network.meta
-        return {"class_names": list(meta.class_names), "attribute_names": list(meta.attribute_names)}
+        return {
+            "selection": self.selection,
+            "class_names": list(meta.class_names),
+            "attribute_names": list(meta.attribute_names),
+        }
 
     def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
         """One dict of rows per image; `boxes` are xyxy pixels of the upright original image."""
+        scales = [self.input.scale(*size) for size in batch.original_sizes]
         with self.runner.autocast():
-            proposals = self.runner.network.regions(self.runner.pixels(batch), batch.sizes)
+            proposals = self.runner.network.regions(self.runner.pixels(batch), batch.sizes, scales)
         return [
             self._rows(image, size, original)
             for image, size, original in zip(proposals, batch.sizes, batch.original_sizes, strict=True)
@@ -130,11 +166,14 @@ class RegionExtractor(NetworkExtractor):
 
     def _rows(self, image: Proposals, size: tuple[int, int], original: tuple[int, int]) -> dict[str, np.ndarray]:
         rows = {name: np.full(spec.shape, spec.fill, spec.dtype) for name, spec in self.arrays.items()}
-        keep, boxes, scores = choose_regions(image, self.selection, self.num_regions)
+        if image.inclusive:
+            scale = (1 / self.input.scale(*original),) * 2
+        else:
+            scale = (original[0] / size[0], original[1] / size[1])
+        keep, boxes, scores = choose_regions(image, self.selection, self.num_regions, scale)
         n = len(keep)
-        scale = boxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
         rows["features"][:n] = image.features[keep].cpu().numpy()
-        rows["boxes"][:n] = (boxes * scale).cpu().numpy()
+        rows["boxes"][:n] = boxes.cpu().numpy()
         rows["scores"][:n] = scores.cpu().numpy()
         rows["class_ids"][:n] = image.probabilities[keep].argmax(dim=1).cpu().numpy()
         rows["counts"][...] = n

@@ -159,7 +159,7 @@ def c4_loss(network: C4RCNN, examples: Sequence[Example], class_index: Tensor, p
     proposals = [b for b, _ in rpn.select(anchors, [logits[0].detach()], [deltas[0].detach()], sizes)]
     heads = network.roi_heads
     sampled = sample_regions(proposals, gt, per_image)
-    features = heads.region_features(feature, [s[0] for s in sampled]).float()
+    features = heads.region_features([feature], [s[0] for s in sampled]).float()
     class_logits, box_deltas = heads.box_predictor(features)
     classes = torch.cat(
         [

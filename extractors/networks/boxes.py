@@ -1,4 +1,8 @@
-"""Anchors and the box regression code (Ren et al. 2015; conventions of detectron2)."""
+"""Anchors and the box regression code (Ren et al. 2015; conventions of detectron2).
+
+`inclusive` stands for the convention of the Caffe code: a box names its first and last pixel, so its width is
+x1 - x0 + 1 and it is clipped to width - 1.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,19 @@ class AnchorGenerator(nn.Module):
         sizes: for every feature level, the anchors' side lengths (square root of the area) in input pixels.
         aspect_ratios: height / width.
         strides: of the feature levels in input pixels.
+        from_checkpoint: the cell anchors of a weights file, where it has any, replace those computed from the sizes.
     """
 
     def __init__(
-        self, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[float], strides: Sequence[int]
+        self,
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[float],
+        strides: Sequence[int],
+        from_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
+        self.from_checkpoint = from_checkpoint
         for i, level_sizes in enumerate(sizes):
             cells = []
             for size in level_sizes:
@@ -33,8 +43,9 @@ class AnchorGenerator(nn.Module):
                     w = math.sqrt(size**2.0 / ratio)
                     h = ratio * w
                     cells.append([-w / 2, -h / 2, w / 2, h / 2])
-            # Not part of a checkpoint: they follow from the architecture alone.
-            self.register_buffer(f"cell_anchors_{i}", torch.tensor(cells, dtype=torch.float32), persistent=False)
+            # Otherwise no part of a file: they follow from the architecture alone.
+            cells = torch.tensor(cells, dtype=torch.float32)
+            self.register_buffer(f"cell_anchors_{i}", cells, persistent=from_checkpoint)
         self.anchors_per_cell = len(sizes[0]) * len(aspect_ratios)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -62,11 +73,13 @@ def encode_boxes(source: Tensor, target: Tensor, weights: Sequence[float]) -> Te
     return torch.stack([dx, dy, dw, dh], dim=1)
 
 
-def decode_boxes(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
+def decode_boxes(deltas: Tensor, boxes: Tensor, weights: Sequence[float], inclusive: bool = False) -> Tensor:
     """Apply deltas (N, 4*C) to boxes (N, 4) xyxy -> (N, 4*C) xyxy."""
     deltas = deltas.float()
     boxes = boxes.to(deltas.dtype)
     widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    if inclusive:
+        widths, heights = widths + 1, heights + 1
     centre_x, centre_y = boxes[:, 0] + 0.5 * widths, boxes[:, 1] + 0.5 * heights
     dx, dy = deltas[:, 0::4] / weights[0], deltas[:, 1::4] / weights[1]
     dw = torch.clamp(deltas[:, 2::4] / weights[2], max=_MAX_LOG_SCALE)
@@ -78,9 +91,9 @@ def decode_boxes(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Ten
     return torch.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], dim=-1).reshape(deltas.shape)
 
 
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes: Tensor, size: tuple[int, int], inclusive: bool = False) -> Tensor:
     """Clip boxes (..., 4) xyxy into an image of `size` = (height, width)."""
-    h, w = size
+    h, w = (size[0] - 1, size[1] - 1) if inclusive else size
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack([x0.clamp(0, w), y0.clamp(0, h), x1.clamp(0, w), y1.clamp(0, h)], dim=-1)
 
@@ -88,3 +101,8 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def nonempty(boxes: Tensor, threshold: float = 0.0) -> Tensor:
     """(N,) bool: boxes whose both sides exceed `threshold` pixels."""
     return ((boxes[:, 2] - boxes[:, 0]) > threshold) & ((boxes[:, 3] - boxes[:, 1]) > threshold)
+
+
+def exclusive(boxes: Tensor) -> Tensor:
+    """Inclusive boxes (N, 4) in the usual convention: their overlaps are then the inclusive ones."""
+    return boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])

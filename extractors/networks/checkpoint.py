@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from console import atomic_path
 
-# Keys detectron2 writes that hold no weights: normalisation constants and anchors, fixed by the architecture, and a counter.
-_DERIVED = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors", "num_batches_tracked")
+# Keys detectron2 writes that hold no weights: normalisation constants, fixed by the architecture, and a counter.
+_DERIVED = ("pixel_mean", "pixel_std", "num_batches_tracked")
 
 
 class _NumpyUnpickler(pickle.Unpickler):
@@ -38,10 +39,10 @@ class _NumpyUnpickler(pickle.Unpickler):
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Tensors by name from a weights file; no code in the file is run.
+    """Tensors by name from a weights file, names as in the file; no code in the file is run.
 
     Args:
-        path: `.safetensors`, detectron2's `.pkl` (numpy arrays) or `.pth` (torch tensors).
+        path: `.safetensors`, detectron2's or Caffe2's `.pkl` (numpy arrays) or `.pth` (torch tensors).
 
     Raises:
         ValueError: for another kind of file or a file that holds anything but weights.
@@ -51,25 +52,32 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file or is cut off: {error}; copy it again") from error
     if path.suffix == ".pkl":
         with open(path, "rb") as file:
             try:
                 # Caffe2's and detectron2's pickles were written by Python 2 as well: latin1 keeps array bytes intact.
                 content = _NumpyUnpickler(file, encoding="latin1").load()
-            except pickle.UnpicklingError as error:
-                raise ValueError(f"{path} is not a plain weights pickle: {error}") from error
+            except Exception as error:  # damaged pickles raise errors of every kind
+                raise ValueError(f"{path} is not a plain weights pickle or is cut off: {error}") from error
     elif path.suffix in (".pth", ".pt"):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise ValueError(f"{path} holds more than weights and is not opened: {error}") from error
+        except (RuntimeError, EOFError, OSError) as error:
+            raise ValueError(f"{path} is not a PyTorch file or is cut off: {error}; copy it again") from error
     else:
         raise ValueError(f"{path}: weights are read from .safetensors, .pkl or .pth, not {path.suffix or 'no suffix'}")
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    for part in ("model", "blobs"):  # detectron2's and Detectron's place for the weights among other things
+        if isinstance(content, dict) and isinstance(content.get(part), dict):
+            content = content[part]
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     state = {}
@@ -78,18 +86,26 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             state[key] = value
         elif isinstance(value, np.ndarray) and value.dtype != object:
             state[key] = torch.from_numpy(np.ascontiguousarray(value))
+    if not state:
+        raise ValueError(f"{path} holds no tensors")
     return state
 
 
 def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a weights file into `module`, converting to the module's dtypes.
+    """Load a weights file into `module`, converting names, layouts and dtypes to the module's.
+
+    Read are detectron2's files; both conversions of the Caffe bottom-up-attention weights; and files with Caffe2's names,
+    of whole detectors or of ImageNet bodies. Of the latter the classifier is left out, so they fit a body:
+    `load_checkpoint(network.backbone.bottom_up, "R-50.pkl")`.
 
     Raises:
-        ValueError: listing every missing, unexpected and wrongly shaped key.
+        ValueError: listing every missing, unexpected and wrongly shaped key, or naming the architecture the file is for.
+        FileNotFoundError: if there is no file.
     """
-    state = {k: v for k, v in read_state(path).items() if not any(part in k for part in _DERIVED)}
     own = {k: v for k, v in module.state_dict().items() if not any(part in k for part in _DERIVED)}
-    missing = sorted(own.keys() - state.keys())
+    state = _converted(read_state(path), module, own, path)
+    optional = {k for k in own if ".cell_anchors_" in k}
+    missing = sorted(own.keys() - state.keys() - optional)
     unexpected = sorted(state.keys() - own.keys())
     shapes = [
         f"{k}: file {tuple(state[k].shape)}, network {tuple(own[k].shape)}"
@@ -106,16 +122,153 @@ def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
             f"the weights in {path} do not fit the network; check that `architecture` and `weights` belong together\n"
             + "\n".join(parts)
         )
-    for key, value in own.items():
-        value.copy_(state[key])
+    for key, value in state.items():
+        own[key].copy_(value)
+
+
+def _converted(
+    state: dict[str, Tensor], module: nn.Module, own: dict[str, Tensor], path: str | os.PathLike[str]
+) -> dict[str, Tensor]:
+    """A file's tensors under the module's names and in its layout."""
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    if any(re.match(r"(conv1_w|res\d_\d+_branch)", key) for key in state):
+        return _matched(_from_caffe2(state), own)
+    inclusive = getattr(getattr(module, "meta", None), "inclusive", None)
+    if "roi_heads.box_predictor.cls_embed.weight" in state:
+        if inclusive is False:
+            raise ValueError(
+                f"{path} is bottom-up-attention.pytorch's conversion of the Caffe weights; "
+                "its architecture is vg_r101_c4_caffe_milvlg"
+            )
+        state = _from_milvlg(state)
+    elif "roi_heads.box_predictor.cls_embedding.weight" in state:
+        if inclusive:
+            raise ValueError(
+                f"{path} is py-bottom-up-attention's conversion of the Caffe weights; "
+                "its architecture is vg_r101_c4_caffe_attr"
+            )
+        state = _renamed(state, _AIRSPLAY_NAMES)
+    state = {re.sub(r"cell_anchors\.(\d)$", r"cell_anchors_\1", key): value for key, value in state.items()}
+    return {k: v for k, v in state.items() if k in own or not any(part in k for part in (*_DERIVED, "cell_anchors"))}
+
+
+def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """With prefixes replaced."""
+    result = {}
+    for key, value in state.items():
+        prefix = next((p for p in names if key.startswith(p)), "")
+        result[names.get(prefix, "") + key.removeprefix(prefix)] = value
+    return result
+
+
+_PREDICTOR, _ATTRIBUTES = "roi_heads.box_predictor.", "roi_heads.attribute_predictor."
+_AIRSPLAY_NAMES = {
+    _PREDICTOR + "cls_embedding.": _ATTRIBUTES + "obj_embed.",
+    _PREDICTOR + "fc_attr.": _ATTRIBUTES + "fc.0.",
+    _PREDICTOR + "attr_score.": _ATTRIBUTES + "attr_score.",
+}
+_MILVLG_NAMES = {
+    _PREDICTOR + "cls_embed.": _ATTRIBUTES + "obj_embed.",
+    _PREDICTOR + "attr_linear1.": _ATTRIBUTES + "fc.0.",
+    _PREDICTOR + "attr_linear2.": _ATTRIBUTES + "attr_score.",
+}
+
+
+def _from_milvlg(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Background and "no attribute" go from first to last, the two-way objectness becomes a logit.
+
+    softmax(background, object)[object] = sigmoid(object - background), so the difference of the rows says the same.
+    """
+    state = _renamed(state, _MILVLG_NAMES)
+    for key, value in state.items():
+        if key.startswith((_PREDICTOR + "cls_score.", _ATTRIBUTES + "obj_embed.", _ATTRIBUTES + "attr_score.")):
+            state[key] = torch.cat([value[1:], value[:1]])
+        elif key.startswith(_PREDICTOR + "bbox_pred."):
+            state[key] = value[4:]
+        elif ".objectness_logits." in key:
+            background, objects = value.chunk(2)
+            state[key] = objects - background
+    return state
+
+
+# Caffe2's blob names, after "_" has become ".", in the order they are replaced.
+_CAFFE2_NAMES = (
+    (r"\.b$", ".bias"),
+    (r"\.w$", ".weight"),
+    (r"\b(bn|gn)\.(s|gamma)$", "norm.weight"),
+    (r"\b(bn|gn)\.(bias|beta)$", "norm.bias"),
+    (r"\bbn\.(rm|running\.mean)$", "norm.running_mean"),
+    (r"\bbn\.(riv|running\.var)$", "norm.running_var"),
+    (r"^res\.conv1\.", "conv1."),
+    (r"^conv1\.", "stem.conv1."),
+    (r"\.branch1\.", ".shortcut."),
+    (r"\.branch2a\.", ".conv1."),
+    (r"\.branch2b\.", ".conv2."),
+    (r"\.branch2c\.", ".conv3."),
+    # With a pyramid, Detectron shares the proposal head of level 2.
+    (r"^conv\.rpn(\.fpn2)?\.", "rpn_head.conv."),
+    (r"^rpn\.bbox\.pred(\.fpn2)?\.", "rpn_head.anchor_deltas."),
+    (r"^rpn\.cls\.logits(\.fpn2)?\.", "rpn_head.objectness_logits."),
+    (r"^bbox\.pred\.", "box_predictor.bbox_pred."),
+    (r"^cls\.score\.", "box_predictor.cls_score."),
+    (r"^fc6\.", "box_head.fc1."),
+    (r"^fc7\.", "box_head.fc2."),
+    (r"^fpn\.inner\.res(\d)\.\d+\.sum(\.lateral)?\.", r"fpn_lateral\1."),
+    (r"^fpn\.res(\d)\.\d+\.sum\.", r"fpn_output\1."),
+    (r"^\.\[mask\]\.fcn(\d)\.", r"mask_head.mask_fcn\1."),
+    (r"^mask\.fcn\.logits\.", "mask_head.predictor."),
+    (r"^conv5\.mask\.", "mask_head.deconv."),
+)
+
+
+def _from_caffe2(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Caffe2's names and layouts -> the ends of detectron2's names; without momenta and the ImageNet classifier."""
+    result = {}
+    for key, value in state.items():
+        if key.endswith("_momentum") or key.startswith(("fc1000_", "pred_")):
+            continue
+        name = key.replace("_", ".")
+        for pattern, replacement in _CAFFE2_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if name.startswith("box_predictor.cls_score."):
+            value = torch.cat([value[1:], value[:1]])  # background first -> last
+        elif name.startswith(("box_predictor.bbox_pred.", "mask_head.predictor.")):
+            value = value[4 if "bbox" in name else 1 :]  # neither is of use for the background
+        result[name] = value
+    return result
+
+
+def _matched(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each of the network's names gets the tensor whose name is its longest end; the rest keep their names.
+
+    Caffe2 folded the statistics into weight and bias: they become 0 and 1, as in detectron2.
+    """
+    result, used = {}, {}
+    for key in own:
+        parts = key.split(".")
+        end = next((e for i in range(len(parts)) if (e := ".".join(parts[i:])) in state), None)
+        if end is None:
+            if key.endswith("norm.running_mean"):
+                result[key] = torch.zeros_like(own[key])
+            elif key.endswith("norm.running_var"):
+                result[key] = torch.ones_like(own[key])
+        elif end in used:
+            raise ValueError(f"{end} of the weights file could be {key} or {used[end]}: load the parts one by one")
+        else:
+            result[key], used[end] = state[end], key
+    return result | {key: value for key, value in state.items() if key not in used}
 
 
 def save_checkpoint(module: nn.Module, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> None:
-    """Write `module`'s weights as half-precision safetensors (a quarter of a published `.pkl` with momentum)."""
+    """Write `module`'s weights as half-precision safetensors (a quarter of a published `.pkl` with momentum).
+
+    Anchors stay in single precision: half is too coarse for coordinates.
+    """
     from safetensors.torch import save_file
 
     state = {
-        k: v.detach().to(torch.float16 if v.is_floating_point() else v.dtype).contiguous()
+        k: v.detach().to(torch.float16 if v.is_floating_point() and "cell_anchors" not in k else v.dtype).contiguous()
         for k, v in module.state_dict().items()
         if not any(part in k for part in _DERIVED)
     }

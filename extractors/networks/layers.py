@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -69,6 +70,57 @@ class Conv2d(nn.Conv2d):
         if self.norm is not None:
             x = self.norm(x)
         return F.relu_(x) if self.relu else x
+
+
+class DeformConv2d(nn.Module):
+    """A 3x3 deformable convolution (Dai et al. 2017) with its norm, followed by ReLU; no bias.
+
+    Args:
+        channels: of input and output. stride, dilation, groups: of the convolution.
+        norm: see `make_norm`.
+    """
+
+    def __init__(self, channels: int, *, stride: int, dilation: int, groups: int, norm: str) -> None:
+        super().__init__()
+        self.stride, self.dilation = stride, dilation
+        self.weight = nn.Parameter(torch.empty(channels, channels // groups, 3, 3))
+        self.norm = make_norm(norm, channels)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), sampling offsets (B, 18 G, H', W') as (y, x) pairs, modulation (B, 9 G, H', W') -> (B, C, H', W')."""
+        x = deform_conv2d(
+            # torchvision's kernel takes contiguous maps of one dtype only.
+            x.contiguous(),
+            offset.to(x.dtype).contiguous(),
+            self.weight.to(x.dtype),
+            stride=self.stride,
+            padding=self.dilation,
+            dilation=self.dilation,
+            mask=None if mask is None else mask.to(x.dtype).contiguous(),
+        )
+        return F.relu_(x if self.norm is None else self.norm(x))
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Merge every `FrozenBatchNorm2d` into the convolution it follows: the same function with one pass less over each map.
+
+    The weights' names change (a bias instead of four norm vectors), so this comes after loading. Merged in double
+    precision.
+    """
+    for conv in network.modules():
+        norm = getattr(conv, "norm", None)
+        if not isinstance(conv, Conv2d) or not isinstance(norm, FrozenBatchNorm2d):
+            continue
+        scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+        shift = norm.bias.double() - norm.running_mean.double() * scale
+        with torch.no_grad():
+            if conv.bias is not None:
+                shift += conv.bias.double() * scale
+            dtype = conv.weight.dtype
+            conv.weight.copy_((conv.weight.double() * scale[:, None, None, None]).to(dtype))
+            conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
+        conv.norm = None
 
 
 def msra_init(conv: nn.Conv2d) -> None:

@@ -21,15 +21,31 @@ from extractors.networks.semantic import SemanticFPNHead, merge_panoptic, paste_
 class Proposals:
     """One image's proposals with everything the choice of regions needs; pixels of the network input.
 
-    `boxes` (P, 4) xyxy, `regressed` (P, C, 4), `probabilities` (P, C) without background, `features` (P, D),
-    `attribute_probabilities` (P, A) or None, all float32 on the network's device.
+    Attributes:
+        boxes: (P, 4) xyxy. probabilities: (P, C) without background. features: (P, D).
+        attribute_probabilities: (P, A) or None. All float32 on the network's device.
+        deltas: (P, 4 C) or (P, 4) of the box regression, coded with `box_weights`.
+        size: (height, width) of the image in the network input.
+        inclusive: the boxes are in the Caffe code's convention (see `extractors.networks.boxes`).
     """
 
     boxes: Tensor
-    regressed: Tensor
+    deltas: Tensor
     probabilities: Tensor
     features: Tensor
     attribute_probabilities: Tensor | None
+    size: tuple[int, int]
+    box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
+    inclusive: bool = False
+
+    def regressed(self, rows: Tensor, classes: Tensor) -> Tensor:
+        """Boxes (n, 4) of proposals `rows` (n,) as regressed for `classes` (n,), clipped to the image."""
+        per_class = self.deltas.shape[1] // 4
+        deltas = self.deltas[rows].view(len(rows), per_class, 4)
+        own = classes if per_class > 1 else torch.zeros_like(classes)
+        deltas = deltas[torch.arange(len(rows), device=rows.device), own]
+        boxes = decode_boxes(deltas, self.boxes[rows], self.box_weights, self.inclusive)
+        return clip_boxes(boxes, self.size, self.inclusive)
 
 
 @dataclass
@@ -55,12 +71,39 @@ class Meta:
     """What a network's numbers mean: its input, its class and attribute names, and options of its results."""
 
     input: InputSpec
+    #: Boxes are in the Caffe code's convention.
+    inclusive: bool = False
     class_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
     # Panoptic networks: our 133-category index of every thing class and of every semantic label 1.. .
     thing_categories: tuple[int, ...] = ()
     stuff_categories: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+
+
+def _proposals(
+    heads: Res5RoIHeads | StandardRoIHeads,
+    features: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    inclusive: bool,
+) -> list[Proposals]:
+    """What the heads say of per image proposal boxes (P_b, 4)."""
+    x = heads.region_features(features, boxes)
+    logits, deltas = heads.box_predictor(x)
+    probabilities = F.softmax(logits.float(), dim=-1)[:, :-1]
+    attributes = None if heads.attribute_predictor is None else heads.attribute_predictor.probabilities(x, logits)
+    counts = [len(b) for b in boxes]
+    parts = zip(
+        boxes,
+        deltas.float().split(counts),
+        probabilities.split(counts),
+        x.float().split(counts),
+        [None] * len(counts) if attributes is None else attributes.split(counts),
+        sizes,
+        strict=True,
+    )
+    return [Proposals(*part, box_weights=heads.box_weights, inclusive=inclusive) for part in parts]
 
 
 class C4RCNN(nn.Module):
@@ -75,45 +118,77 @@ class C4RCNN(nn.Module):
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
         self.meta = meta
+        self.region_size = self.grid_size = roi_heads.box_predictor.cls_score.in_features
 
     @torch.inference_mode()
-    def regions(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
+    def regions(
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], scales: Sequence[float] | None = None
+    ) -> list[Proposals]:
         """Proposals with features of a batch.
 
         Args:
             pixels: (B, 3, H, W) normalised input. sizes: unpadded (height, width) of each image.
+            scales: network pixels per original pixel; only networks in the Caffe code's convention need them.
         """
         feature = self.backbone(pixels)["res4"]
-        proposals = [boxes for boxes, _ in self.proposal_generator([feature], sizes)]
-        heads = self.roi_heads
-        features = heads.region_features(feature, proposals)
-        logits, deltas = heads.box_predictor(features)
-        probabilities = F.softmax(logits.float(), dim=-1)
-        attributes = None
-        if heads.attribute_predictor is not None:
-            # The attribute head is told the most likely object, never the background.
-            attributes = heads.attribute_predictor(features, probabilities[:, :-1].argmax(dim=1)).float().softmax(-1)
-        result = []
-        counts = [len(p) for p in proposals]
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        for boxes, start, count, size in zip(proposals, starts, counts, sizes, strict=True):
-            rows = slice(start, start + count)
-            regressed = decode_boxes(deltas[rows], boxes, heads.box_weights).view(count, -1, 4)
-            result.append(
-                Proposals(
-                    boxes=boxes,
-                    regressed=clip_boxes(regressed, size),
-                    probabilities=probabilities[rows, :-1],
-                    features=features[rows].float(),
-                    attribute_probabilities=None if attributes is None else attributes[rows],
-                )
-            )
-        return result
+        proposals = [boxes for boxes, _ in self.proposal_generator([feature], sizes, scales)]
+        return _proposals(self.roi_heads, [feature], proposals, sizes, self.meta.inclusive)
 
     @torch.inference_mode()
     def grid(self, pixels: Tensor) -> Tensor:
         """Whole-image res5 map: (B, 3, H, W) -> (B, D, ceil(H/32), ceil(W/32)) float32."""
         return self.roi_heads.res5(self.backbone(pixels)["res4"]).float()
+
+
+class StandardRCNN(nn.Module):
+    """Faster R-CNN with a two-layer box head, on a feature pyramid or on res5 alone (Jiang et al. 2020, grid features).
+
+    Parameter names are detectron2's, as of `C4RCNN`.
+
+    Args:
+        backbone: an `FPN`, or a `ResNet` up to res5.
+        proposal_levels, roi_levels: outputs of the backbone that proposals come from and regions are cut out of.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        proposal_generator: RPN,
+        roi_heads: StandardRoIHeads,
+        proposal_levels: tuple[str, ...],
+        roi_levels: tuple[str, ...],
+        meta: Meta,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.proposal_levels = proposal_levels
+        self.roi_levels = roi_levels
+        self.meta = meta
+        self.region_size = roi_heads.box_predictor.cls_score.in_features
+        self.grid_size = self._body.channels["res5"]
+
+    @property
+    def _body(self) -> nn.Module:
+        return getattr(self.backbone, "bottom_up", self.backbone)
+
+    @torch.inference_mode()
+    def regions(
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], scales: Sequence[float] | None = None
+    ) -> list[Proposals]:
+        """As `C4RCNN.regions`; the features are the box head's output."""
+        features = self.backbone(pixels)
+        levels = [features[level] for level in self.proposal_levels]
+        proposals = [boxes for boxes, _ in self.proposal_generator(levels, sizes, scales)]
+        levels = [features[level] for level in self.roi_levels]
+        return _proposals(self.roi_heads, levels, proposals, sizes, self.meta.inclusive)
+
+    @torch.inference_mode()
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Whole-image res5 map of the body: (B, 3, H, W) -> (B, D, ceil(H/32), ceil(W/32)) float32."""
+        return self._body(pixels)["res5"].float()
 
 
 class PanopticFPN(nn.Module):

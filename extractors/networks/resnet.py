@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from extractors.networks.layers import Conv2d, msra_init
+from extractors.networks.layers import Conv2d, DeformConv2d, msra_init
 
 
 class Stem(nn.Module):
@@ -45,6 +45,7 @@ class Bottleneck(nn.Module):
         stride: of the block; carried by the first 1x1 convolution if `stride_in_1x1` (MSRA/Caffe), else by the 3x3.
         groups: of the 3x3 convolution (ResNeXt).
         dilation: of the 3x3 convolution.
+        deform: "" for a plain 3x3 convolution, "v1" for a deformable one, "v2" for one with modulation (Zhu et al. 2019).
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Bottleneck(nn.Module):
         dilation: int,
         stride_in_1x1: bool,
         norm: str,
+        deform: str = "",
     ) -> None:
         super().__init__()
         if in_channels != out_channels:
@@ -68,25 +70,44 @@ class Bottleneck(nn.Module):
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         width = bottleneck_channels
         self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, bias=False, norm=norm, relu=True)
-        self.conv2 = Conv2d(
-            width,
-            width,
-            3,
-            stride=stride_3x3,
-            padding=dilation,
-            dilation=dilation,
-            groups=groups,
-            bias=False,
-            norm=norm,
-            relu=True,
-        )
+        self.deform = deform
+        if deform:
+            # Two offsets and, in v2, one weight for each of the nine taps.
+            taps = 9 * (3 if deform == "v2" else 2)
+            self.conv2_offset = Conv2d(width, taps, 3, stride=stride_3x3, padding=dilation, dilation=dilation)
+            nn.init.zeros_(self.conv2_offset.weight)
+            nn.init.zeros_(self.conv2_offset.bias)
+            self.conv2 = DeformConv2d(width, stride=stride_3x3, dilation=dilation, groups=groups, norm=norm)
+        else:
+            self.conv2 = Conv2d(
+                width,
+                width,
+                3,
+                stride=stride_3x3,
+                padding=dilation,
+                dilation=dilation,
+                groups=groups,
+                bias=False,
+                norm=norm,
+                relu=True,
+            )
+            msra_init(self.conv2)
         self.conv3 = Conv2d(width, out_channels, 1, bias=False, norm=norm)
-        for conv in (self.conv1, self.conv2, self.conv3):
-            msra_init(conv)
+        msra_init(self.conv1)
+        msra_init(self.conv3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H/stride, W/stride)."""
-        out = self.conv3(self.conv2(self.conv1(x)))
+        out = self.conv1(x)
+        if self.deform:
+            offset, mask = self.conv2_offset(out), None
+            if self.deform == "v2":
+                offset, mask = offset.split([18, 9], dim=1)
+                mask = mask.sigmoid()
+            out = self.conv2(out, offset, mask)
+        else:
+            out = self.conv2(out)
+        out = self.conv3(out)
         out = out + (x if self.shortcut is None else self.shortcut(x))
         return F.relu_(out)
 
@@ -102,6 +123,7 @@ def make_stage(
     dilation: int = 1,
     stride_in_1x1: bool,
     norm: str,
+    deform: str = "",
 ) -> nn.Sequential:
     """A residual stage of `blocks` bottlenecks; only the first has `first_stride`."""
     return nn.Sequential(
@@ -115,6 +137,7 @@ def make_stage(
                 dilation=dilation,
                 stride_in_1x1=stride_in_1x1,
                 norm=norm,
+                deform=deform,
             )
             for i in range(blocks)
         )
@@ -132,6 +155,8 @@ class ResNet(nn.Module):
         stride_in_1x1: see `Bottleneck`.
         caffe_pool: see `Stem`.
         norm: norm after every convolution.
+        res5_dilation: 2 keeps res5 at stride 16 with dilated 3x3 convolutions.
+        deform: per stage, see `Bottleneck`; () for plain convolutions everywhere.
     """
 
     def __init__(
@@ -145,22 +170,28 @@ class ResNet(nn.Module):
         stride_in_1x1: bool = True,
         caffe_pool: bool = False,
         norm: str = "FrozenBN",
+        res5_dilation: int = 1,
+        deform: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.stem = Stem(stem_channels, norm, caffe_pool)
         self.stages = [f"res{i}" for i in range(2, 2 + len(blocks))]
         self.channels: dict[str, int] = {}
         channels_in, channels_out, width = stem_channels, res2_channels, groups * width_per_group
-        for name, count in zip(self.stages, blocks, strict=True):
+        deform = tuple(deform) or ("",) * len(blocks)
+        for name, count, kind in zip(self.stages, blocks, deform, strict=True):
+            dilation = res5_dilation if name == "res5" else 1
             stage = make_stage(
                 count,
                 channels_in,
                 channels_out,
                 bottleneck_channels=width,
-                first_stride=1 if name == "res2" else 2,
+                first_stride=1 if name == "res2" or dilation > 1 else 2,
                 groups=groups,
+                dilation=dilation,
                 stride_in_1x1=stride_in_1x1,
                 norm=norm,
+                deform=kind,
             )
             self.add_module(name, stage)
             self.channels[name] = channels_out

@@ -47,17 +47,26 @@ class RoIPooler(nn.Module):
 
     def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
         size = (self.resolution, self.resolution)
+        # Half precision is too coarse for coordinates: pooling is done in float32, whatever the network runs in.
+        dtype, feature = feature.dtype, feature.float()
         if self.method == "pool":
-            return roi_pool(feature, rois, size, scale)
-        return roi_align(feature, rois, size, scale, self.sampling_ratio, aligned=self.method == "align")
+            return roi_pool(feature, rois, size, scale).to(dtype)
+        return roi_align(feature, rois, size, scale, self.sampling_ratio, aligned=self.method == "align").to(dtype)
+
+    @staticmethod
+    def rois(boxes: Sequence[Tensor]) -> Tensor:
+        """Per image boxes (P_b, 4) -> (sum P_b, 5): image number, xyxy."""
+        return torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)])
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Levels (B, C, h, w) and per image boxes (P_b, 4) in input pixels -> (sum P_b, C, resolution, resolution)."""
-        index = torch.cat([b.new_full((len(b), 1), float(i)) for i, b in enumerate(boxes)])
-        rois = torch.cat([index, torch.cat(list(boxes))], dim=1).to(features[0].dtype)
+        return self.pool(features, self.rois(boxes))
+
+    def pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """Levels (B, C, h, w) and boxes (P, 5) as from `rois` -> (P, C, resolution, resolution)."""
         if len(self.scales) == 1:
             return self._pool(features[0], rois, self.scales[0])
-        flat = torch.cat(list(boxes))
+        flat = rois[:, 1:]
         side = torch.sqrt((flat[:, 2] - flat[:, 0]) * (flat[:, 3] - flat[:, 1]))
         level = torch.floor(self.canonical_level + torch.log2(side / self.canonical_size + 1e-8))
         level = level.clamp(self.min_level, self.max_level).long() - self.min_level
@@ -85,18 +94,49 @@ class BoxPredictor(nn.Module):
 
 
 class AttributePredictor(nn.Module):
-    """Attribute scores from the region feature and the embedded object class (Anderson et al. 2018)."""
+    """Attribute probabilities from the region feature and the embedded object class (Anderson et al. 2018).
 
-    def __init__(self, in_features: int, num_classes: int, num_attributes: int, embedding: int, hidden: int) -> None:
+    Args:
+        in_features: D. num_classes: C without background. num_attributes: A.
+        none_class: the head has a further, last logit for "no attribute": "" (it has none), "dropped" (left out of the
+            softmax) or "kept" (takes its share of the softmax). Either way it is no attribute of a result.
+        sees_background: the class the head is told may be the background.
+    """
+
+    NONE_CLASS = ("", "dropped", "kept")
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        num_attributes: int,
+        embedding: int,
+        hidden: int,
+        none_class: str = "",
+        sees_background: bool = False,
+    ) -> None:
         super().__init__()
+        if none_class not in self.NONE_CLASS:
+            raise ValueError(f"unknown none_class {none_class!r}; choose one of {self.NONE_CLASS}")
+        self.num_attributes = num_attributes
+        self.none_class = none_class
+        self.sees_background = sees_background
         self.obj_embed = nn.Embedding(num_classes + 1, embedding)
         self.fc = nn.Sequential(nn.Linear(in_features + embedding, hidden), nn.ReLU())
-        self.attr_score = nn.Linear(hidden, num_attributes)
+        self.attr_score = nn.Linear(hidden, num_attributes + bool(none_class))
         normal_init(self.attr_score, 0.01)
 
     def forward(self, x: Tensor, classes: Tensor) -> Tensor:
-        """Features (P, D) and class ids (P,) int -> logits (P, attributes)."""
+        """Features (P, D) and class ids (P,) int -> logits (P, A), or (P, A + 1) with a none class."""
         return self.attr_score(self.fc(torch.cat([x, self.obj_embed(classes)], dim=-1)))
+
+    def probabilities(self, x: Tensor, class_logits: Tensor) -> Tensor:
+        """Features (P, D) and class logits (P, C + 1), background last -> (P, A) float32."""
+        told = class_logits if self.sees_background else class_logits[:, :-1]
+        logits = self(x, told.argmax(dim=1)).float()
+        if self.none_class == "dropped":
+            logits = logits[:, : self.num_attributes]
+        return logits.softmax(dim=-1)[:, : self.num_attributes]
 
 
 class BoxHead(nn.Module):
@@ -142,10 +182,13 @@ class Res5RoIHeads(nn.Module):
 
     Args:
         res5: the stage. pooler: from res4. features: D, channels of res5.
-        pool_from_res5: run res5 once on the whole image and pool from its map instead (grid-feats-vqa).
-        num_classes: C without background. num_attributes: 0 for none.
+        pool_from_res5: run res5 once on the whole image and pool from its map instead.
+        num_classes: C without background. attribute_predictor: or None.
         box_weights: scales of the regression code.
     """
+
+    # Pooled maps that go through res5 at a time: bounds memory, whatever the batch and the number of proposals.
+    CHUNK = 1024
 
     def __init__(
         self,
@@ -155,9 +198,7 @@ class Res5RoIHeads(nn.Module):
         features: int,
         num_classes: int,
         pool_from_res5: bool = False,
-        num_attributes: int = 0,
-        attribute_embedding: int = 256,
-        attribute_hidden: int = 512,
+        attribute_predictor: AttributePredictor | None = None,
         box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
     ) -> None:
         super().__init__()
@@ -167,24 +208,23 @@ class Res5RoIHeads(nn.Module):
         self.num_classes = num_classes
         self.box_weights = tuple(box_weights)
         self.box_predictor = BoxPredictor(features, num_classes)
-        self.attribute_predictor = (
-            AttributePredictor(features, num_classes, num_attributes, attribute_embedding, attribute_hidden)
-            if num_attributes
-            else None
-        )
+        self.attribute_predictor = attribute_predictor
 
-    def region_features(self, feature: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """res4 map (B, C, h, w) and per image boxes (P_b, 4) -> features (sum P_b, D)."""
+    def region_features(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """The res4 map [(B, C, h, w)] and per image boxes (P_b, 4) -> features (sum P_b, D)."""
         if self.pool_from_res5:
-            return self.pooler([self.res5(feature)], boxes).mean(dim=(2, 3))
-        return self.res5(self.pooler([feature], boxes)).mean(dim=(2, 3))
+            return self.pooler([self.res5(features[0])], boxes).mean(dim=(2, 3))
+        rois = self.pooler.rois(boxes)
+        parts = [self.res5(self.pooler.pool(features, part)).mean(dim=(2, 3)) for part in rois.split(self.CHUNK)]
+        return torch.cat(parts)
 
 
 class StandardRoIHeads(nn.Module):
-    """FPN heads: two-layer box head and, if asked for, a mask head.
+    """Two-layer box head and, if asked for, a mask head, on one or several feature levels.
 
     Args:
-        box_pooler, mask_pooler: over the pyramid. channels: pyramid width. hidden: of the box head.
+        box_pooler, mask_pooler: over the levels. channels: of a level. hidden: D, of the box head.
+        attribute_predictor: or None.
         num_classes: without background. mask_channels: 0 for no mask head.
         score_threshold, nms_threshold, detections: what is kept as final detections.
     """
@@ -202,12 +242,14 @@ class StandardRoIHeads(nn.Module):
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         detections: int = 100,
+        attribute_predictor: AttributePredictor | None = None,
     ) -> None:
         super().__init__()
         self.box_pooler = box_pooler
         self.mask_pooler = mask_pooler
         self.box_head = BoxHead(channels, box_pooler.resolution, hidden)
         self.box_predictor = BoxPredictor(hidden, num_classes)
+        self.attribute_predictor = attribute_predictor
         self.mask_head = MaskHead(channels, mask_channels, num_classes) if mask_pooler is not None else None
         self.num_classes = num_classes
         self.box_weights = tuple(box_weights)
@@ -215,11 +257,15 @@ class StandardRoIHeads(nn.Module):
         self.nms_threshold = nms_threshold
         self.detections = detections
 
+    def region_features(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Levels (B, C, h, w) and per image boxes (P_b, 4) -> features (sum P_b, D)."""
+        return self.box_head(self.box_pooler(features, boxes))
+
     def detect(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Pyramid p2..p5, per image proposals (P, 4) -> per image boxes (n, 4), scores (n,), classes (n,), best first."""
-        logits, deltas = self.box_predictor(self.box_head(self.box_pooler(features, proposals)))
+        logits, deltas = self.box_predictor(self.region_features(features, proposals))
         counts = [len(p) for p in proposals]
         result = []
         for image_logits, image_deltas, boxes, size in zip(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
-from extractors.networks.boxes import AnchorGenerator, clip_boxes, decode_boxes, nonempty
+from extractors.networks.boxes import AnchorGenerator, clip_boxes, decode_boxes, exclusive, nonempty
 from extractors.networks.layers import normal_init
 
 
@@ -46,6 +46,8 @@ class RPN(nn.Module):
         pre_nms_top: candidates kept per level before suppression. post_nms_top: proposals per image.
         nms_threshold: IoU above which the lower-scored of two proposals of one level goes.
         min_size: proposals with a side at most this long, in input pixels, are dropped.
+        inclusive: the order of work and the box convention of the Caffe code: `min_size` is in pixels of the original image,
+            and small proposals are dropped before the best are taken. Cell anchors come from the checkpoint.
     """
 
     def __init__(
@@ -60,19 +62,36 @@ class RPN(nn.Module):
         post_nms_top: int = 1000,
         nms_threshold: float = 0.7,
         min_size: float = 0.0,
+        inclusive: bool = False,
     ) -> None:
         super().__init__()
-        self.anchor_generator = AnchorGenerator(anchor_sizes, aspect_ratios, strides)
+        self.anchor_generator = AnchorGenerator(anchor_sizes, aspect_ratios, strides, from_checkpoint=inclusive)
         self.rpn_head = RPNHead(in_channels, channels or in_channels, self.anchor_generator.anchors_per_cell)
         self.pre_nms_top = pre_nms_top
         self.post_nms_top = post_nms_top
         self.nms_threshold = nms_threshold
         self.min_size = min_size
+        self.inclusive = inclusive
 
-    def forward(self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
-        """Levels (B, C, h, w) and the images' unpadded (height, width) -> per image proposals (P, 4) xyxy, logits (P,)."""
+    def forward(
+        self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]], scales: Sequence[float] | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Proposals of a batch.
+
+        Args:
+            features: levels (B, C, h, w). sizes: the images' unpadded (height, width).
+            scales: input pixels per original pixel of each image; needed with `inclusive`.
+
+        Returns:
+            per image proposals (P, 4) xyxy and logits (P,), best first.
+        """
         logits, deltas = self.rpn_head(features)
-        return self.select(self.anchor_generator(features), logits, deltas, sizes)
+        anchors = self.anchor_generator(features)
+        if not self.inclusive:
+            return self.select(anchors, logits, deltas, sizes)
+        if scales is None:
+            raise ValueError("proposals in Caffe's convention need the images' scales")
+        return self.select_inclusive(anchors, logits, deltas, sizes, scales)
 
     @torch.no_grad()
     def select(
@@ -96,4 +115,27 @@ class RPN(nn.Module):
             image_boxes, image_scores, image_ids = image_boxes[keep], image_scores[keep], ids[keep]
             order = batched_nms(image_boxes, image_scores, image_ids, self.nms_threshold)[: self.post_nms_top]
             result.append((image_boxes[order], image_scores[order]))
+        return result
+
+    @torch.no_grad()
+    def select_inclusive(
+        self,
+        anchors: list[Tensor],
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        scales: Sequence[float],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """As `select`, in the order of the Caffe code: decode all, clip, drop the small, keep the best, suppress."""
+        (anchors,), (logits,), (deltas,) = anchors, logits, deltas
+        result = []
+        for scores, image_deltas, size, scale in zip(logits.float(), deltas, sizes, scales, strict=True):
+            boxes = decode_boxes(image_deltas, anchors, (1.0, 1.0, 1.0, 1.0), inclusive=True)
+            boxes = clip_boxes(boxes, size, inclusive=True)
+            keep = nonempty(boxes) & nonempty(exclusive(boxes), self.min_size * scale) & torch.isfinite(scores)
+            boxes, scores = boxes[keep], scores[keep]
+            order = scores.argsort(descending=True, stable=True)[: self.pre_nms_top]
+            boxes, scores = boxes[order], scores[order]
+            kept = nms(exclusive(boxes), scores, self.nms_threshold)[: self.post_nms_top]
+            result.append((boxes[kept], scores[kept]))
         return result

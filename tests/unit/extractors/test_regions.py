@@ -15,11 +15,13 @@ def random_proposals(count=60, classes=7, seed=0):
     corner = torch.rand(count, 2, generator=generator) * 60
     boxes = torch.cat([corner, corner + 10 + torch.rand(count, 2, generator=generator) * 40], dim=1)
     logits = torch.randn(count, classes + 1, generator=generator) * 2
-    regressed = boxes[:, None] + torch.randn(count, classes, 4, generator=generator)
-    return Proposals(boxes, regressed, logits.softmax(-1)[:, :-1], torch.randn(count, 5, generator=generator), None)
+    deltas = torch.randn(count, classes * 4, generator=generator)
+    features = torch.randn(count, 5, generator=generator)
+    return Proposals(boxes, deltas, logits.softmax(-1)[:, :-1], features, None, size=(100, 100))
 
 
 def naive_confidence(boxes, probabilities, threshold):
+    """The published loop: one suppression per class."""
     confidence = torch.zeros(len(boxes))
     for c in range(probabilities.shape[1]):
         for i in nms(boxes, probabilities[:, c], threshold).tolist():
@@ -33,6 +35,67 @@ def test_confidence_is_the_best_class_score_that_survives(seed):
     expected = naive_confidence(p.boxes, p.probabilities, 0.3)
     torch.testing.assert_close(surviving_confidence(p.boxes, p.probabilities), expected, rtol=0, atol=0)
     assert (expected == 0).any(), "suppression must act for this test to mean something"
+
+
+@pytest.mark.parametrize("classes", [3, 400])
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_the_best_confidences_are_exact_without_looking_at_every_score(classes, count, monkeypatch):
+    p = random_proposals(count=150, classes=classes, seed=classes)
+    expected = naive_confidence(p.boxes, p.probabilities, 0.3)
+    dense = surviving_confidence(p.boxes, p.probabilities)
+    torch.testing.assert_close(dense, expected, rtol=0, atol=0)
+    monkeypatch.setattr("extractors.regions._dense_confidence", None)
+    found = surviving_confidence(p.boxes, p.probabilities, count)
+    best = expected.argsort(descending=True, stable=True)[:count]
+    assert torch.equal(found.argsort(descending=True, stable=True)[:count], best)
+    torch.testing.assert_close(found[best], expected[best], rtol=0, atol=0)
+
+
+def test_flat_scores_are_looked_at_in_full():
+    boxes = random_proposals(count=50).boxes
+    probabilities = torch.full((50, 2000), 4e-4)
+    probabilities[7, 3] = 5e-4
+    found = surviving_confidence(boxes, probabilities, 10)
+    torch.testing.assert_close(found, naive_confidence(boxes, probabilities, 0.3))
+    assert int(found.argmax()) == 7
+
+
+def inclusive_nms(boxes, scores, threshold):
+    """Suppression as the Caffe code's, in a plain loop: widths are x1 - x0 + 1."""
+    kept, order = [], scores.argsort(descending=True, stable=True).tolist()
+    area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    while order:
+        i = order.pop(0)
+        kept.append(i)
+        rest = []
+        for j in order:
+            width = max(0.0, float(min(boxes[i, 2], boxes[j, 2]) - max(boxes[i, 0], boxes[j, 0])) + 1)
+            height = max(0.0, float(min(boxes[i, 3], boxes[j, 3]) - max(boxes[i, 1], boxes[j, 1])) + 1)
+            overlap = width * height / float(area[i] + area[j] - width * height)
+            if overlap <= threshold:
+                rest.append(j)
+        order = rest
+    return kept
+
+
+def test_the_caffe_convention_counts_both_end_pixels_of_the_original_image():
+    p = random_proposals(count=40)
+    p.boxes = p.boxes * 0.05  # small boxes, of which one pixel is a good part
+    p.inclusive = True
+    found = {}
+    for scale in ((1.0, 1.0), (3.0, 3.0)):
+        keep, boxes, scores = choose_regions(p, "caffe", 20, scale)
+        expected = torch.zeros(40)
+        for c in range(p.probabilities.shape[1]):
+            for i in inclusive_nms(p.boxes * scale[0], p.probabilities[:, c], 0.3):
+                expected[i] = max(expected[i], p.probabilities[i, c])
+        assert torch.equal(keep, expected.argsort(descending=True, stable=True)[:20])
+        torch.testing.assert_close(scores, expected[keep])
+        torch.testing.assert_close(boxes, p.boxes[keep] * scale[0])
+        found[scale] = keep
+    assert not torch.equal(*found.values()), "the added pixel must matter for this test to mean something"
+    p.inclusive = False
+    assert not torch.equal(choose_regions(p, "caffe", 20)[0], found[1.0, 1.0])
 
 
 def test_caffe_takes_the_most_confident_proposals():
@@ -57,7 +120,8 @@ def test_adaptive_keeps_the_confident_but_never_too_few():
 def test_lxmert_relaxes_suppression_until_enough_are_left():
     p = random_proposals()
     scores, classes = p.probabilities.max(1)
-    boxes = p.regressed[torch.arange(60), classes]
+    boxes = p.regressed(torch.arange(60), classes)
+    assert boxes.min() >= 0 and boxes.max() <= 100
     for limit in (5, 20, 45):
         keep, chosen, chosen_scores = choose_regions(p, "lxmert", limit)
         threshold = next(t for t in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9) if len(nms(boxes, scores, t)) >= limit)

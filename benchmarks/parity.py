@@ -1,0 +1,414 @@
+"""Our detectors against the real detectron2, on its own weights format: `python -m benchmarks.parity`.
+
+For every architecture: detectron2 builds its model, the weights are seeded and written as detectron2's pickle, our network
+loads that file as the extractors do, and both look at the same photographs (scikit-image's) in fp32 on the CPU. The heads' weights
+are scaled so that scores spread: suppression, thresholds and merging really act. Printed and written with `--out`: how far
+every kind of result differs, and how many results there were to differ.
+
+detectron2 must be importable (`envs/detectron2.yaml`); the tests repeat narrow versions without it, from a recording.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from console import UserError, run_cli
+from extractors.images import decode_image, make_batch, resize_image
+from extractors.networks import build, load_checkpoint
+from extractors.networks.layers import fold_norms
+from extractors.networks.rcnn import PanopticFPN
+from extractors.networks.roi import select_detections
+
+PHOTOS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "motorcycle_left.png",
+    "coins.png",
+    "retina.jpg",
+)
+# Heads whose random scores must spread: standard deviation of the weights, times the root of the number of inputs.
+GAINS = {
+    "objectness_logits.weight": 0.8,
+    "anchor_deltas.weight": 0.16,
+    "cls_score.weight": 2.7,
+    "bbox_pred.weight": 0.45,
+    "mask_head.predictor.weight": 1.7,
+    "sem_seg_head.predictor.weight": 1.1,
+    "conv2_offset.weight": 0.3,
+}
+# Relative to the largest value; boxes in pixels; shares of equal values.
+LIMITS = {"features": 1e-4, "grid": 1e-4, "semantic": 1e-4, "probabilities": 1e-4, "boxes": 0.999, "map": 0.999}
+
+
+def seed_weights(network: nn.Module) -> None:
+    """Fill every tensor from its own name's seed: the same in any framework that names it so."""
+    for name, value in network.state_dict().items():
+        if not value.is_floating_point() or "pixel_" in name or "cell_anchors" in name:
+            continue
+        random = np.random.RandomState(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
+        shape = tuple(value.shape)
+        inputs = np.prod(shape[1:])
+        gain = next((g for suffix, g in GAINS.items() if name.endswith(suffix)), None)
+        if gain is not None:
+            numbers = random.normal(0, gain / inputs**0.5, shape)
+        elif name.endswith("running_var"):
+            numbers = random.uniform(0.5, 1.5, shape)
+        elif name.endswith("conv3.norm.weight"):
+            numbers = random.uniform(0.1, 0.3, shape)  # residuals must not pile up
+        elif name.endswith("norm.weight"):
+            numbers = random.uniform(0.5, 1.0, shape)
+        elif name.endswith("stem.conv1.weight"):
+            numbers = random.normal(0, (2 / inputs) ** 0.5 / 64, shape)  # pixels are large
+        elif len(shape) > 1:
+            numbers = random.normal(0, (2 / inputs) ** 0.5, shape)
+        else:
+            numbers = random.normal(0, 0.1, shape)
+        with torch.no_grad():
+            value.copy_(torch.from_numpy(numbers.astype(np.float32)))
+
+
+@dataclass
+class Case:
+    """One architecture in both worlds.
+
+    `zoo` is detectron2's configuration, `keys` what is changed in it; `architecture` and `options` are ours. `caffe` gives
+    detectron2's model the stem and the res5 of the Caffe weights, which no configuration of it describes.
+    """
+
+    architecture: str
+    zoo: str
+    keys: list[Any] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    caffe: bool = False
+
+
+_C4, _FPN = "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml", "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
+_RESNEXT = ["MODEL.RESNETS.STRIDE_IN_1X1", False, "MODEL.RESNETS.NUM_GROUPS", 32, "MODEL.RESNETS.WIDTH_PER_GROUP", 8]
+_VG = [
+    *("MODEL.ROI_HEADS.NUM_CLASSES", 1600, "INPUT.MIN_SIZE_TEST", 600, "INPUT.MAX_SIZE_TEST", 1000),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000, "MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
+]
+_CAFFE = [
+    *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "MODEL.RPN.CONV_DIMS", [512], "MODEL.RPN.POST_NMS_TOPK_TEST", 300),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[64, 128, 256, 512]], "MODEL.PIXEL_MEAN", [102.9801, 115.9465, 122.7717]),
+]
+_GRID = [
+    *(
+        "MODEL.RESNETS.OUT_FEATURES",
+        ["res5"],
+        "MODEL.RPN.IN_FEATURES",
+        ["res5"],
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        ["res5"],
+    ),
+    *("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+    *("MODEL.ROI_BOX_HEAD.NUM_FC", 2, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 1),
+    *("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2),
+]
+_DEFORM = [
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+    [False, False, True, True],
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
+    0,
+]
+_X101_STD = ["MODEL.PIXEL_STD", [57.375, 57.120, 58.395]]
+# detectron2 knows no attribute head.
+_PLAIN = {"num_attributes": 0}
+
+
+def _depth(depth: int) -> list[Any]:
+    return ["MODEL.RESNETS.DEPTH", depth]
+
+
+CASES = {
+    case.architecture: case
+    for case in (
+        Case("faster_rcnn_r50_c4", _C4),
+        Case("faster_rcnn_r101_c4", "COCO-Detection/faster_rcnn_R_101_C4_3x.yaml"),
+        Case("faster_rcnn_r50_fpn", _FPN),
+        Case("faster_rcnn_r101_fpn", "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"),
+        Case("faster_rcnn_x101_fpn", "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml"),
+        Case("vg_r101_c4_caffe", _C4, [*_VG, *_CAFFE, *_depth(101)], caffe=True),
+        Case("vg_r50_c4_d2", _C4, [*_VG, "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2], _PLAIN),
+        Case("vg_r101_c4_d2", _C4, [*_VG, "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2, *_depth(101)], _PLAIN),
+        Case("grid_r50", _C4, [*_VG, *_GRID], _PLAIN),
+        Case("grid_x101", _C4, [*_VG, *_GRID, *_RESNEXT, *_X101_STD, *_depth(101)], _PLAIN),
+        Case("grid_x152", _C4, [*_VG, *_GRID, *_RESNEXT, *_depth(152)], _PLAIN),
+        Case("grid_x152_challenge", _C4, [*_VG, *_GRID, *_RESNEXT, *_DEFORM, *_depth(152)], _PLAIN),
+        Case("panoptic_fpn_r50", "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"),
+        Case("panoptic_fpn_r101", "COCO-PanopticSegmentation/panoptic_fpn_R_101_3x.yaml"),
+    )
+}
+
+
+def photographs(names: Sequence[str] = PHOTOS) -> dict[str, np.ndarray]:
+    """scikit-image's photographs, and a tall cut of the first: name -> (H, W, 3) uint8 RGB."""
+    import skimage
+
+    found = {name: decode_image(Path(skimage.__file__).parent / "data" / name) for name in names}
+    first = names[0]
+    return found | {f"{first} (tall cut)": np.ascontiguousarray(found[first][:, 120:330])}
+
+
+def detectron2_model(case: Case, keys: Sequence[Any] = ()) -> nn.Module:
+    """detectron2's model of a case on the CPU, weights seeded."""
+    from detectron2 import model_zoo
+    from detectron2.modeling import build_model
+
+    config = model_zoo.get_config(case.zoo)
+    config.merge_from_list([*case.keys, *keys, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    model = build_model(config).eval()
+    if case.caffe:
+        stem, res5 = model.backbone.stem, model.roi_heads.res5
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.relu(stem.conv1(x))
+            return nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=0, ceil_mode=True)
+
+        stem.forward = forward
+        res5[0].conv1.stride = res5[0].shortcut.stride = (1, 1)
+        for block in res5:
+            block.conv2.padding = block.conv2.dilation = (2, 2)
+    seed_weights(model)
+    return model
+
+
+def detectron2_outputs(model: nn.Module, pixels: np.ndarray, original: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """What detectron2 makes of resized pixels (h, w, 3) uint8 in its own channel order."""
+    height, width = original
+    tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
+    inputs = [{"image": tensor, "height": height, "width": width}]
+    with torch.no_grad():
+        if hasattr(model, "sem_seg_head"):
+            (output,) = model(inputs)
+            instances = output["instances"]
+            return {
+                "boxes": instances.pred_boxes.tensor,
+                "scores": instances.scores,
+                "classes": instances.pred_classes,
+                "masks": instances.pred_masks.sum((1, 2)),
+                "semantic": output["sem_seg"],
+                "map": output["panoptic_seg"][0],
+            }
+        images = model.preprocess_image(inputs)
+        features = model.backbone(images.tensor)
+        proposals = model.proposal_generator(images, features)[0]
+        heads = model.roi_heads
+        boxes = [p.proposal_boxes for p in proposals]
+        if hasattr(heads, "res5"):
+            x = heads._shared_roi_transform([features["res4"]], boxes).mean((2, 3))
+            grid = heads.res5(features["res4"])
+        else:
+            levels = [features[name] for name in heads.box_in_features]
+            x = heads.box_head(heads.box_pooler(levels, boxes))
+            grid = features["res5"] if "res5" in features else model.backbone.bottom_up(images.tensor)["res5"]
+        predictions = heads.box_predictor(x)
+        (detections,), _ = heads.box_predictor.inference(predictions, proposals)
+        return {
+            "proposals": proposals[0].proposal_boxes.tensor,
+            "features": x,
+            "probabilities": predictions[0].softmax(-1)[:, :-1],
+            "grid": grid[0],
+            "boxes": detections.pred_boxes.tensor,
+            "scores": detections.scores,
+            "classes": detections.pred_classes,
+        }
+
+
+def our_outputs(network: nn.Module, image: np.ndarray) -> dict[str, torch.Tensor]:
+    """The same from our network and the photograph itself (H, W, 3) uint8 RGB."""
+    spec = network.meta.input
+    batch = make_batch([resize_image(image, spec)], [0], [image.shape[:2]], spec)
+    if isinstance(network, PanopticFPN):
+        (result,) = network.panoptic(batch.pixels, batch.sizes, batch.original_sizes)
+        return {
+            "boxes": result.boxes,
+            "scores": result.scores,
+            "classes": result.classes,
+            "masks": result.masks.sum((1, 2)),
+            "semantic": result.semantic_logits,
+            "map": result.segment_map,
+        }
+    (result,) = network.regions(batch.pixels, batch.sizes, [spec.scale(*image.shape[:2])])
+    rows, classes = (
+        i.reshape(-1) for i in torch.meshgrid(*map(torch.arange, result.probabilities.shape), indexing="ij")
+    )
+    regressed = result.regressed(rows, classes).view(len(result.boxes), -1)
+    scores = nn.functional.pad(result.probabilities, (0, 1))
+    boxes, scores, classes, _ = select_detections(regressed, scores, batch.sizes[0], 0.05, 0.5, 100)
+    return {
+        "proposals": result.boxes,
+        "features": result.features,
+        "probabilities": result.probabilities,
+        "grid": network.grid(batch.pixels)[0],
+        "boxes": boxes,
+        "scores": scores,
+        "classes": classes,
+    }
+
+
+def same_boxes(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """(n,) bool for boxes (n, 4): the same to a tenth of a pixel at the same place of the order."""
+    n = min(len(ours), len(theirs))
+    same = torch.zeros(max(len(ours), len(theirs)), dtype=torch.bool)
+    same[:n] = ((ours[:n] - theirs[:n]).abs() <= 0.1).all(dim=1)
+    return same
+
+
+def compare(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Relative differences of numbers, shares of equal boxes and labels; `detections` and `segments` are counts.
+
+    Numbers of a box are compared where both have that box.
+    """
+    result: dict[str, float] = {}
+
+    def difference(name: str, rows: torch.Tensor | slice = slice(None)) -> float:
+        a, b = ours[name], theirs[name]
+        if isinstance(rows, torch.Tensor):
+            n = min(len(a), len(b))
+            a, b = a[:n][rows[:n]], b[:n][rows[:n]]
+        return float((a.float() - b.float()).abs().max() / theirs[name].float().abs().max()) if b.numel() else 0.0
+
+    kept = same_boxes(ours["boxes"], theirs["boxes"])
+    result["boxes"] = float(kept.float().mean()) if len(kept) else 1.0
+    result["scores"] = difference("scores", kept)
+    n = min(len(ours["classes"]), len(theirs["classes"]))
+    equal = (ours["classes"][:n] == theirs["classes"][:n])[kept[:n]]
+    result["classes"] = float(equal.float().mean()) if len(equal) else 1.0
+    result["detections"] = len(theirs["boxes"])
+    if "map" in theirs:
+        result["semantic"] = difference("semantic")
+        result["map"] = float((ours["map"] == theirs["map"]).float().mean())
+        result["masks"] = difference("masks", kept)
+        result["segments"] = len(theirs["map"].unique())
+    else:
+        kept = same_boxes(ours["proposals"], theirs["proposals"])
+        result["proposals"] = float(kept.float().mean())
+        result["features"] = difference("features", kept)
+        result["probabilities"] = difference("probabilities", kept)
+        result["grid"] = difference("grid")
+    return result
+
+
+def run_case(case: Case, images: dict[str, np.ndarray], folded: bool = False) -> Iterator[tuple[str, dict[str, float]]]:
+    """(photograph, its `compare`) for one architecture at full size; `folded`: with the norms merged, as in extraction."""
+    model = detectron2_model(case)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model_final.pkl"
+        state = {name: value.numpy() for name, value in model.state_dict().items()}
+        path.write_bytes(pickle.dumps({"model": state, "__author__": "seeded"}))
+        network = build(case.architecture, **case.options)
+        load_checkpoint(network, path)
+    if folded:
+        fold_norms(network)
+    spec = network.meta.input
+    for name, image in images.items():
+        pixels = resize_image(image, spec)[:, :, ::-1]
+        yield name, compare(our_outputs(network, image), detectron2_outputs(model, pixels, image.shape[:2]))
+
+
+def summary(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Worst difference, mean share (weighted by the number of boxes) and total count over photographs."""
+    result: dict[str, float] = {"photographs": len(rows)}
+    for key in rows[0]:
+        values = np.array([row[key] for row in rows])
+        if key in ("detections", "segments"):
+            result[key] = int(values.sum())
+        elif key in ("boxes", "classes"):
+            weights = np.array([row["detections"] for row in rows])
+            result[key] = float((values * weights).sum() / max(1, weights.sum()))
+        else:
+            result[key] = float(values.mean() if key in ("map", "proposals") else values.max())
+    return result
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """Markdown."""
+    columns = (
+        "detections",
+        "boxes",
+        "classes",
+        "scores",
+        "proposals",
+        "features",
+        "grid",
+        "semantic",
+        "segments",
+        "map",
+    )
+    lines = [f"| architecture | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for name, row in results.items():
+        cells = []
+        for column in columns:
+            value = row.get(column)
+            if value is None:
+                cells.append("")
+            elif column in ("detections", "segments"):
+                cells.append(f"{value:,}")
+            elif column in ("boxes", "classes", "proposals", "map"):
+                cells.append(f"{100 * value:.3f} %")
+            else:
+                cells.append(f"{value:.0e}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _place(item: tuple[str, Any]) -> tuple[int, str]:
+    return list(CASES).index(item[0].split()[0]), item[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.splitlines()[0])
+    parser.add_argument("architectures", nargs="*", help=f"of {', '.join(CASES)} (default: all)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for parity.json and parity.md; architectures of earlier calls stay"
+    )
+    parser.add_argument(
+        "--folded", action="store_true", help="with the norms merged into the convolutions, as extraction does"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.architectures if name not in CASES]
+    if unknown:
+        raise UserError(f"unknown architecture {unknown[0]!r}; choose from {', '.join(CASES)}")
+    try:
+        import detectron2
+    except ImportError as error:
+        raise UserError("this comparison needs detectron2; envs/detectron2.yaml installs it") from error
+    torch.set_num_threads(args.threads)
+    images = photographs()
+    results: dict[str, dict[str, float]] = {}
+    if args.out and (args.out / "parity.json").exists():
+        results = json.loads((args.out / "parity.json").read_text())["architectures"]
+    for name in args.architectures or CASES:
+        rows = []
+        label = f"{name} (folded)" if args.folded else name
+        for photo, row in run_case(CASES[name], images, args.folded):
+            rows.append(row)
+            print(f"{label} {photo}: " + " ".join(f"{key}={value:.3g}" for key, value in row.items()), flush=True)
+        results[label] = summary(rows)
+        if args.out:
+            args.out.mkdir(parents=True, exist_ok=True)
+            ordered = dict(sorted(results.items(), key=_place))
+            content = {"detectron2": detectron2.__version__, "torch": torch.__version__, "architectures": ordered}
+            (args.out / "parity.json").write_text(json.dumps(content, indent=1) + "\n")
+            (args.out / "parity.md").write_text(table(ordered) + "\n")
+    print(table(dict(sorted(results.items(), key=_place))))
+
+
+if __name__ == "__main__":
+    run_cli(main)
