@@ -33,6 +33,7 @@ rule all:
 include: "rules/targets.smk"
 include: "rules/index.smk"
 include: "rules/features.smk"
+include: "rules/exchange.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"

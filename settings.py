@@ -249,6 +249,11 @@ class Ensemble(Section):
 class Export(Section):
     """How target `export` writes features: the layout of SCAN, VSE-infinity and 3SHNet."""
 
+    features: Annotated[list[Literal["regions", "grids", "panoptic"]], Field(min_length=1)] = [
+        "regions",
+        "grids",
+        "panoptic",
+    ]
     names: dict[Name, Name] = {"val": "dev"}
     class_order: Literal["upsnet", "coco"] = "upsnet"
     seg_maps: Literal["raw", "standardised"] = "raw"

@@ -41,11 +41,12 @@ def _read_rows(path: Path) -> tuple[list[dict[str, object]], list[str]]:
             raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
     if suffix not in (".csv", ".jsonl"):
         raise UserError(f"captions file {path}: use .csv, .jsonl or .parquet, not {suffix or 'no suffix'}")
-    text = _decode(path)
+    text = decode_text(path)
     return _csv_rows(path, text) if suffix == ".csv" else (_json_rows(path, text), [])
 
 
-def _decode(path: Path) -> str:
+def decode_text(path: Path) -> str:
+    """A UTF-8 file's text. UserError: the line that is not UTF-8 and how to convert the file."""
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -114,7 +115,7 @@ def _read_split_files(split_files: dict[str, str], lookup: dict[str, str | None]
     problems = []
     for split, file in split_files.items():
         unknown, ambiguous, moved = [], [], []
-        for name in filter(None, (line.strip() for line in _decode(Path(file)).split("\n"))):
+        for name in filter(None, (line.strip() for line in decode_text(Path(file)).split("\n"))):
             image_id = lookup.get(name, "")
             if image_id is None:
                 ambiguous.append(name)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from catalog.folder import Annotations, read_folder
 from catalog.index import CAPTIONS_SCHEMA, describe_images, write_index
 from catalog.karpathy import read_karpathy
+from catalog.precomputed import read_precomputed
 from console import UserError, run_cli
 
 
@@ -53,11 +54,16 @@ def index(args: argparse.Namespace) -> None:
         )
     elif source == "karpathy":
         annotations = read_karpathy(settings["annotations"], settings["images"], settings.get("member"))
+    elif source == "precomputed":
+        annotations, images = read_precomputed(
+            settings["folder"], settings["splits"], settings["features"], args.threads
+        )
     else:
         raise UserError(
             f"datasets.{args.dataset}.source: unknown source {source!r}; choose scenes, folder, karpathy or precomputed"
         )
-    images = describe_images(annotations.image_ids, annotations.paths, annotations.splits, args.threads * 2)
+    if source != "precomputed":
+        images = describe_images(annotations.image_ids, annotations.paths, annotations.splits, args.threads * 2)
     captions = captions_table(annotations)
     write_index(args.images, args.captions, images, captions)
     counts: dict[str, int] = {}

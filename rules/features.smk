@@ -12,6 +12,8 @@ rule extract_shard:
         f"{RESULTS}/logs/extract_shard/{{dataset}}_{{feature}}_{{shard}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/extract_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
+    wildcard_constraints:
+        dataset=datasets_that(import_feature=False),
     conda:
         "../envs/pipeline.yaml"
     threads: extraction_threads
