@@ -325,8 +325,8 @@ class NpzReader(RegionFiles):
                 size = int(content["image_h"]), int(content["image_w"])
                 count = int(content["num_bbox"]) if "num_bbox" in content else len(found["features"])
             info = _read_info(file)
-        except (OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-            raise ValueError(f"{file} cannot be read ({error})") from error
+        except Exception as error:  # damaged and hostile files raise errors of every kind
+            raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
         for array, key in (
             ("class_ids", "objects_id"), ("scores", "objects_conf"),
             ("attribute_ids", "attrs_id"), ("attribute_scores", "attrs_conf"),
