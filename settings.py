@@ -87,6 +87,7 @@ class KarpathyDataset(Section):
     annotations: str
     member: str | None = None
     images: str
+    splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["train", "val", "test"]
     imports: Imports = Imports()
     shards: Positive = 1
 
@@ -449,10 +450,8 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
 
     def split_names(dataset: Any) -> set[str] | None:
         """Names the configuration knows; None where only the data can tell."""
-        if isinstance(dataset, (ScenesDataset, PrecomputedDataset)):
+        if isinstance(dataset, (ScenesDataset, KarpathyDataset, PrecomputedDataset)):
             return set(dataset.splits)
-        if isinstance(dataset, KarpathyDataset):
-            return {"train", "val", "test"}
         splits = dataset.split_files or dataset.splits
         return set(splits) if splits and dataset.captions is None else None
 

@@ -6,6 +6,7 @@ import json
 import os
 import unicodedata
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first 
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
-def read_karpathy(annotations: str, images: str, member: str | None = None) -> Annotations:
+def read_karpathy(
+    annotations: str, images: str, member: str | None = None, splits: Collection[str] | None = None
+) -> Annotations:
     """Index rows of a Karpathy file.
 
     `image_id` is COCO's number or, for Flickr30K, the file name without suffix; `caption_id` is `sentid`.
 
     Args:
         annotations: the JSON file, or a zip that holds it. member: its name in a zip that holds several.
+        splits: which of train, val and test to take; None for all.
         images: the folder with `filepath/filename` (COCO: `val2014/COCO_val2014_000000391895.jpg`) or `filename`.
 
     Raises:
@@ -47,6 +51,8 @@ def read_karpathy(annotations: str, images: str, member: str | None = None) -> A
             imgid = entry.get("imgid")
         except (KeyError, TypeError) as error:
             malformed.append(f"entry {number} ({type(error).__name__}: {error})")
+            continue
+        if splits is not None and split in SPLITS and SPLITS[split] not in splits:
             continue
         image_id = str(entry["cocoid"]) if "cocoid" in entry else os.path.splitext(filename)[0]
         names = [f"{entry['filepath']}/{filename}", filename] if entry.get("filepath") else [filename]
@@ -72,6 +78,8 @@ def read_karpathy(annotations: str, images: str, member: str | None = None) -> A
         found.caption_images += [image_id] * len(texts)
         found.texts += [text for _, text in texts]
 
+    if splits is not None and (lacking := sorted(set(splits) - set(found.splits))) and not malformed:
+        raise UserError(f"annotations {annotations} have no images of split {', '.join(lacking)}; correct splits")
     problems = check_image_ids(found.image_ids)
     for what, names in (
         ("entries without filename, split, sentences, sentid or raw", malformed),

@@ -53,7 +53,9 @@ def index(args: argparse.Namespace) -> None:
             split_files=settings.get("split_files"),
         )
     elif source == "karpathy":
-        annotations = read_karpathy(settings["annotations"], settings["images"], settings.get("member"))
+        annotations = read_karpathy(
+            settings["annotations"], settings["images"], settings.get("member"), settings.get("splits")
+        )
     elif source == "precomputed":
         annotations, images = read_precomputed(
             settings["folder"], settings["splits"], settings["features"], args.threads

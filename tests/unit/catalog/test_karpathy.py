@@ -53,6 +53,15 @@ def test_coco(coco):
     assert found.texts[6] == "Caption 1 of 1."
 
 
+def test_some_splits_only(coco):
+    """Files of the others need not be there."""
+    write, images = coco
+    path = write([entry(0), entry(1, "restval"), entry(9, "val"), entry(3, "test")])
+    assert read_karpathy(path, str(images), splits=["train", "test"]).image_ids == ["1000", "1001", "1003"]
+    with pytest.raises(UserError, match="have no images of split val; correct splits"):
+        read_karpathy(write([entry(0)]), str(images), splits=["train", "val"])
+
+
 def test_a_folder_without_the_subfolders_of_coco(coco):
     write, images = coco
     assert read_karpathy(write([entry(2)]), str(images / "val2014")).paths == [
