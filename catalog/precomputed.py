@@ -55,11 +55,14 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_parts(folder: str, splits: dict[str, str], features: Sequence[str]) -> dict[str, Part]:
-    """What the files of each split hold, by their headers. UserError: listing all files that are missing or do not fit."""
+    """What the files of each split hold, by their headers, in the order of the index' rows: by the splits' names.
+
+    UserError: listing all files that are missing or do not fit.
+    """
     problems: list[str] = []
     parts: dict[str, Part] = {}
     names = [name for feature in features for name in feature_files(feature).values()]
-    for split, prefix in splits.items():
+    for split, prefix in sorted(splits.items()):
         path = Path(folder) / f"{prefix}_caps.txt"
         if not path.is_file():
             problems.append(f"{path} does not exist; complete the folder or correct the dataset's splits")
@@ -95,7 +98,7 @@ def read_precomputed(
     """Index rows and the images table. Reads every byte once, for the content hashes, a block at a time.
 
     Args:
-        folder: of the files. splits: file prefix by split name, in the order of the rows. features: which files to expect.
+        folder: of the files. splits: file prefix by split name. features: which files to expect. workers: threads.
 
     Raises:
         UserError: listing everything wrong at once.

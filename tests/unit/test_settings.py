@@ -172,6 +172,64 @@ def test_messages_name_key_value_and_fix(section, expected):
     assert mistakes(config) == [expected]
 
 
+def test_precomputed_datasets_have_what_their_files_have():
+    config = {
+        "datasets": {
+            "pre": {
+                "source": "precomputed",
+                "folder": "precomp",
+                "features": ["regions"],
+                "splits": {"test": "testall"},
+            },
+            "coco": {"source": "karpathy", "annotations": "a.json", "images": "i", "splits": ["train", "val"]},
+            "mine": {"source": "folder", "images": "i", "splits": {"a": 1.0}, "split_files": {"a": "a.txt"}},
+        },
+        "runs": {"grid": {"dataset": "coco", "visual": "grids"}, "pre": {"dataset": "pre", "visual": "regions"}},
+        "testsets": {"coco": {"dataset": "coco"}, "pre": {"dataset": "pre"}},
+    }
+    assert mistakes(config) == [
+        "datasets.mine: splits (fractions) and split_files (lists) exclude each other; remove one of them",
+        "runs.pre.train_split: dataset 'pre' has no split 'train' (it has test); choose one of them or add it to datasets.pre.splits",
+        "runs.pre.val_split: dataset 'pre' has no split 'val' (it has test); choose one of them or add it to datasets.pre.splits",
+        "runs.pre.dataset: dataset 'pre' has no panoptic features (it has regions); add the files and the name to datasets.pre.features",
+        "testsets.coco.split: dataset 'coco' has no split 'test' (it has train, val); choose one of them or add it to datasets.coco.splits",
+        "testsets.pre.dataset: dataset 'pre' has no grids and no panoptic features (it has regions); add the files and the name to datasets.pre.features",
+        "testsets.pre.dataset: dataset 'pre' has no panoptic features (it has regions); add the files and the name to datasets.pre.features",
+    ]
+    config["datasets"]["pre"]["features"] = ["regions", "grids"]
+    config["datasets"]["pre"]["splits"] = {"test": "../testall"}
+    lines = mistakes(config)
+    assert "datasets.pre.features: ['regions', 'grids'] - must hold regions or grids, not both: a folder has one {split}_ims.npy" in lines  # fmt: skip
+    assert any(line.startswith("datasets.pre.splits.test: '../testall' - ") for line in lines)
+
+
+def test_files_of_other_sources_that_do_not_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    imports = {"regions": {"format": "npz", "path": "bua"}, "grids": {"format": "pth", "path": "grids"}}
+    config = {
+        "datasets": {
+            "pre": {"source": "precomputed", "folder": "precomp"},
+            "coco": {"source": "karpathy", "annotations": "a.json", "images": "i", "imports": imports},
+            "mine": {"source": "folder", "images": "i", "split_files": {"a": "a.txt"}},
+        }
+    }
+    with pytest.raises(UserError) as error:
+        load_settings(config)
+    for line in (
+        "datasets.pre.folder: folder 'precomp' does not exist; correct the path or create it",
+        "datasets.coco.images: folder 'i' does not exist; correct the path or create it",
+        "datasets.coco.annotations: file 'a.json' does not exist; correct the path",
+        "datasets.coco.imports.regions.path: 'bua' does not exist; correct the path",
+        "datasets.coco.imports.grids.path: 'grids' does not exist; correct the path",
+        "datasets.mine.split_files.a: file 'a.txt' does not exist; correct the path",
+        "features.panoptic.weights: file 'weights/scenes_panoptic.safetensors' does not exist; correct the path",
+    ):
+        assert f"  {line}\n" in str(error.value) + "\n", line
+    # Nobody extracts anything: no weights are needed.
+    (tmp_path / "precomp").mkdir()
+    load_settings({"datasets": {"pre": config["datasets"]["pre"]}})
+
+
 def test_the_defaults_are_those_of_the_modules(repository):
     """settings.py imports none of the packages, so each default of a run is written twice."""
     from model.settings import MODEL, TEXT, TRAINING
