@@ -27,6 +27,7 @@ rule all:
     input:
         all_features(),
         metrics_files(),
+        table_files(),
         f"{RESULTS}/report/index.html",
 
 

@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal, Union, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from console import UserError
+from evaluation.positives import positives_files
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of datasets, runs, test sets and ensembles: they become folder names
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 # Folders that the workflow makes beside the datasets' own.
-RESERVED = ("runs", "evaluation", "ensembles", "report", "logs", "benchmarks")
+RESERVED = ("runs", "evaluation", "ensembles", "tables", "report", "logs", "benchmarks")
 
 
 class Section(BaseModel):
@@ -234,11 +235,19 @@ class Run(Section):
 
 
 class Testset(Section):
-    """What runs are scored on; `folds: 5` adds the mean over five folds."""
+    """What runs are scored on; `folds: 5` adds the mean over five folds.
+
+    `protocols` adds Crisscrossed Captions and ECCV Caption on COCO's 5K test split; `positives` is the folder of their
+    files, without which those of the package eccv-caption are used. `benchmark` says that the test set is the field's:
+    the tables then show published numbers beside ours.
+    """
 
     dataset: str
     split: str = "test"
     folds: Annotated[int, Field(ge=0)] = 0
+    protocols: list[Literal["cxc", "eccv"]] = []
+    positives: str | None = None
+    benchmark: Literal["coco", "flickr30k"] | None = None
 
 
 class Ensemble(Section):
@@ -501,6 +510,18 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
                     f"{', '.join(dataset.features)}); add the files and the name to datasets.{name}.features"
                 )
 
+    def check_positives(where: str, testset: Testset) -> Iterator[str]:
+        if testset.positives is not None and not testset.protocols:
+            yield f"{where}.positives: {testset.positives!r} is of no use without protocols; add them or leave it out"
+        elif testset.positives is not None and check_files and not os.path.isdir(testset.positives):
+            yield f"{where}.positives: folder {testset.positives!r} does not exist; correct the path, or leave it out"
+        elif check_files:
+            for protocol in testset.protocols:
+                try:
+                    positives_files(protocol, testset.positives)
+                except UserError as error:
+                    yield f"{where}.protocols: {error}"
+
     for name, dataset in settings.datasets.items():
         if name in RESERVED:
             yield f"datasets.{name}: the workflow has a folder of this name; rename the dataset"
@@ -528,6 +549,7 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
             images = dataset.splits.get(testset.split) if isinstance(dataset, ScenesDataset) else None
             if images is not None and testset.folds > images:
                 yield f"testsets.{name}.folds: {testset.folds} folds of {images} images cannot be made; lower it to {images} or less"
+            yield from check_positives(f"testsets.{name}", testset)
         yield from check_captions(f"testsets.{name}", testset.dataset, "test")
         for visual in dict.fromkeys(run.visual for run in settings.runs.values()):
             yield from check_features(f"testsets.{name}.dataset", testset.dataset, visual)

@@ -15,7 +15,7 @@ import numpy as np
 
 from console import UserError, run_cli, write_json
 from evaluation.embeddings import Embeddings, read_embeddings
-from evaluation.metrics import add_arguments, all_metrics
+from evaluation.metrics import add_arguments, all_metrics, metric_options
 
 
 def check_same_items(members: Sequence[Embeddings], names: Sequence[str]) -> None:
@@ -72,9 +72,12 @@ def combine(members: Sequence[Embeddings]) -> Embeddings:
 
 
 def ensemble_metrics(
-    members: Sequence[Embeddings], names: Sequence[str], *, folds: int = 0, seed: int = 0
+    members: Sequence[Embeddings], names: Sequence[str], *, folds: int = 0, seed: int = 0, **options: Any
 ) -> dict[str, Any]:
-    """The metrics file's content for the mean of the members' similarities; `names` are used in errors.
+    """The metrics file's content for the mean of the members' similarities.
+
+    Args:
+        members: of any number of runs. names: theirs, for errors. folds, seed, options: see `all_metrics`.
 
     Raises:
         UserError: fewer than one member, or members of different items.
@@ -82,7 +85,7 @@ def ensemble_metrics(
     if not members:
         raise UserError("an ensemble needs at least one run")
     check_same_items(members, names)
-    return all_metrics(combine(members), folds=folds, seed=seed)
+    return all_metrics(combine(members), folds=folds, seed=seed, **options)
 
 
 def main() -> None:
@@ -90,8 +93,9 @@ def main() -> None:
     parser.add_argument("--embeddings", required=True, nargs="+", help="embeddings.zarr of every run")
     add_arguments(parser)
     args = parser.parse_args()
+    options = metric_options(args)
     members = [read_embeddings(path) for path in args.embeddings]
-    metrics = ensemble_metrics(members, args.embeddings, folds=args.folds, seed=args.seed)
+    metrics = ensemble_metrics(members, args.embeddings, **options)
     metrics["runs"] = [
         member.attributes.get("run", path) for member, path in zip(members, args.embeddings, strict=True)
     ]

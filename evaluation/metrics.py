@@ -1,4 +1,4 @@
-"""Retrieval metrics of embeddings or of a similarity matrix, with folds and two checks: a control and chance.
+"""Retrieval metrics of embeddings or of a similarity matrix, with intervals, folds and two checks: control and chance.
 
 R@1, R@5, R@10 (in %), median and mean rank in both directions and rSum, as SCAN, VSE-infinity and 3SHNet report them:
 an image's rank is that of the best of its captions; a tie counts as a miss. Scores are compared block by block and
@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 
 from console import UserError, run_cli, write_json
+from evaluation.bootstrap import LEVEL, RESAMPLES, interval, resample_ranks
 from evaluation.embeddings import Embeddings, read_embeddings
+from evaluation.positives import PROTOCOLS, Positives, read_positives
+from evaluation.protocols import protocol_metrics
 from model.ranking import ranks_from_embeddings, ranks_from_similarity, retrieval_scores
 
 PROTOCOL = "standard"
@@ -50,13 +53,45 @@ def retrieval_metrics_from_similarity(similarity: np.ndarray, caption_image: np.
     return _with_size(retrieval_scores(*ranks_from_similarity(similarity, owner)), *similarity.shape)
 
 
-def fold_metrics(images: np.ndarray, captions: np.ndarray, caption_image: np.ndarray, folds: int) -> dict[str, Any]:
+def rank_intervals(
+    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Intervals of the mean over galleries of every metric (see `evaluation.bootstrap`).
+
+    Args:
+        parts: per gallery the ranks of its N images (N,), those of its M captions (M,), and the captions' image rows
+            (M,). Each gallery's images are resampled on their own.
+
+    Returns:
+        `{level, resamples, seed, i2t, t2i, rsum}`: a pair `[low, high]` for each metric.
+    """
+    sums: dict[str, dict[str, np.ndarray]] = {"i2t": {}, "t2i": {}}
+    for number, (to_caption, to_image, owner) in enumerate(parts):
+        # One seed for both directions: an image is drawn together with its captions.
+        draws = {"images": len(to_caption), "resamples": resamples, "seed": seed + number}
+        for direction, ranks, image in (("i2t", to_caption, np.arange(len(to_caption))), ("t2i", to_image, owner)):
+            for name, samples in resample_ranks(ranks, image, **draws).items():
+                sums[direction][name] = sums[direction].get(name, 0) + samples / len(parts)
+    result: dict[str, Any] = {"level": LEVEL, "resamples": resamples, "seed": seed}
+    result |= {d: {name: interval(samples) for name, samples in sums[d].items()} for d in sums}
+    return result | {"rsum": interval(sum(sums[d][name] for d in sums for name in ("r1", "r5", "r10")))}
+
+
+def fold_metrics(
+    images: np.ndarray,
+    captions: np.ndarray,
+    caption_image: np.ndarray,
+    folds: int,
+    *,
+    resamples: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Mean of the metrics over `folds` galleries of consecutive images (COCO 1K: five folds of 1,000 of the 5,000).
 
     All folds are of one size, as recall depends on it; the few images left over at the end are in no fold.
 
     Returns:
-        `{count, images_per_fold, images_left_out, i2t, t2i, rsum}`.
+        `{count, images_per_fold, images_left_out, i2t, t2i, rsum}`; with `resamples`, also `intervals` of the means.
 
     Raises:
         UserError: more folds than images.
@@ -66,14 +101,17 @@ def fold_metrics(images: np.ndarray, captions: np.ndarray, caption_image: np.nda
         raise UserError(
             f"{folds} folds of {len(images)} images cannot be made: lower the test set's `folds` to {len(images)}"
         )
-    scores = []
+    parts = []
     for fold in range(folds):
         start = fold * size
         chosen = np.flatnonzero((caption_image >= start) & (caption_image < start + size))
-        ranks = ranks_from_embeddings(images[start : start + size], captions[chosen], caption_image[chosen] - start)
-        scores.append(retrieval_scores(*ranks))
-    left_out = len(images) - folds * size
-    return {"count": folds, "images_per_fold": size, "images_left_out": left_out, **_mean_scores(scores)}
+        owner = caption_image[chosen] - start
+        parts.append((*ranks_from_embeddings(images[start : start + size], captions[chosen], owner), owner))
+    result = {"count": folds, "images_per_fold": size, "images_left_out": len(images) - folds * size}
+    result |= _mean_scores([retrieval_scores(*part[:2]) for part in parts])
+    if resamples:
+        result["intervals"] = rank_intervals(parts, resamples=resamples, seed=seed)
+    return result
 
 
 def control_metrics(
@@ -124,13 +162,24 @@ def chance_metrics(captions_per_image: Sequence[int] | np.ndarray) -> dict[str, 
     return {"i2t": i2t, "t2i": t2i, "rsum": _rsum(i2t, t2i)}
 
 
-def all_metrics(embeddings: Embeddings, *, folds: int, seed: int) -> dict[str, Any]:
-    """Everything that goes into a metrics file: the whole test set, its folds, the control and chance.
+def all_metrics(
+    embeddings: Embeddings,
+    *,
+    folds: int,
+    seed: int,
+    resamples: int = RESAMPLES,
+    positives: Sequence[Positives] = (),
+) -> dict[str, Any]:
+    """Everything that goes into a metrics file: the whole test set, its folds and protocols, the control and chance.
 
     Images without a caption cannot be scored: they are left out and counted under `images_without_captions`.
 
+    Args:
+        folds: see `fold_metrics`; 0 or 1: none. seed: of the control and the intervals.
+        resamples: of the intervals; 0: none. positives: of the protocols to score beside.
+
     Raises:
-        UserError: nothing to score, or too many folds.
+        UserError: nothing to score, too many folds, or a protocol made for another test set.
     """
     images, owner = embeddings.images, embeddings.caption_image.astype(np.int64)
     if not len(images) or not len(owner):
@@ -138,18 +187,24 @@ def all_metrics(embeddings: Embeddings, *, folds: int, seed: int) -> dict[str, A
             f"the test set has {len(images)} images and {len(owner)} captions: give the dataset captions, or choose "
             "another split for the test set"
         )
+    protocols = {one.protocol: protocol_metrics(embeddings, one, resamples=resamples, seed=seed) for one in positives}
     counts = np.bincount(owner, minlength=len(images))
     captioned = counts > 0
     if not captioned.all():
         images = images[captioned]
         owner = (np.cumsum(captioned) - 1)[owner]
         counts = counts[captioned]
-    result = retrieval_metrics(images, embeddings.captions, owner)
+    ranks = ranks_from_embeddings(images, embeddings.captions, owner)
+    result = _with_size(retrieval_scores(*ranks), len(images), len(owner))
+    if resamples:
+        result["intervals"] = rank_intervals([(*ranks, owner)], resamples=resamples, seed=seed)
     if not captioned.all():
         result["images_without_captions"] = int((~captioned).sum())
         print(f"note: {result['images_without_captions']} images have no caption and are left out", file=sys.stderr)
     if folds > 1:
-        result["folds"] = fold_metrics(images, embeddings.captions, owner, folds)
+        result["folds"] = fold_metrics(images, embeddings.captions, owner, folds, resamples=resamples, seed=seed)
+    if protocols:
+        result["protocols"] = protocols
     if control := control_metrics(images, embeddings.captions, owner, seed):
         result["control"] = control
     result["chance"] = chance_metrics(counts)
@@ -157,10 +212,34 @@ def all_metrics(embeddings: Embeddings, *, folds: int, seed: int) -> dict[str, A
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that `metrics` and `ensemble` share."""
+    """The flags that `metrics` and `ensemble` share; `metric_options` reads them."""
     parser.add_argument("--folds", type=int, default=0, help="also the mean over so many folds; 0 or 1: none")
-    parser.add_argument("--seed", type=int, default=0, help="of the control's shuffles")
+    parser.add_argument(
+        "--protocols", nargs="*", default=[], choices=PROTOCOLS, help="more protocols, for COCO's 5K test"
+    )
+    parser.add_argument("--positives", help="folder with their positives (default: the package eccv-caption)")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the intervals; 0: no intervals")
+    parser.add_argument("--seed", type=int, default=0, help="of the control's shuffles and of the resamples")
     parser.add_argument("--output", required=True, help="metrics.json to write")
+
+
+def metric_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `all_metrics` takes beside the embeddings.
+
+    Raises:
+        UserError: a wrong number, or positives that cannot be read.
+    """
+    if args.resamples < 0:
+        raise UserError(f"--resamples must be 0 or more, not {args.resamples}")
+    positives = [read_positives(name, args.positives or None) for name in dict.fromkeys(args.protocols)]
+    for one in positives:
+        if one.protocol == "cxc" and "i2i" not in one.retrievals:
+            print(
+                "note: CxC is scored without image-to-image and text-to-text: the package has no positives for them; "
+                "give the `data` folder of Crisscrossed-Captions as the test set's `positives`",
+                file=sys.stderr,
+            )
+    return {"folds": args.folds, "seed": args.seed, "resamples": args.resamples, "positives": positives}
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -189,8 +268,9 @@ def main() -> None:
     parser.add_argument("--embeddings", required=True, help="embeddings.zarr of evaluation.encode")
     add_arguments(parser)
     args = parser.parse_args()
+    options = metric_options(args)
     embeddings = read_embeddings(args.embeddings)
-    metrics = all_metrics(embeddings, folds=args.folds, seed=args.seed)
+    metrics = all_metrics(embeddings, **options)
     for name in ("run", "split", "index_digest"):
         if name in embeddings.attributes:
             metrics[name] = embeddings.attributes[name]

@@ -1,33 +1,82 @@
-"""The results as a table for the terminal.
+"""The results as tables: as text for the terminal, as Markdown, LaTeX and CSV for papers and spreadsheets.
 
-`python -m evaluation.table --results results` (with `--config` to show exactly what a configuration asks for), or
-`python -m evaluation.table PATH/metrics.json ...`.
+`python -m evaluation.table --results results` (with `--config` to show exactly what a configuration asks for, with
+published results where a test set is declared to be a benchmark), or `python -m evaluation.table PATH/metrics.json ...`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from console import UserError, read_mapping, run_cli
+from console import UserError, atomic_path, read_mapping, run_cli
+from evaluation.published import IMAGES, PUBLISHED
 
 COLUMNS = ("R@1", "R@5", "R@10")
+ECCV_COLUMNS = ("mAP@R", "R-P", "R@1")
+#: Where a block's numbers are in a metrics file: two directions, three metrics each, and whether rSum follows.
+RECALL = ("r1", "r5", "r10")
+LAYOUTS = {
+    "recall": (("i2t", "t2i"), RECALL, True),
+    "folds": (("i2t", "t2i"), RECALL, True),
+    "cxc": (("i2t", "t2i"), RECALL, True),
+    "cxc_intra": (("i2i", "t2t"), RECALL, False),
+    "eccv": (("i2t", "t2i"), ("map_at_r", "r_precision", "r1"), False),
+}
+DIRECTIONS = {
+    "i2t": "image -> text",
+    "t2i": "text -> image",
+    "i2i": "image -> image",
+    "t2t": "text -> text",
+}
+BENCHMARKS = {"coco": "MS-COCO", "flickr30k": "Flickr30K"}
+FORMATS = {".csv": "csv", ".md": "markdown", ".tex": "latex", ".txt": "text"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One metrics file: `system` is a run's or an ensemble's name, `metrics` None where the file does not exist yet."""
+    """One metrics file: `system` is a run's or an ensemble's name, `metrics` None where the file does not exist yet.
+
+    `benchmark` is what the test set is declared to be, see `evaluation.published`.
+    """
 
     testset: str
     system: str
     ensemble: bool
     metrics: dict[str, Any] | None
+    benchmark: str | None = None
+
+
+@dataclass
+class Line:
+    """The numbers of one system in one block; `kind`: published, run, ensemble, control or chance.
+
+    `values` are six metrics and, in some blocks, rSum (None: unknown); `bounds` their intervals, none or as many.
+    """
+
+    system: str
+    kind: str
+    values: list[float | None]
+    bounds: list[Sequence[float]] = field(default_factory=list)
+    source: str = ""
+
+
+@dataclass
+class Block:
+    """One protocol's results on one test set. `name` is a key of `LAYOUTS`."""
+
+    testset: str
+    name: str
+    title: str
+    lines: list[Line]
 
 
 def metrics_path(results: str | os.PathLike[str], system: str, testset: str, ensemble: bool) -> Path:
@@ -50,10 +99,11 @@ def configured_entries(results: str | os.PathLike[str], config: dict[str, Any]) 
     systems = [(name, False) for name in config.get("runs") or {}]
     systems += [(name, True) for name in config.get("ensembles") or {}]
     entries = []
-    for testset in config.get("testsets") or {}:
+    for testset, settings in (config.get("testsets") or {}).items():
         for system, ensemble in systems:
             path = metrics_path(results, system, testset, ensemble)
-            entries.append(Entry(testset, system, ensemble, _read(path) if path.is_file() else None))
+            metrics = _read(path) if path.is_file() else None
+            entries.append(Entry(testset, system, ensemble, metrics, (settings or {}).get("benchmark")))
     return entries
 
 
@@ -68,48 +118,257 @@ def found_entries(paths: Iterable[str | os.PathLike[str]]) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.testset, entry.ensemble))
 
 
-def _numbers(block: dict[str, Any]) -> list[str]:
-    recalls = [block[direction][key] for direction in ("i2t", "t2i") for key in ("r1", "r5", "r10")]
-    return [f"{value:.1f}" for value in [*recalls, block["rsum"]]]
+def _line(system: str, kind: str, name: str, scores: dict[str, Any]) -> Line:
+    """A block's numbers from the part of a metrics file that holds them."""
+    directions, metrics, with_sum = LAYOUTS[name]
+    intervals = scores.get("intervals") or {}
+    places = [(direction, metric) for direction in directions for metric in metrics]
+    line = Line(
+        system,
+        kind,
+        [scores[direction][metric] for direction, metric in places],
+        [intervals[direction][metric] for direction, metric in places] if intervals else [],
+    )
+    if with_sum:
+        line.values.append(scores["rsum"])
+        if intervals:
+            line.bounds.append(intervals["rsum"])
+    return line
+
+
+def _parts(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The blocks that a metrics file has numbers for."""
+    parts = {"recall": metrics}
+    if metrics.get("folds"):
+        parts["folds"] = metrics["folds"]
+    protocols = metrics.get("protocols") or {}
+    if "cxc" in protocols:
+        parts["cxc"] = protocols["cxc"]
+        if {"i2i", "t2t"} <= protocols["cxc"].keys():
+            parts["cxc_intra"] = protocols["cxc"]
+    if "eccv" in protocols:
+        parts["eccv"] = protocols["eccv"]
+    return parts
+
+
+def _title(name: str, testset: str, benchmark: str | None, metrics: dict[str, Any]) -> str:
+    place = f"{BENCHMARKS[benchmark]} ({testset})" if benchmark else testset
+    size = f"{metrics['images']} images, {metrics['captions']} captions"
+    if name == "folds":
+        folds = metrics["folds"]
+        return f"{place}: mean of {folds['count']} folds of {folds['images_per_fold']} images"
+    protocols = {
+        "recall": "",
+        "cxc": "Crisscrossed Captions, ",
+        "cxc_intra": "Crisscrossed Captions, ",
+        "eccv": "ECCV Caption, ",
+    }
+    return f"{place}: {protocols[name]}{size}"
+
+
+def _published(name: str, benchmark: str | None, metrics: dict[str, Any]) -> list[Line]:
+    """Published lines of a block, if ours are comparable: as many images, and for the folds five of 1,000."""
+    folds = metrics.get("folds") or {}
+    same = metrics["images"] == IMAGES.get(benchmark)
+    if name == "folds":
+        same = same and (folds["count"], folds["images_per_fold"]) == (5, 1000)
+    rows = [row for row in PUBLISHED if same and (row.benchmark, row.block) == (benchmark, name)]
+    return [Line(row.system, "published", list(row.values), source=row.source) for row in rows]
+
+
+def blocks_of(entries: Sequence[Entry]) -> list[Block]:
+    """All blocks, test set by test set: published results, ours, and for the whole test set the controls and chance."""
+    blocks = []
+    for testset in dict.fromkeys(entry.testset for entry in entries):
+        group = [entry for entry in entries if entry.testset == testset and entry.metrics]
+        for name in LAYOUTS:
+            having = [(entry, _parts(entry.metrics)[name]) for entry in group if name in _parts(entry.metrics)]
+            if not having:
+                continue
+            first = having[0][0]
+            lines = _published(name, first.benchmark, first.metrics)
+            for entry, scores in having:
+                lines.append(_line(entry.system, "ensemble" if entry.ensemble else "run", name, scores))
+            if name == "recall":
+                for entry, _ in having:
+                    if control := entry.metrics.get("control"):
+                        lines.append(_line(entry.system, "control", name, control))
+                if chance := first.metrics.get("chance"):
+                    lines.append(_line("chance", "chance", name, chance))
+            blocks.append(Block(testset, name, _title(name, testset, first.benchmark, first.metrics), lines))
+    return blocks
+
+
+def _cells(values: Sequence[float | None], missing: str = "-") -> list[str]:
+    return [missing if value is None else f"{value:.1f}" for value in values]
 
 
 def format_table(entries: Sequence[Entry]) -> str:
-    """The table as text: per test set its systems with their fold means, then the controls and chance."""
-    lines: list[tuple[str, list[str]] | str] = []
+    """The table as text: per test set its systems with their folds and protocols, then the controls and chance.
+
+    The interval at the end of a line is that of rSum.
+    """
+    blocks = {(block.testset, block.name): block for block in blocks_of(entries)}
+    lines: list[tuple[str, list[str], str] | str] = []
     for testset in dict.fromkeys(entry.testset for entry in entries):
-        group = [entry for entry in entries if entry.testset == testset]
-        done = [entry for entry in group if entry.metrics]
-        size = f": {done[0].metrics['images']} images, {done[0].metrics['captions']} captions" if done else ""
-        lines.append(f"{testset}{size}")
-        for entry in group:
-            label = f"  {entry.system}" + (" (ensemble)" if entry.ensemble else "")
-            if entry.metrics is None:
-                lines.append((label, ["not computed"]))
-                continue
-            lines.append((label, _numbers(entry.metrics)))
-            if folds := entry.metrics.get("folds"):
-                label = f"    mean of {folds['count']} folds of {folds['images_per_fold']} images"
-                lines.append((label, _numbers(folds)))
-        for entry in done:
-            if control := entry.metrics.get("control"):
-                lines.append((f"  control: {entry.system}, images shuffled", _numbers(control)))
-        if done and (chance := done[0].metrics.get("chance")):
-            lines.append(("  chance", _numbers(chance)))
+        own = [blocks[testset, name] for name in LAYOUTS if (testset, name) in blocks]
+        lines.append(own[0].title if own else testset)
+        systems = [(line.system, "published") for block in own for line in block.lines if line.kind == "published"]
+        systems += [
+            (entry.system, "ensemble" if entry.ensemble else "run") for entry in entries if entry.testset == testset
+        ]
+        systems += (
+            [(line.system, line.kind) for line in own[0].lines if line.kind in ("control", "chance")] if own else []
+        )
+        for system, kind in dict.fromkeys(systems):
+            label = {
+                "run": system,
+                "chance": system,
+                "control": f"control: {system}, images shuffled",
+            }.get(kind, f"{system} ({kind})")
+            found = {b.name: line for b in own for line in b.lines if (line.system, line.kind) == (system, kind)}
+            if "recall" not in found:
+                lines.append((f"  {label}", [] if found else ["not computed"], ""))
+            for block in own:
+                if line := found.get(block.name):
+                    below = {
+                        "recall": f"  {label}",
+                        "folds": f"    {block.title.split(': ')[-1]}",
+                        "cxc": "    CxC",
+                        "cxc_intra": "    CxC: image -> image, text -> text",
+                        "eccv": f"    ECCV Caption: {', '.join(ECCV_COLUMNS)}",
+                    }[block.name]
+                    bounds = line.bounds[6] if len(line.bounds) > 6 else None
+                    lines.append(
+                        (below, _cells(line.values), f"  [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
+                    )
     width = max([len(line[0]) for line in lines if not isinstance(line, str)] + [10]) + 2
+    intervals = any(line[2] for line in lines if not isinstance(line, str))
     header = [
         " " * width + "  image -> text       text -> image",
-        " " * width + "".join(f"{name:>7}" for name in (*COLUMNS, *COLUMNS)) + f"{'rSum':>8}",
+        " " * width
+        + "".join(f"{name:>7}" for name in (*COLUMNS, *COLUMNS))
+        + f"{'rSum':>8}"
+        + ("  95 % interval" if intervals else ""),
     ]
     body = []
     for line in lines:
         if isinstance(line, str):
             body += ["", line]
-        elif len(line[1]) == 1:
-            body.append(f"{line[0]:<{width}}  {line[1][0]}")
+            continue
+        label, numbers, bounds = line
+        if len(numbers) < 2:
+            body.append(f"{label:<{width}}  {''.join(numbers)}".rstrip())
         else:
-            label, numbers = line
-            body.append(f"{label:<{width}}" + "".join(f"{value:>7}" for value in numbers[:-1]) + f"{numbers[-1]:>8}")
-    return "\n".join(header + body)
+            total = f"{numbers[6]:>8}" if len(numbers) > 6 else ""
+            body.append(f"{label:<{width}}" + "".join(f"{value:>7}" for value in numbers[:6]) + total + bounds)
+    return "\n".join(header + body) + "\n"
+
+
+def _column_names(name: str) -> list[str]:
+    return [*(ECCV_COLUMNS if name == "eccv" else COLUMNS)] * 2 + (["rSum"] if LAYOUTS[name][2] else [])
+
+
+def _shown(block: Block) -> list[Line]:
+    return [line for line in block.lines if line.kind not in ("control", "chance")]
+
+
+def _label(line: Line, sources: list[str]) -> str:
+    if line.kind != "published":
+        return line.system + (" (ensemble)" if line.kind == "ensemble" else "")
+    if line.source not in sources:
+        sources.append(line.source)
+    return f"{line.system} (published [{sources.index(line.source) + 1}])"
+
+
+def _interval_cells(line: Line) -> list[str]:
+    cells = [f"[{low:.1f}, {high:.1f}]" for low, high in line.bounds]
+    return cells + [""] * (len(line.values) - len(cells))
+
+
+def format_markdown(entries: Sequence[Entry]) -> str:
+    """One Markdown table per block in the field's layout, intervals in a line of their own below each system."""
+    text, sources = [], []
+    for block in blocks_of(entries):
+        heads = [DIRECTIONS[direction].replace("->", "→") for direction in LAYOUTS[block.name][0]]
+        names = _column_names(block.name)
+        full = [f"{heads[k // 3]} {name}" if k < 6 else name for k, name in enumerate(names)]
+        text += [f"### {block.title}", "", "| | " + " | ".join(full) + " |", "|---|" + "---:|" * len(names)]
+        for line in _shown(block):
+            text.append(f"| {_label(line, sources)} | " + " | ".join(_cells(line.values, "")) + " |")
+            if line.bounds:
+                text.append("| 95 % interval | " + " | ".join(_interval_cells(line)) + " |")
+        text.append("")
+    text += [f"[{number}] {source}  " for number, source in enumerate(sources, 1)]
+    return "\n".join(text).rstrip() + "\n"
+
+
+def _tex(text: str) -> str:
+    escapes = {"\\": r"\textbackslash{}", "∞": r"$\infty$", "%": r"\%", "->": r"$\to$", "→": r"$\to$"}
+    escapes |= {character: "\\" + character for character in "_&#${}"}
+    pieces, place = [], 0
+    while place < len(text):
+        key = next((key for key in escapes if text.startswith(key, place)), text[place])
+        pieces.append(escapes.get(key, key))
+        place += len(key)
+    return "".join(pieces)
+
+
+def format_latex(entries: Sequence[Entry]) -> str:
+    """One LaTeX `tabular` per block (package booktabs) in the field's layout, intervals small below each system."""
+    text, sources = ["% needs \\usepackage{booktabs}"], []
+    for block in blocks_of(entries):
+        names = _column_names(block.name)
+        heads = " & ".join(rf"\multicolumn{{3}}{{c}}{{{_tex(DIRECTIONS[d])}}}" for d in LAYOUTS[block.name][0])
+        text += [
+            "",
+            rf"\begin{{tabular}}{{l*{{{len(names)}}}{{r}}}}",
+            r"\toprule",
+            rf"\multicolumn{{{len(names) + 1}}}{{l}}{{{_tex(block.title)}}} \\",
+            " & " + heads + (" & " if len(names) > 6 else "") + r" \\",
+            r"\cmidrule(lr){2-4} \cmidrule(lr){5-7}",
+            " & " + " & ".join(map(_tex, names)) + r" \\",
+            r"\midrule",
+        ]
+        for line in _shown(block):
+            text.append(_tex(_label(line, sources)) + " & " + " & ".join(_cells(line.values, "--")) + r" \\")
+            if line.bounds:
+                cells = [rf"{{\scriptsize {cell}}}" if cell else "" for cell in _interval_cells(line)]
+                text.append(r"{\scriptsize 95\,\% interval} & " + " & ".join(cells) + r" \\")
+        text += [r"\bottomrule", r"\end{tabular}"]
+    text += [""] + [rf"% [{number}] {source}" for number, source in enumerate(sources, 1)]
+    return "\n".join(text).rstrip() + "\n"
+
+
+def format_csv(entries: Sequence[Entry]) -> str:
+    """One row per block and system, controls and chance too; every metric with the bounds of its interval."""
+    names = [
+        f"{direction}_{metric}"
+        for name in ("recall", "cxc_intra", "eccv")
+        for direction in LAYOUTS[name][0]
+        for metric in LAYOUTS[name][1]
+    ]
+    names = [*dict.fromkeys(names), "rsum"]
+    head = ["testset", "protocol", "system", "kind"]
+    head += [name + suffix for name in names for suffix in ("", "_low", "_high")] + ["source"]
+    rows = []
+    for block in blocks_of(entries):
+        directions, metrics, with_sum = LAYOUTS[block.name]
+        places = [f"{direction}_{metric}" for direction in directions for metric in metrics] + ["rsum"] * with_sum
+        for line in block.lines:
+            row = {"testset": block.testset, "protocol": block.name, "system": line.system, "kind": line.kind}
+            row |= {place: round(v, 4) for place, v in zip(places, line.values, strict=True) if v is not None}
+            for place, (low, high) in zip(places, line.bounds, strict=False):
+                row |= {f"{place}_low": round(low, 4), f"{place}_high": round(high, 4)}
+            rows.append(row | {"source": line.source})
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [name for name in head if any(name in row for row in rows)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+FORMATTERS = {"text": format_table, "markdown": format_markdown, "latex": format_latex, "csv": format_csv}
 
 
 def main() -> None:
@@ -117,11 +376,18 @@ def main() -> None:
     parser.add_argument("metrics", nargs="*", help="metrics.json files, if --results is not given")
     parser.add_argument("--results", help="the results folder")
     parser.add_argument("--config", help="show what this configuration asks for: JSON, or a JSON or YAML file")
+    parser.add_argument(
+        "--format", choices=FORMATTERS, help="default: by the suffix of --out (.csv .md .tex .txt), or text"
+    )
+    parser.add_argument("--out", nargs="+", default=[], help="files to write instead of the terminal")
     args = parser.parse_args()
     if bool(args.results) == bool(args.metrics):
         raise UserError("give either --results DIR or one or more metrics.json files")
     if args.config and not args.results:
         raise UserError("--config needs --results DIR")
+    formats = {path: args.format or FORMATS.get(Path(path).suffix) for path in args.out}
+    if unknown := [path for path, name in formats.items() if name is None]:
+        raise UserError(f"--out {unknown[0]}: give it one of the suffixes {', '.join(FORMATS)}, or give --format")
     if args.config:
         entries = configured_entries(args.results, read_mapping(args.config, flag="--config"))
     else:
@@ -133,7 +399,18 @@ def main() -> None:
         entries = found_entries(paths)
     if not entries:
         raise UserError(f"no metrics under {args.results}: run the evaluation first (snakemake --cores N evaluate)")
-    sys.stdout.write(format_table(entries) + "\n")
+    for entry in {entry.testset: entry for entry in entries if entry.benchmark and entry.metrics}.values():
+        if entry.metrics["images"] != IMAGES[entry.benchmark]:
+            print(
+                f"note: no published results are shown for {entry.testset}: it has {entry.metrics['images']} images, "
+                f"{BENCHMARKS[entry.benchmark]}'s test set has {IMAGES[entry.benchmark]}",
+                file=sys.stderr,
+            )
+    for path, name in formats.items():
+        with atomic_path(path) as temporary:
+            temporary.write_text(FORMATTERS[name](entries), encoding="utf-8")
+    if not args.out:
+        sys.stdout.write(FORMATTERS[args.format or "text"](entries))
 
 
 if __name__ == "__main__":

@@ -217,10 +217,11 @@ def resize_image(image: np.ndarray, spec: InputSpec) -> np.ndarray:
     if spec.resize == "pillow":
         return resize_shortest_edge(image, spec.min_size, spec.max_size)
     scale = spec.scale(*image.shape[:2])
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    # In double precision, or the places of the samples would be coarse.
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].double()
     # The scale itself and not the ratio of the rounded sizes places the samples.
     resized = torch.ops.aten.upsample_bilinear2d(pixels, spec.shape(*image.shape[:2]), False, scale, scale)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
+    return resized[0].permute(1, 2, 0).float().contiguous().numpy()
 
 
 def make_batch(

@@ -41,7 +41,7 @@ def ranks_from_embeddings(
     for start in range(0, len(caption_emb), step):
         rows = slice(start, start + step)
         positive[rows] = np.einsum("me,me->m", caption_emb[rows], image_emb[owner[rows]])
-    image_twin, caption_twin = _equal_rows(image_emb), _equal_rows(caption_emb)
+    image_twin, caption_twin = equal_rows(image_emb), equal_rows(caption_emb)
     best_caption = _best_caption(positive, owner, len(image_emb))
     best = positive[best_caption]
 
@@ -153,10 +153,17 @@ def _owners(caption_image: np.ndarray, images: int, captions: int) -> np.ndarray
     return owner
 
 
-def _equal_rows(values: np.ndarray) -> np.ndarray | None:
-    """A label per row, shared by rows that are equal; None when all rows differ (the usual case)."""
-    plain = np.ascontiguousarray(values) + 0.0  # -0.0 becomes 0.0: equal numbers must have equal bytes
-    keys = plain.view(np.dtype((np.void, plain.dtype.itemsize * plain.shape[1]))).ravel() if plain.size else plain[:, 0]
+def equal_rows(values: np.ndarray) -> np.ndarray | None:
+    """(N,) a label per row of (N, E) floats, shared by rows that are equal; None when all rows differ (the usual case)."""
+    plain = np.ascontiguousarray(values) + 0.0  # -0.0 becomes 0.0: equal numbers must have equal bits
+    if not plain.size:
+        return None if len(plain) < 2 else np.zeros(len(plain), dtype=np.int64)
+    # Rows with different checksums differ; sorting whole rows takes seconds, and they hardly ever repeat.
+    bits = plain.view(f"u{plain.dtype.itemsize}")
+    factors = np.random.default_rng(0).integers(0, np.iinfo(bits.dtype).max, (bits.shape[1], 2), dtype=bits.dtype)
+    if len(np.unique(bits @ factors, axis=0)) == len(plain):
+        return None
+    keys = plain.view(np.dtype((np.void, plain.dtype.itemsize * plain.shape[1]))).ravel()
     distinct, labels = np.unique(keys, return_inverse=True)
     return None if len(distinct) == len(values) else labels
 

@@ -42,7 +42,10 @@ RECALLS = ("r1", "r5", "r10", "medr")
 
 @dataclass
 class Row:
-    """One line of a results table. `kind`: run, ensemble, folds, control or chance."""
+    """One line of a results table. `kind`: run, ensemble, folds (or another protocol), control or chance.
+
+    `intervals` are as many texts as `cells`, or none; `rsum_interval` the one of rSum.
+    """
 
     kind: str
     label: str
@@ -50,6 +53,8 @@ class Row:
     cells: list[str]
     values: list[float]
     rsum: float
+    intervals: list[str] = field(default_factory=list)
+    rsum_interval: str = ""
     best: list[bool] = field(default_factory=list)
 
 
@@ -59,7 +64,13 @@ def _row(kind: str, label: str, note: str, block: Mapping[str, Any]) -> Row:
         f"{value:.0f}" if key == "medr" and value.is_integer() else f"{value:.1f}"
         for value, key in zip(values, RECALLS * 2, strict=True)
     ]
-    return Row(kind, label, note, cells, values, float(block["rsum"]))
+    row = Row(kind, label, note, cells, values, float(block["rsum"]))
+    if bounds := block.get("intervals"):
+        row.intervals = [
+            "{:.1f} – {:.1f}".format(*bounds[direction][key]) for direction in ("i2t", "t2i") for key in RECALLS
+        ]
+        row.rsum_interval = "{:.1f} – {:.1f}".format(*bounds["rsum"])
+    return row
 
 
 def results_tables(artefacts: Artefacts) -> list[dict[str, Any]]:
@@ -82,6 +93,8 @@ def results_tables(artefacts: Artefacts) -> list[dict[str, Any]]:
             if folds := metrics.get("folds"):
                 label = f"{folds['count']}-fold mean"
                 systems.append(_row("folds", label, f"{folds['images_per_fold']} images each", folds))
+            if cxc := metrics.get("protocols", {}).get("cxc"):
+                systems.append(_row("protocol", "Crisscrossed Captions", "with its further right answers", cxc))
             if control := metrics.get("control"):
                 checks.append(_row("control", system.name, "control: images shuffled", control))
         _mark_best([row for row in systems if row.kind in ("run", "ensemble")])

@@ -11,6 +11,7 @@ if REPOSITORY not in sys.path:
 from catalog.files import folder_state
 from catalog.layout import array_path, feature_files
 from console import UserError
+from evaluation.positives import positives_files
 from runtime import gpu_present, remember_configfiles, use_this_interpreter
 from settings import (
     available_features,
@@ -304,12 +305,54 @@ def testset_folds(wildcards):
     return SETTINGS.testsets[wildcards.testset].folds
 
 
+def testset_protocols(wildcards):
+    """The flags of a test set's protocols beside the standard one."""
+    testset = SETTINGS.testsets[wildcards.testset]
+    flags = ["--protocols", *testset.protocols] if testset.protocols else []
+    return flags + (["--positives", testset.positives] if testset.positives else [])
+
+
+def protocol_files(wildcards):
+    """Those of a test set's positives that lie in the user's folder; the package's do not change."""
+    testset = SETTINGS.testsets[wildcards.testset]
+    files = [
+        file
+        for name in testset.protocols
+        for file in positives_files(name, testset.positives)
+    ]
+    return [
+        str(file)
+        for file in files
+        if testset.positives and file.parent == Path(testset.positives)
+    ]
+
+
 def ensemble_inputs(wildcards):
     runs = SETTINGS.ensembles[wildcards.ensemble].runs
     return [
         f"{RESULTS}/evaluation/{run}/{wildcards.testset}/embeddings.zarr"
         for run in runs
     ]
+
+
+def table_files():
+    """The results as tables, if there is anything to score."""
+    formats = ("csv", "md", "tex") if metrics_files() else ()
+    return [f"{RESULTS}/tables/results.{suffix}" for suffix in formats]
+
+
+def table_settings(wildcards):
+    """What the tables show and in which order."""
+    return json.dumps(
+        {
+            "runs": dict.fromkeys(SETTINGS.runs, {}),
+            "ensembles": dict.fromkeys(SETTINGS.ensembles, {}),
+            "testsets": {
+                name: {"benchmark": testset.benchmark}
+                for name, testset in SETTINGS.testsets.items()
+            },
+        }
+    )
 
 
 def report_inputs(wildcards):

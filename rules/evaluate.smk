@@ -37,6 +37,7 @@ rule encode_testset:
 rule compute_metrics:
     input:
         embeddings=f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr",
+        positives=protocol_files,
     output:
         metrics=f"{RESULTS}/evaluation/{{run}}/{{testset}}/metrics.json",
     log:
@@ -46,11 +47,13 @@ rule compute_metrics:
     threads: 1
     params:
         folds=testset_folds,
+        protocols=testset_protocols,
     shell:
         """
         python -m evaluation.metrics \
             --embeddings {input.embeddings:q} \
             --folds {params.folds} \
+            {params.protocols:q} \
             --output {output.metrics:q} \
             > {log:q} 2>&1
         """
@@ -59,6 +62,7 @@ rule compute_metrics:
 rule compute_ensemble:
     input:
         embeddings=ensemble_inputs,
+        positives=protocol_files,
     output:
         metrics=f"{RESULTS}/ensembles/{{ensemble}}/{{testset}}/metrics.json",
     log:
@@ -68,11 +72,37 @@ rule compute_ensemble:
     threads: 1
     params:
         folds=testset_folds,
+        protocols=testset_protocols,
     shell:
         """
         python -m evaluation.ensemble \
             --embeddings {input.embeddings:q} \
             --folds {params.folds} \
+            {params.protocols:q} \
             --output {output.metrics:q} \
+            > {log:q} 2>&1
+        """
+
+
+rule write_tables:
+    input:
+        metrics=metrics_files(),
+    output:
+        csv=f"{RESULTS}/tables/results.csv",
+        markdown=f"{RESULTS}/tables/results.md",
+        latex=f"{RESULTS}/tables/results.tex",
+    log:
+        f"{RESULTS}/logs/write_tables.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        settings=table_settings,
+    shell:
+        """
+        python -m evaluation.table \
+            --results "$(dirname "$(dirname {output.csv:q})")" \
+            --config {params.settings:q} \
+            --out {output.csv:q} {output.markdown:q} {output.latex:q} \
             > {log:q} 2>&1
         """

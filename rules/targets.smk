@@ -38,6 +38,7 @@ rule train:
 rule evaluate:
     input:
         metrics_files(),
+        table_files(),
 
 
 rule report:

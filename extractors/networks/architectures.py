@@ -13,7 +13,7 @@ from extractors.images import InputSpec
 from extractors.networks.fpn import FPN
 from extractors.networks.rcnn import C4RCNN, Meta, PanopticFPN, StandardRCNN
 from extractors.networks.resnet import ResNet, make_stage
-from extractors.networks.roi import AttributePredictor, Res5RoIHeads, RoIPooler, StandardRoIHeads
+from extractors.networks.roi import AttributePredictor, CascadeRoIHeads, Res5RoIHeads, RoIPooler, StandardRoIHeads
 from extractors.networks.rpn import RPN
 from extractors.networks.semantic import SemanticFPNHead
 
@@ -245,9 +245,13 @@ def panoptic_fpn(
     width_per_group: int = 64,
     stride_in_1x1: bool = True,
     norm: str = "FrozenBN",
+    deform: tuple[str, ...] = (),
     fpn_channels: int = 256,
+    fpn_norm: str = "",
+    cascade: bool = False,
     box_hidden: int = 1024,
     mask_channels: int = 256,
+    mask_norm: str = "",
     semantic_channels: int = 128,
     semantic_norm: str = "GN",
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,)),
@@ -266,6 +270,7 @@ def panoptic_fpn(
         width_per_group=width_per_group,
         stride_in_1x1=stride_in_1x1,
         norm=norm,
+        deform=deform,
     )
     rpn = RPN(
         in_channels=fpn_channels,
@@ -275,17 +280,18 @@ def panoptic_fpn(
         post_nms_top=post_nms_top,
     )
     scales = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
-    heads = StandardRoIHeads(
+    heads = (CascadeRoIHeads if cascade else StandardRoIHeads)(
         box_pooler=RoIPooler(7, scales, canonical_size=canonical_size),
         mask_pooler=RoIPooler(14, scales, canonical_size=canonical_size),
         channels=fpn_channels,
         hidden=box_hidden,
         num_classes=len(thing_categories),
         mask_channels=mask_channels,
+        mask_norm=mask_norm,
         score_threshold=score_threshold,
     )
     return PanopticFPN(
-        backbone=FPN(body, fpn_channels),
+        backbone=FPN(body, fpn_channels, fpn_norm),
         proposal_generator=rpn,
         roi_heads=heads,
         sem_seg_head=SemanticFPNHead(fpn_channels, semantic_channels, 1 + len(stuff_categories), semantic_norm),
@@ -454,6 +460,19 @@ def panoptic_fpn_r101(**overrides: Any) -> PanopticFPN:
     return _coco_panoptic(_R101, overrides)
 
 
+def panoptic_fpn_r101_dconv_cascade(**overrides: Any) -> PanopticFPN:
+    """detectron2's `Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x`: its best; deformable, cascaded, group norms throughout."""
+    options = {
+        "stride_in_1x1": False,
+        "norm": "GN",
+        "deform": ("", "v1", "v1", "v1"),
+        "fpn_norm": "GN",
+        "mask_norm": "GN",
+        "cascade": True,
+    }
+    return _coco_panoptic(_R101, options | overrides)
+
+
 def _scenes_vocabulary() -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
     from catalog.scenes import COLORS, STUFFS, THINGS
 
@@ -546,6 +565,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "grid_x152_challenge": grid_x152_challenge,
     "panoptic_fpn_r50": panoptic_fpn_r50,
     "panoptic_fpn_r101": panoptic_fpn_r101,
+    "panoptic_fpn_r101_dconv_cascade": panoptic_fpn_r101_dconv_cascade,
     "scenes_regions": scenes_regions,
     "scenes_grids": scenes_grids,
     "scenes_panoptic": scenes_panoptic,

@@ -14,16 +14,16 @@ class FPN(nn.Module):
 
     Args:
         bottom_up: body giving res2..res5.
-        channels: width of every level.
+        channels: width of every level. norm: after every convolution.
     """
 
     LEVELS = (2, 3, 4, 5)
 
-    def __init__(self, bottom_up: ResNet, channels: int = 256) -> None:
+    def __init__(self, bottom_up: ResNet, channels: int = 256, norm: str = "") -> None:
         super().__init__()
         for level in self.LEVELS:
-            lateral = Conv2d(bottom_up.channels[f"res{level}"], channels, 1)
-            output = Conv2d(channels, channels, 3, padding=1)
+            lateral = Conv2d(bottom_up.channels[f"res{level}"], channels, 1, norm=norm)
+            output = Conv2d(channels, channels, 3, padding=1, norm=norm)
             xavier_init(lateral)
             xavier_init(output)
             self.add_module(f"fpn_lateral{level}", lateral)

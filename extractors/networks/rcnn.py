@@ -41,9 +41,8 @@ class Proposals:
     def regressed(self, rows: Tensor, classes: Tensor) -> Tensor:
         """Boxes (n, 4) of proposals `rows` (n,) as regressed for `classes` (n,), clipped to the image."""
         per_class = self.deltas.shape[1] // 4
-        deltas = self.deltas[rows].view(len(rows), per_class, 4)
         own = classes if per_class > 1 else torch.zeros_like(classes)
-        deltas = deltas[torch.arange(len(rows), device=rows.device), own]
+        deltas = self.deltas.view(len(self.deltas), per_class, 4)[rows, own]
         boxes = decode_boxes(deltas, self.boxes[rows], self.box_weights, self.inclusive)
         return clip_boxes(boxes, self.size, self.inclusive)
 

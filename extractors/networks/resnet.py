@@ -108,7 +108,9 @@ class Bottleneck(nn.Module):
         else:
             out = self.conv2(out)
         out = self.conv3(out)
-        out = out + (x if self.shortcut is None else self.shortcut(x))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        # In place where no gradient needs the branch's own value: half the memory traffic of a block.
+        out = out + shortcut if out.requires_grad else out.add_(shortcut)
         return F.relu_(out)
 
 

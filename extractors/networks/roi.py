@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,10 +160,10 @@ class MaskHead(nn.Module):
 
     CONVS = 4
 
-    def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, channels: int, num_classes: int, norm: str = "") -> None:
         super().__init__()
         for i in range(1, self.CONVS + 1):
-            conv = Conv2d(in_channels if i == 1 else channels, channels, 3, padding=1, relu=True)
+            conv = Conv2d(in_channels if i == 1 else channels, channels, 3, padding=1, norm=norm, relu=True)
             msra_init(conv)
             self.add_module(f"mask_fcn{i}", conv)
         self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
@@ -238,6 +239,7 @@ class StandardRoIHeads(nn.Module):
         hidden: int,
         num_classes: int,
         mask_channels: int = 256,
+        mask_norm: str = "",
         box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
@@ -250,7 +252,7 @@ class StandardRoIHeads(nn.Module):
         self.box_head = BoxHead(channels, box_pooler.resolution, hidden)
         self.box_predictor = BoxPredictor(hidden, num_classes)
         self.attribute_predictor = attribute_predictor
-        self.mask_head = MaskHead(channels, mask_channels, num_classes) if mask_pooler is not None else None
+        self.mask_head = MaskHead(channels, mask_channels, num_classes, mask_norm) if mask_pooler is not None else None
         self.num_classes = num_classes
         self.box_weights = tuple(box_weights)
         self.score_threshold = score_threshold
@@ -289,6 +291,42 @@ class StandardRoIHeads(nn.Module):
         logits = self.mask_head(self.mask_pooler(features, boxes))
         own = logits[torch.arange(len(logits), device=logits.device), torch.cat(list(classes))]
         return list(own.float().sigmoid().split(counts))
+
+
+class CascadeRoIHeads(StandardRoIHeads):
+    """Three box heads in turn, each on the boxes of the one before, none told the class (Cai and Vasconcelos 2018).
+
+    Scores are the means of the three; boxes are the last's. Arguments as of `StandardRoIHeads`.
+    """
+
+    BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+
+    def __init__(self, *, channels: int, hidden: int, num_classes: int, **options: Any) -> None:
+        super().__init__(channels=channels, hidden=hidden, num_classes=num_classes, **options)
+        resolution = self.box_pooler.resolution
+        self.box_head = nn.ModuleList(BoxHead(channels, resolution, hidden) for _ in self.BOX_WEIGHTS)
+        self.box_predictor = nn.ModuleList(
+            BoxPredictor(hidden, num_classes, class_agnostic_boxes=True) for _ in self.BOX_WEIGHTS
+        )
+
+    def detect(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """As `StandardRoIHeads.detect`."""
+        counts = [len(p) for p in proposals]
+        boxes, total = list(proposals), None
+        for head, predictor, weights in zip(self.box_head, self.box_predictor, self.BOX_WEIGHTS, strict=True):
+            # The last boxes are clipped with the choice of detections.
+            boxes = [clip_boxes(b, size) for b, size in zip(boxes, sizes, strict=True)]
+            logits, deltas = predictor(head(self.box_pooler(features, boxes)))
+            scores = F.softmax(logits.float(), dim=-1)
+            total = scores if total is None else total + scores
+            boxes = [decode_boxes(d, b, weights) for d, b in zip(deltas.split(counts), boxes, strict=True)]
+        scores = (total * (1.0 / len(self.box_head))).split(counts)
+        return [
+            select_detections(b, s, size, self.score_threshold, self.nms_threshold, self.detections)[:3]
+            for b, s, size in zip(boxes, scores, sizes, strict=True)
+        ]
 
 
 def select_detections(

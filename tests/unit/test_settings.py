@@ -242,3 +242,30 @@ def test_the_defaults_are_those_of_the_modules(repository):
 
 def test_an_empty_configuration():
     assert mistakes({}) == ["datasets: missing; add it"]
+
+
+def test_protocols_and_their_positives(config, tmp_path):
+    testset = config["testsets"]["scenes_test"]
+    testset |= {"protocols": ["cxc", "ecv"], "benchmark": "coco5k", "positives": str(tmp_path)}
+    lines = mistakes(config)
+    assert any(line.startswith("testsets.scenes_test.protocols.1: 'ecv' - ") and "'eccv'" in line for line in lines)
+    assert any(line.startswith("testsets.scenes_test.benchmark: 'coco5k' - ") for line in lines)
+    assert len(lines) == 2
+    testset |= {"protocols": [], "benchmark": "coco"}
+    assert mistakes(config) == [
+        f"testsets.scenes_test.positives: {str(tmp_path)!r} is of no use without protocols; add them or leave it out"
+    ]
+
+
+def test_missing_positives_are_found_before_any_work(config, tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr("evaluation.positives.PACKAGE", "eccv_caption_is_not_installed")
+    config["testsets"]["scenes_test"] |= {"protocols": ["cxc"], "positives": str(tmp_path / "nowhere")}
+    with pytest.raises(UserError, match="positives: folder .*nowhere' does not exist"):
+        load_settings(config)
+    config["testsets"]["scenes_test"]["positives"] = str(tmp_path)
+    with pytest.raises(UserError, match="testsets.scenes_test.protocols: no positives for the protocol 'cxc'"):
+        load_settings(config)
+    for name in ("sits", "sis", "sts"):
+        (tmp_path / f"{name}_test.csv").touch()
+    assert load_settings(config).testsets["scenes_test"].protocols == ["cxc"]

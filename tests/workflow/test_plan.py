@@ -21,6 +21,7 @@ def test_the_default_is_about_thirty_jobs(make_workflow, repository):
         "encode_testset": 4,
         "compute_metrics": 4,
         "compute_ensemble": 2,
+        "write_tables": 1,
         "build_report": 1,
     }
 
@@ -36,6 +37,21 @@ def test_the_default_is_about_thirty_jobs(make_workflow, repository):
 def test_stage_targets(make_workflow, repository, target, rules):
     workflow = make_workflow(yaml.safe_load((repository / "config.yaml").read_text()))
     assert set(workflow.planned(target)) == rules
+
+
+def test_protocols_of_a_test_set_reach_its_metrics_alone(make_workflow, repository):
+    config = yaml.safe_load((repository / "config.yaml").read_text())
+    workflow = make_workflow(config)
+    positives = workflow.folder / "cxc data"
+    positives.mkdir()
+    for name in ("sits", "sis", "sts"):
+        (positives / f"{name}_test.csv").touch()
+    config["testsets"]["scenes_test"] |= {"protocols": ["cxc"], "positives": str(positives)}
+    result = workflow.run("evaluate", "--dry-run", "--printshellcmds")
+    assert result.returncode == 0, result.stdout + result.stderr
+    flags = f"--protocols cxc --positives {shlex.quote(str(positives))}"
+    assert result.stdout.count(flags) == 3 and result.stdout.count("python -m evaluation.metrics") == 4
+    assert result.stdout.count("sits_test.csv") == 3, "a changed file must be noticed"
 
 
 def test_the_folder_configuration_needs_images_only(make_workflow, repository):

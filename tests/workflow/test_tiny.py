@@ -1,6 +1,7 @@
 """A tiny DAG, really run from rendering to report, and what runs again after a change."""
 
 import copy
+import csv
 import json
 import re
 import shlex
@@ -62,6 +63,13 @@ def test_everything_promised_is_there(finished):
         assert metrics["images"] == 10 and metrics["captions"] == 50
         total = sum(metrics[d][k] for d in ("i2t", "t2i") for k in ("r1", "r5", "r10"))
         assert metrics["rsum"] == pytest.approx(total)
+        low, high = metrics["intervals"]["rsum"]
+        assert 0 <= low <= metrics["rsum"] <= high <= 600
+    rows = list(csv.DictReader((results / "tables" / "results.csv").open()))
+    assert {(row["system"], row["protocol"]) for row in rows if row["kind"] in ("run", "ensemble")} == {
+        (system, protocol) for system in ("region", "grid", "both") for protocol in ("recall", "folds")
+    }
+    assert (results / "tables" / "results.tex").is_file() and (results / "tables" / "results.md").is_file()
     page = (results / "report" / "index.html").read_text()
     assert "tiny_test" in page and "http://" not in page.replace("http://www.w3.org", "")
 
@@ -88,12 +96,13 @@ def test_a_second_run_does_nothing(finished):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"features.on_bad_image": "drop"}, {"seal_store": 3, "train_model": 2, "encode_testset": 2, "compute_metrics": 2, "compute_ensemble": 1, "build_report": 1}),
-        ({"features.grids.grid": 5}, {"extract_shard": 2, "seal_store": 1, "train_model": 1, "encode_testset": 1, "compute_metrics": 1, "compute_ensemble": 1, "build_report": 1}),
-        ({"features.panoptic.seg_features": "soft"}, {"extract_shard": 2, "seal_store": 1, "train_model": 2, "encode_testset": 2, "compute_metrics": 2, "compute_ensemble": 1, "build_report": 1}),
+        ({"features.on_bad_image": "drop"}, {"seal_store": 3, "train_model": 2, "encode_testset": 2, "compute_metrics": 2, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),
+        ({"features.grids.grid": 5}, {"extract_shard": 2, "seal_store": 1, "train_model": 1, "encode_testset": 1, "compute_metrics": 1, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),
+        ({"features.panoptic.seg_features": "soft"}, {"extract_shard": 2, "seal_store": 1, "train_model": 2, "encode_testset": 2, "compute_metrics": 2, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),
         ({"datasets.second": {"source": "scenes", "splits": {"test": 4}}}, {"render_scenes": 1, "index_dataset": 1, "extract_shard": 3, "seal_store": 3, "build_report": 1}),
-        ({"runs.region.training.epochs": 2}, {"train_model": 1, "encode_testset": 1, "compute_metrics": 1, "compute_ensemble": 1, "build_report": 1}),
-        ({"testsets.tiny_test.folds": 2}, {"compute_metrics": 2, "compute_ensemble": 1, "build_report": 1}),
+        ({"runs.region.training.epochs": 2}, {"train_model": 1, "encode_testset": 1, "compute_metrics": 1, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),
+        ({"testsets.tiny_test.benchmark": "coco"}, {"write_tables": 1, "build_report": 1}),
+        ({"testsets.tiny_test.folds": 2}, {"compute_metrics": 2, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )  # fmt: skip

@@ -222,6 +222,42 @@ def test_another_extractor_is_an_error_that_lists_both_values(world):
     assert "batch_size" not in message and "safetensors" not in message
 
 
+def test_a_run_is_scored_on_another_data_set_of_the_same_extractor(world, tmp_path):
+    """Other images, another index: fine as long as extractor, its settings and its weights are the run's."""
+    other = tmp_path / "other"
+    other.mkdir()
+    ids = ["x0", "x1", "x2"]
+    images = [
+        {"image_id": i, "path": i, "width": 4, "height": 3, "split": "test", "content_hash": f"h{i}", "error": None}
+        for i in ids
+    ]
+    captions = [{"caption_id": f"{i}#{n}", "image_id": i, "text": f"{i} and {n}"} for i in ids for n in range(2)]
+    tables = pa.Table.from_pylist(images, schema=IMAGES_SCHEMA), pa.Table.from_pylist(captions, schema=CAPTIONS_SCHEMA)
+    paths = {"images": other / "images.parquet", "captions": other / "captions.parquet"}
+    digest = write_index(*paths.values(), *tables)
+    assert digest != zarr.open_group(str(world["paths"]["visual"])).attrs["index_digest"]
+    for kind, feature in (("visual", "regions"), ("panoptic", "panoptic")):
+        names = ("features", "counts") if kind == "visual" else ("seg_maps", "category_onehots", "seg_features")
+        paths[kind] = other / f"{feature}.zarr"
+        write_store(paths[kind], digest, ids, {n: world["arrays"][n][:3] for n in names}, feature, kind)
+    found = encode(run_dir=world["paths"]["run_dir"], **paths, split="test")
+    assert list(found.image_ids) == ids
+    np.testing.assert_allclose(found.images[1], one_image(world, 1), atol=1e-5)
+    np.testing.assert_allclose(found.captions[5], one_caption(world, "x2 and 1"), atol=1e-5)
+
+    # A store of new code or with other weights has other features under the same settings.
+    for attribute, value, message in (
+        ("extractor", EXTRACTORS["panoptic"] | {"recipe": 2}, "panoptic recipe: None in the run, 2 in the store"),
+        ("weights_digest", "q" * 64, f"panoptic weights digest: '{'p' * 64}' in the run, '{'q' * 64}' in the store"),
+    ):
+        group = zarr.open_group(str(paths["panoptic"]))
+        before = group.attrs[attribute]
+        group.attrs[attribute] = value
+        with pytest.raises(UserError, match=message):
+            encode(run_dir=world["paths"]["run_dir"], **paths, split="test")
+        group.attrs[attribute] = before
+
+
 def test_the_kind_of_features_is_checked_and_imported_runs_pass(world):
     given = {kind: dict(described) for kind, described in world["described"].items()}
     given["visual"]["feature"] = "grids"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -46,6 +47,19 @@ def test_the_mean_of_similarities_equals_naive_averaging():
 def test_an_ensemble_of_one_is_that_one():
     one = member(0, 8, 2.0)
     np.testing.assert_array_equal(combine([one]).images, one.images)
+
+
+def test_memory_does_not_grow_with_images_times_captions():
+    """COCO's 5K test set, three runs: the matrix alone would be 500 MB, in float32 and for one of them."""
+    members = [member(seed, 16, 2.0, images=5000) for seed in range(3)]
+    tracemalloc.start()
+    try:
+        metrics = ensemble_metrics(members, ["a", "b", "c"], folds=5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert metrics["captions"] == 25000 and metrics["intervals"]["resamples"] == 1000
+    assert peak < 250e6
 
 
 def test_differing_items_are_errors_that_name_the_first_difference():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -8,7 +10,16 @@ import pytest
 
 from console import UserError
 from evaluation import table as module
-from evaluation.table import configured_entries, format_table, found_entries
+from evaluation.published import IMAGES, PUBLISHED
+from evaluation.table import (
+    LAYOUTS,
+    configured_entries,
+    format_csv,
+    format_latex,
+    format_markdown,
+    format_table,
+    found_entries,
+)
 
 
 def scores(base):
@@ -78,6 +89,139 @@ def test_command_line(results, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prog", *map(str, sorted(results.glob("*/*/*/metrics.json")))])
     module.main()
     assert capsys.readouterr().out == found
+
+
+def bounds(scores, width=2.0):
+    around = {d: {k: [v - width, v + width] for k, v in scores[d].items()} for d in scores if d in ("i2t", "t2i")}
+    return {"level": 0.95, "resamples": 10, "seed": 0, **around, "rsum": [scores["rsum"] - 9, scores["rsum"] + 9]}
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A run and an ensemble on COCO's test set: 5K, five folds of 1K, CxC without and with its inner retrievals, ECCV."""
+    precise = {"map_at_r": 21.25, "r_precision": 31.25, "r1": 71.25}
+    recall = {"r1": 44.0, "r5": 74.0, "r10": 84.0, "medr": 2.0, "meanr": 8.0}
+    for number, folder in enumerate(("evaluation/my_run", "ensembles/both")):
+        fold = {"count": 5, "images_per_fold": 1000, "images_left_out": 0, **scores(60 + number)}
+        cxc = scores(45 + number) | ({} if number else {"i2i": recall, "t2t": recall | {"r1": 43.0}})
+        content = metrics(
+            41 + number,
+            folds=fold | {"intervals": bounds(fold)},
+            intervals=bounds(scores(41 + number)),
+            protocols={"cxc": cxc, "eccv": {"i2t": precise, "t2i": precise | {"r1": 70.0}}},
+        ) | {"images": 5000, "captions": 25000}
+        path = tmp_path / folder / "coco" / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    return tmp_path
+
+
+def coco_entries(coco, benchmark="coco"):
+    systems = {"runs": {"my_run": {}}, "ensembles": {"both": {}}}
+    return configured_entries(coco, systems | {"testsets": {"coco": {"benchmark": benchmark}}})
+
+
+def test_the_text_table_shows_intervals_and_protocols(coco):
+    text = format_table(coco_entries(coco))
+    assert row(text, "my_run").endswith("340.8  [331.8, 349.8]")
+    lines = text.splitlines()
+    below = lines[lines.index(row(text, "my_run")) + 1 :]
+    assert below[0].split()[-3:] == ["454.8", "[445.8,", "463.8]"]
+    assert below[1].split() == ["CxC", "45.0", "65.0", "75.0", "39.8", "65.0", "75.0", "364.8"]
+    assert below[2].split()[-6:] == ["44.0", "74.0", "84.0", "43.0", "74.0", "84.0"]
+    assert below[3].split()[-6:] == ["21.2", "31.2", "71.2", "21.2", "31.2", "70.0"]
+    assert "interval" in lines[1]
+
+
+def test_without_intervals_no_column_is_named(results):
+    assert "interval" not in format_table(configured_entries(results, CONFIG))
+
+
+def test_published_results_are_shown_on_their_benchmark_alone(coco, results):
+    text = format_table(coco_entries(coco))
+    assert row(text, "VSE∞ region (published)").split()[-1] == "434.3"
+    assert "538.0" in text, "3SHNet's published folds"
+    for other in (coco_entries(coco, None), configured_entries(results, CONFIG)):
+        assert "published" not in format_table(other)
+    # 1,000 images are needed to compare with Flickr30K, and five folds of 1,000 for COCO 1K.
+    assert "published" not in format_table(coco_entries(coco, "flickr30k"))
+    entries = coco_entries(coco)
+    for entry in entries:
+        entry.metrics["folds"]["count"] = 4
+    assert "538.0" not in format_table(entries) and "434.3" in format_table(entries)
+
+
+def test_published_rows_add_up():
+    for published in PUBLISHED:
+        if len(published.values) == 7 and None not in published.values:
+            # Seven numbers rounded one by one.
+            assert sum(published.values[:6]) == pytest.approx(published.values[6], abs=0.35), published
+        assert published.source and published.benchmark in IMAGES
+        assert len(published.values) == 6 + LAYOUTS[published.block][2]
+
+
+def test_markdown(coco):
+    text = format_markdown(coco_entries(coco))
+    titles = [line for line in text.splitlines() if line.startswith("###")]
+    assert titles[:2] == [
+        "### MS-COCO (coco): 5000 images, 25000 captions",
+        "### MS-COCO (coco): mean of 5 folds of 1000 images",
+    ]
+    assert len(titles) == 5
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("| |")]
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1, "every line has all columns"
+    assert "| my_run | 41.0 | 61.0 | 71.0 | 35.8 | 61.0 | 71.0 | 340.8 |" in tables[0]
+    assert tables[0][-1].startswith("| 95 % interval | [40.0, 44.0] |")
+    assert "| both (ensemble) | 42.0 |" in "\n".join(tables[0])
+    numbers = set(re.findall(r"published (\[\d\])", text))
+    assert numbers == set(re.findall(r"^(\[\d\]) \S", text, re.M)), "every source is listed"
+
+
+def test_latex(coco):
+    text = format_latex(coco_entries(coco))
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5
+    assert r"my\_run & 41.0 & 61.0 & 71.0 & 35.8 & 61.0 & 71.0 & 340.8 \\" in text
+    assert r"VSE$\infty$ grid (published [" in text and r"\multicolumn{3}{c}{image $\to$ text}" in text
+    for part in text.split(r"\begin{tabular}")[1:]:
+        columns = 1 + int(re.match(r"\{l\*\{(\d)\}", part).group(1))
+        rows = [line for line in part.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert len(rows) >= 3 and {line.count("&") for line in rows} == {columns - 1}
+    assert not re.search(r"(?<!\\)[_#]", re.sub(r"^%.*$", "", text, flags=re.M))
+
+
+def test_csv(coco):
+    rows = list(csv.DictReader(format_csv(coco_entries(coco)).splitlines()))
+    mine = {r["protocol"]: r for r in rows if r["system"] == "my_run" and r["kind"] == "run"}
+    assert set(mine) == {"recall", "folds", "cxc", "cxc_intra", "eccv"}
+    recall = mine["recall"]
+    assert [float(recall[key]) for key in ("i2t_r1", "t2i_r1_low", "rsum", "rsum_high")] == [41, 33.75, 340.75, 349.75]
+    assert mine["cxc_intra"]["i2i_r1"] == "44.0" and mine["cxc_intra"]["i2t_r1"] == ""
+    assert mine["eccv"]["t2i_map_at_r"] == "21.25"
+    published = [r for r in rows if r["kind"] == "published"]
+    assert {r["protocol"] for r in published} == {"recall", "folds", "cxc", "cxc_intra"}
+    assert all(r["source"] for r in published) and not any(r["source"] for r in rows if r not in published)
+    assert {r["kind"] for r in rows} == {"published", "run", "ensemble", "chance"}
+
+
+def test_files_are_written_by_suffix(coco, monkeypatch, capsys):
+    config = json.dumps({"runs": {"my_run": {}}, "testsets": {"coco": {"benchmark": "flickr30k"}}})
+    out = [str(coco / "tables" / f"results.{suffix}") for suffix in ("csv", "md", "tex", "txt")]
+    monkeypatch.setattr(sys, "argv", ["prog", "--results", str(coco), "--config", config, "--out", *out])
+    module.main()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no published results are shown for coco: it has 5000 images, Flickr30K's test set has 1000" in captured.err
+    starts = [open(path, encoding="utf-8").readline() for path in out]
+    assert starts[0].startswith("testset,protocol,system") and starts[1].startswith("### Flickr30K (coco)")
+    assert starts[2].startswith("% needs") and "image -> text" in starts[3]
+    for arguments in (["--format", "latex"], ["--format", "latex", "--out", str(coco / "x.unknown")]):
+        monkeypatch.setattr(sys, "argv", ["prog", "--results", str(coco), *arguments])
+        module.main()
+    assert (coco / "x.unknown").read_text() == capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["prog", "--results", str(coco), "--out", "x.xls"])
+    with pytest.raises(UserError, match="x.xls: give it one of the suffixes .csv, .md, .tex, .txt"):
+        module.main()
 
 
 @pytest.mark.parametrize(

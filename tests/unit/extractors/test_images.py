@@ -27,6 +27,7 @@ from extractors.images import (
     decode_image,
     iterate_batches,
     make_batch,
+    resize_image,
     resize_shortest_edge,
     resized_shape,
 )
@@ -349,6 +350,44 @@ def test_resizing_is_pillows_bilinear_on_uint8(photo):
     found = resize_shortest_edge(photo, 40, 48)
     np.testing.assert_array_equal(found, np.array(Image.fromarray(photo).resize((48, 32), Image.Resampling.BILINEAR)))
     assert resize_shortest_edge(photo, 60, 90) is photo
+
+
+def test_the_caffe_resize_is_plain_bilinear_at_the_exact_scale(photo):
+    spec = InputSpec(40, 48, "BGR", (0.0,) * 3, (1.0,) * 3, 1, resize="float")
+    found = resize_image(photo, spec)
+    scale = spec.scale(*photo.shape[:2])
+    assert scale == 48 / 90 and spec.shape(60, 90) == found.shape[:2] == (32, 48)
+    assert found.dtype == np.float32
+
+    def sample(length, size):
+        at = np.clip((np.arange(length) + 0.5) / scale - 0.5, 0, size - 1)
+        low = np.minimum(at.astype(int), size - 2)
+        return low, at - low
+
+    (rows, down), (columns, right) = sample(32, 60), sample(48, 90)
+    pixels = photo.astype(np.float64)
+    down, right = down[:, None, None], right[None, :, None]
+    top = pixels[rows][:, columns] * (1 - right) + pixels[rows][:, columns + 1] * right
+    bottom = pixels[rows + 1][:, columns] * (1 - right) + pixels[rows + 1][:, columns + 1] * right
+    np.testing.assert_allclose(found, top * (1 - down) + bottom * down, atol=1e-4)
+    batch = make_batch([found], [7], [(60, 90)], spec)
+    np.testing.assert_array_equal(batch.pixels[0].permute(1, 2, 0).numpy(), found[:, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shape"),
+    # The longer side is rounded before it is compared with the cap: 600.0 * 1.6674 = 1000.4 may stay.
+    [
+        (480, 640, (600, 800)),
+        (300, 500, (600, 1000)),
+        (300, 501, (599, 1000)),
+        (1000, 300, (1000, 300)),
+        (299, 1, (1000, 3)),
+    ],
+)
+def test_the_caffe_size_rule(height, width, shape):
+    spec = InputSpec(600, 1000, "BGR", (0.0,) * 3, (1.0,) * 3, 1, resize="float")
+    assert spec.shape(height, width) == shape
 
 
 # ---- batches

@@ -67,6 +67,15 @@ def test_equal_embeddings_tie_whatever_the_rounding():
         assert to_caption[1:59].sum() == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_rows_are_found(dtype):
+    values = np.random.default_rng(0).integers(-1, 2, (60, 3)).astype(dtype)
+    values[values == 0] *= np.random.default_rng(1).choice([-1, 1], (values == 0).sum())  # both zeros are one number
+    labels = ranking.equal_rows(values)
+    np.testing.assert_array_equal(labels[:, None] == labels, (values[:, None] == values).all(axis=2))
+    assert ranking.equal_rows(np.unique(values, axis=0)) is None
+
+
 def test_recalls_follow_the_fields_convention():
     result = ranking.recalls(np.array([0, 0, 3, 7, 20, 101]))
     assert result == {

@@ -32,7 +32,7 @@ def row_of(soup, testset, label):
 
 
 def numbers(row):
-    return [cell.get_text(strip=True) for cell in row.find_all("td")]
+    return [next(cell.stripped_strings, "") for cell in row.find_all("td")]
 
 
 def test_the_page_needs_nothing_else(page):
@@ -74,6 +74,9 @@ def test_results_table_shows_the_metrics(page, tree):
         assert shown[0] == f"{metrics['i2t']['r1']:.1f}"
         assert shown[6] == f"{metrics['t2i']['r10']:.1f}"
         assert shown[-1] == f"{metrics['rsum']:.1f}"
+        cells, bounds = row_of(soup, "scenes_test", system).find_all("td"), metrics["intervals"]
+        assert cells[-1].small.text == "{:.1f} – {:.1f}".format(*bounds["rsum"])
+        assert cells[6]["title"] == "95 % interval: {:.1f} – {:.1f}".format(*bounds["t2i"]["r10"])
     kinds = {row["class"][0] for row in soup.find_all("tr", class_=True)}
     assert {"run", "ensemble", "folds", "control", "chance"} <= kinds
     control = soup.find("tr", class_="control")
@@ -85,7 +88,7 @@ def test_results_table_shows_the_metrics(page, tree):
 def test_the_best_value_is_marked_once(page):
     _, soup = page
     systems = [row_of(soup, "scenes_test", name) for name in ("region", "grid", "region_grid")]
-    values = [float(row.find_all("td")[-1].get_text(strip=True)) for row in systems]
+    values = [float(numbers(row)[-1]) for row in systems]
     marked = ["best" in row.find_all("td")[-1]["class"] for row in systems]
     assert marked == [value == max(values) for value in values]
 

@@ -1,5 +1,8 @@
 """Whole networks: batching, naming, and the layers' conventions."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,9 +10,9 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, roi_align
 
 from extractors.networks import build
-from extractors.networks.layers import FrozenBatchNorm2d
+from extractors.networks.layers import DeformConv2d, FrozenBatchNorm2d, fold_norms
 from extractors.networks.resnet import ResNet, Stem
-from extractors.networks.roi import RoIPooler, select_detections
+from extractors.networks.roi import AttributePredictor, RoIPooler, select_detections
 from extractors.networks.rpn import RPN
 
 
@@ -128,6 +131,116 @@ def test_caffe_stem_pools_without_padding():
     convolved = F.relu(F.conv2d(x, stem.conv1.weight, stem.conv1.bias, 2, 3))
     assert stem(x).shape == (1, 4, 15, 15)
     torch.testing.assert_close(stem(x)[0, :, 0, 0], convolved[0, :, :3, :3].amax((1, 2)))
+
+
+def test_deformable_convolution_samples_where_it_is_told():
+    torch.manual_seed(0)
+    conv = DeformConv2d(4, stride=1, dilation=1, groups=2, norm="")
+    x = torch.randn(1, 4, 6, 6)
+    plain = F.relu(F.conv2d(x, conv.weight, padding=1, groups=2))
+    torch.testing.assert_close(conv(x, torch.zeros(1, 18, 6, 6)), plain)
+    one_down = torch.zeros(1, 18, 6, 6)
+    one_down[:, 0::2] = 1.0  # (y, x) pairs
+    shifted = F.relu(F.conv2d(F.pad(x, (0, 0, 0, 1))[:, :, 1:], conv.weight, padding=1, groups=2))
+    torch.testing.assert_close(conv(x, one_down)[:, :, 1:-1], shifted[:, :, 1:-1])
+    half = torch.full((1, 9, 6, 6), 0.5)
+    torch.testing.assert_close(conv(x, torch.zeros(1, 18, 6, 6), half), plain / 2)
+
+
+@pytest.mark.parametrize("deform", ["v1", "v2"])
+def test_a_deformable_stage_starts_as_a_plain_one(deform):
+    torch.manual_seed(0)
+    options = {"blocks": (1, 1), "stem_channels": 8, "res2_channels": 16, "width_per_group": 4}
+    plain, deformed = ResNet(**options), ResNet(**options, deform=("", deform))
+    state = deformed.state_dict()
+    offsets = state["res3.0.conv2_offset.weight"]
+    assert offsets.shape[0] == (27 if deform == "v2" else 18) and not offsets.any()
+    for key, value in plain.state_dict().items():
+        state[key].copy_(value)
+    x = pixels(1)
+    torch.testing.assert_close(deformed(x)["res2"], plain(x)["res2"])
+    if deform == "v1":  # v2 starts with every tap at half weight
+        torch.testing.assert_close(deformed(x)["res3"], plain(x)["res3"])
+    deformed.res3[0].conv2_offset.bias.data.fill_(0.7)
+    assert not torch.allclose(deformed(x)["res3"], plain(x)["res3"], atol=1e-3)
+
+
+def test_merging_norms_changes_no_result():
+    torch.manual_seed(0)
+    body = ResNet(blocks=(1, 2), stem_channels=8, res2_channels=16, width_per_group=4, deform=("", "v1")).eval()
+    spread(body)
+    x = pixels(1)
+    with torch.no_grad():
+        before = body(x)
+        fold_norms(body)
+        after = body(x)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-5)
+    # A deformable convolution has no bias to merge a norm into.
+    assert {k.rsplit(".norm", 1)[0] for k in body.state_dict() if ".norm." in k} == {"res3.0.conv2", "res3.1.conv2"}
+
+
+def test_proposals_in_the_caffe_convention_follow_its_order_of_work():
+    """Against a plain loop written from the published description: decode all, clip to the last pixel, drop what is small in
+    the original image, take the best, suppress with both end pixels counted."""
+    torch.manual_seed(0)
+    rpn = RPN(
+        in_channels=4,
+        anchor_sizes=((16, 48),),
+        strides=(16,),
+        pre_nms_top=60,
+        post_nms_top=25,
+        min_size=10.0,
+        inclusive=True,
+    )
+    nn.init.normal_(rpn.rpn_head.objectness_logits.weight, std=1)
+    nn.init.normal_(rpn.rpn_head.anchor_deltas.weight, std=0.15)
+    feature, size, scale = torch.randn(1, 4, 6, 7), (90, 105), 1.7
+    (boxes, scores), *_ = rpn([feature], [size], [scale])
+    with pytest.raises(ValueError, match="scales"):
+        rpn([feature], [size])
+
+    logits, deltas = rpn.rpn_head([feature])
+    candidates = []
+    for anchor, logit, (dx, dy, dw, dh) in zip(
+        rpn.anchor_generator([feature])[0].tolist(), logits[0][0].tolist(), deltas[0][0].tolist(), strict=True
+    ):
+        w, h = anchor[2] - anchor[0] + 1, anchor[3] - anchor[1] + 1
+        cx, cy = anchor[0] + w / 2 + dx * w, anchor[1] + h / 2 + dy * h
+        w, h = w * math.exp(dw), h * math.exp(dh)
+        box = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+        box = [min(max(v, 0), size[1 - i % 2] - 1) for i, v in enumerate(box)]
+        if box[2] > box[0] and box[3] > box[1] and min(box[2] - box[0] + 1, box[3] - box[1] + 1) > 10 * scale:
+            candidates.append((logit, box))
+    assert len(candidates) < len(logits[0][0]), "some must be too small for this test to mean something"
+    candidates.sort(key=lambda c: -c[0])
+    kept = []
+    for logit, a in candidates[:60]:
+
+        def overlap(b, a=a):
+            w = max(0, min(a[2], b[2]) - max(a[0], b[0]) + 1)
+            h = max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
+            areas = [(c[2] - c[0] + 1) * (c[3] - c[1] + 1) for c in (a, b)]
+            return w * h / (sum(areas) - w * h)
+
+        if all(overlap(b) <= 0.7 for _, b in kept):
+            kept.append((logit, a))
+    torch.testing.assert_close(boxes, torch.tensor([b for _, b in kept[:25]]), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(scores, torch.tensor([s for s, _ in kept[:25]]))
+
+
+def test_attributes_are_told_the_object_and_leave_out_none():
+    torch.manual_seed(0)
+    x, logits = torch.randn(5, 8), torch.randn(5, 4)
+    logits[0, 3] = 9.0  # background, the last
+    for none_class, sees_background in itertools.product(("", "dropped", "kept"), (False, True)):
+        head = AttributePredictor(8, 3, 6, 4, 16, none_class, sees_background)
+        told = logits.argmax(1) if sees_background else logits[:, :3].argmax(1)
+        scores = head(x, told)
+        assert scores.shape == (5, 7 if none_class else 6)
+        if none_class == "dropped":
+            scores = scores[:, :6]
+        torch.testing.assert_close(head.probabilities(x, logits), scores.softmax(1)[:, :6])
 
 
 def test_pooler_reads_each_box_from_its_level():

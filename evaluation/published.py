@@ -1,0 +1,57 @@
+"""Published results to show beside ours on the field's benchmarks, each with its source. All numbers are percentages.
+
+Only what its source prints is here; None stands for what it does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Images of each benchmark's test set: on another number of images the published results are not comparable.
+IMAGES = {"coco": 5000, "flickr30k": 1000}
+_VSE_INFTY = (
+    "Chen et al., Learning the Best Pooling Strategy for Visual Semantic Embedding, CVPR 2021, supplementary material, "
+)
+_VSE_INFTY_CXC = "README of the authors' repository, github.com/woodfrog/vse_infty"
+_3SHNET = "the authors' log of running their code again, README of github.com/XuriGe1995/3SHNet"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published row.
+
+    Attributes:
+        benchmark: coco or flickr30k. block: recall (the whole test set), folds (the mean over five folds of 1,000
+            images), cxc or cxc_intra (CxC between and within the modalities).
+        system: the model and what it looks at; all have BERT-base as text encoder.
+        values: R@1, R@5, R@10 image to text, the same text to image, rSum; in cxc_intra image to image, text to text.
+        source: where they are printed.
+    """
+
+    benchmark: str
+    block: str
+    system: str
+    values: tuple[float | None, ...]
+    source: str
+
+
+PUBLISHED = (
+    Published("coco", "folds", "VSE∞ region", (79.7, 96.4, 98.9, 64.8, 91.4, 96.3, 527.5), _VSE_INFTY + "table 4"),
+    Published("coco", "folds", "VSE∞ grid", (80.4, 96.8, 99.1, 66.4, 92.1, 96.7, 531.6), _VSE_INFTY + "table 4"),
+    Published("coco", "folds", "VSE∞ region+grid", (82.2, 97.5, 99.5, 68.1, 92.9, 97.2, 537.4), _VSE_INFTY + "table 4"),
+    Published("coco", "folds", "3SHNet region", (83.6, 97.4, 99.2, 68.7, 92.6, 96.6, 538.0), _3SHNET),
+    Published("coco", "recall", "VSE∞ region", (58.3, 85.3, 92.3, 42.4, 72.7, 83.2, 434.3), _VSE_INFTY + "table 5"),
+    Published("coco", "recall", "VSE∞ grid", (59.1, 85.9, 92.8, 44.1, 74.1, 84.0, 440.0), _VSE_INFTY + "table 5"),
+    Published(
+        "coco", "recall", "VSE∞ region+grid", (62.5, 87.8, 94.0, 46.0, 75.8, 85.7, 451.8), _VSE_INFTY + "table 5"
+    ),
+    Published("coco", "cxc", "VSE∞ grid", (60.6, None, None, 46.2, None, None, None), _VSE_INFTY_CXC),
+    Published("coco", "cxc_intra", "VSE∞ grid", (44.4, None, None, 45.9, None, None), _VSE_INFTY_CXC),
+    Published(
+        "flickr30k", "recall", "VSE∞ region", (81.7, 95.4, 97.6, 61.4, 85.9, 91.5, 513.5), _VSE_INFTY + "table 4"
+    ),
+    Published("flickr30k", "recall", "VSE∞ grid", (81.5, 97.1, 98.5, 63.7, 88.3, 93.2, 522.3), _VSE_INFTY + "table 4"),
+    Published(
+        "flickr30k", "recall", "VSE∞ region+grid", (85.3, 97.2, 98.9, 66.7, 89.9, 94.0, 532.0), _VSE_INFTY + "table 4"
+    ),
+)
