@@ -20,7 +20,7 @@ import numpy as np
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO, VOID
 from catalog.layout import BOXES_FILE, array_path, feature_files
 from catalog.precomputed import open_array, read_parts, seg_map_encoding, standardised
-from console import UserError
+from console import UserError, digest_json
 from stores.schema import ArraySpec
 
 Rows = dict[str, np.ndarray]
@@ -287,14 +287,17 @@ def image_names(image_id: str, path: str) -> list[str]:
     return [*names, image_id.zfill(12)] if image_id.isdigit() else names
 
 
-def _named_files(folder: str, suffix: str) -> dict[str, str]:
-    """Path by file name without suffix, hidden files apart."""
+def _named_files(folder: str, suffix: str) -> tuple[dict[str, str], str]:
+    """Path by file name without suffix, hidden files apart; and a digest of names and sizes.
+
+    The digest is part of a store's fingerprint: shards of a folder that changed in between never end up in one store.
+    """
     if not os.path.isdir(folder):
         raise UserError(f"imports.path: {folder!r} is not a folder of {suffix} files")
     with os.scandir(folder) as entries:
-        return {
-            e.name[: -len(suffix)]: e.path for e in entries if e.name.endswith(suffix) and not e.name.startswith(".")
-        }
+        found = {e.name: (e.path, e.stat().st_size) for e in entries if e.name.endswith(suffix) and e.name[0] != "."}
+    digest = digest_json({name: size for name, (_, size) in found.items()})
+    return {name.removesuffix(suffix): path for name, (path, _) in found.items()}, digest
 
 
 class NpzReader(RegionFiles):
@@ -304,7 +307,7 @@ class NpzReader(RegionFiles):
 
     def __init__(self, path: str, *arguments: Any, **options: Any) -> None:
         super().__init__(path, *arguments, **options)
-        self._files = _named_files(path, ".npz")
+        self._files, self.attributes["files_digest"] = _named_files(path, ".npz")
         for row in range(len(self.names)):
             try:
                 self._describe(self.load(row)[0])
@@ -399,6 +402,7 @@ class TsvReader(RegionFiles):
                     offset += len(line)
         except OSError as error:
             raise UserError(f"imports.path: {path} cannot be read ({error.strerror})") from error
+        self.attributes["files_digest"] = digest_json(self._offsets | {"": offset})
         if twice:
             raise UserError(f"{path} has two lines for {', '.join(map(repr, twice[:5]))}; remove one of each")
         for row in range(len(self.names)):
@@ -458,8 +462,8 @@ class PthReader:
         self.cells = max_cells if grid == "native" else grid * grid
         self.rounding = Rounding()
         self.settings = {"format": "pth", "grid": grid, "max_cells": max_cells, "provenance": provenance}
-        self.attributes = {"grid": grid}
-        self._files = _named_files(path, ".pth")
+        self._files, digest = _named_files(path, ".pth")
+        self.attributes = {"grid": grid, "files_digest": digest}
         dim = next(self._usable(), None)
         if dim is None:
             raise UserError(

@@ -99,6 +99,16 @@ def test_region_files(source):
     assert np.array_equal(part["features"][0], rows["features"][1])
 
 
+def test_files_that_change_between_shards_make_another_store(source, tmp_path):
+    reader, _, _ = read(source)
+    assert read(source)[0].attributes == reader.attributes
+    if source["format"] == "npz":
+        write_npz(tmp_path / f"{NAMES[0]}.npz", regions(9, 5), SIZES[0])
+    else:
+        (tmp_path / "features.tsv").write_text((tmp_path / "features.tsv").read_text().replace("x\t", "xx\t", 1))
+    assert read(source)[0].attributes != reader.attributes
+
+
 def test_too_many_regions_name_the_setting(source):
     _, rows, failures = read(source, num_regions=5)
     assert failures == [(1, "has 6 regions; raise imports.regions.num_regions from 5")]
