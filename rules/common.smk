@@ -9,7 +9,7 @@ if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
 from catalog.files import folder_state
-from catalog.layout import array_path, feature_files
+from catalog.layout import BOXES_FILE, array_path, feature_files
 from console import UserError
 from evaluation.positives import positives_files
 from runtime import gpu_present, remember_configfiles, use_this_interpreter
@@ -165,7 +165,11 @@ def index_sources(wildcards):
     if dataset.source == "karpathy":
         return [dataset.annotations]
     if dataset.source == "precomputed":
-        texts = [f"{dataset.folder}/{p}_caps.txt" for p in dataset.splits.values()]
+        prefixes = dataset.splits.values()
+        texts = [f"{dataset.folder}/{p}_caps.txt" for p in prefixes]
+        texts += existing(
+            f"{dataset.folder}/{p}_{n}.txt" for p in prefixes for n in ("ids", "capids")
+        )
         arrays = [
             f for feature in dataset.features for f in array_files(dataset, feature)
         ]
@@ -186,13 +190,22 @@ def annotations_flag(wildcards):
     return []
 
 
+def existing(paths):
+    return [path for path in paths if Path(path).exists()]
+
+
 def array_files(dataset, feature):
     """The `.npy` files that a feature of precomputed data is read from."""
-    return [
-        str(array_path(dataset.folder, prefix, name))
-        for prefix in dataset.splits.values()
-        for name in feature_files(feature).values()
-    ]
+
+    def files(names):
+        return [
+            str(array_path(dataset.folder, prefix, name))
+            for prefix in dataset.splits.values()
+            for name in names
+        ]
+
+    optional = [BOXES_FILE] if feature == "regions" else []
+    return files(feature_files(feature).values()) + existing(files(optional))
 
 
 def import_files(wildcards):

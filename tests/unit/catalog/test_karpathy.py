@@ -134,3 +134,14 @@ def test_files_of_another_kind(coco, tmp_path):
         read_karpathy(str(tmp_path / "nothing.json"), str(images))
     with pytest.raises(UserError, match="image folder 'nowhere' does not exist"):
         read_karpathy(write([entry(0)]), "nowhere")
+
+
+def test_the_benchmarks_dataset_is_indexed(tmp_path):
+    from benchmarks.index import make_dataset
+    from catalog.index import describe_images
+
+    annotations, images = make_dataset(tmp_path, 100)
+    found = read_karpathy(str(annotations), str(images))
+    table = describe_images(found.image_ids, found.paths, found.splits, workers=2)
+    assert table["width"].to_pylist() == [32] * 100 and table["error"].null_count == 100
+    assert len(set(table["content_hash"].to_pylist())) == 16
