@@ -1,6 +1,7 @@
 # From a fresh clone, with Python >= 3.11 and a package index:
 #   make demo    the whole workflow on the embedded dataset; ends with the metrics table and the report's path
 #   make test    the tests
+#   make fetch   the published weights that config.yaml uses; CONFIG=configs/x.yaml for another, NAMES="a b" for these
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ export UV_SYSTEM_CERTS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format weights lock clean
+.PHONY: help demo test fetch lint format weights lock clean
 
 help:
 	@sed -n 's/^# *\(make .*\)/  \1/p' $(MAKEFILE_LIST)
@@ -48,6 +49,10 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+CONFIG ?= config.yaml
+fetch: $(VENV)/.runtime
+	$(BIN)/python -m published fetch $(NAMES) --config $(CONFIG)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ wildcard_constraints:
     run=alternatives(SETTINGS.runs),
     testset=alternatives(SETTINGS.testsets),
     ensemble=alternatives(SETTINGS.ensembles),
+    published=alternatives(PUBLISHED),
 
 
 rule all:
@@ -33,6 +34,7 @@ rule all:
 
 include: "rules/targets.smk"
 include: "rules/index.smk"
+include: "rules/published.smk"
 include: "rules/features.smk"
 include: "rules/exchange.smk"
 include: "rules/train.smk"

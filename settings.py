@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 from console import UserError
 from evaluation.positives import positives_files
+from published.registry import ENTRIES, PREFIX, by_hand, resolve, suggestion
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of datasets, runs, test sets and ensembles: they become folder names
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
@@ -158,13 +159,88 @@ class Panoptic(Section):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
 
 
+class Detectron2(Section):
+    """What every feature from the real detectron2 needs; `weights: null` takes the zoo's checkpoint of the configuration."""
+
+    engine: Literal["detectron2"]
+    config: Annotated[str, Field(min_length=1)]
+    weights: str | None = None
+    options: list[bool | int | float | str] = []
+    batch_size: Positive = 8
+
+
+class RegionsDetectron2(Detectron2):
+    """Region features from detectron2."""
+
+    selection: Literal["caffe", "adaptive", "lxmert"] = "caffe"
+    num_regions: Annotated[int, Field(ge=1, le=1000)] = 36
+
+
+class GridsDetectron2(Detectron2):
+    """Grid features from detectron2."""
+
+    grid: Annotated[int, Field(ge=1, le=64)] | Literal["native"] = 7
+    max_cells: Positive = 608
+
+
+class PanopticDetectron2(Detectron2):
+    """Panoptic segmentation from detectron2."""
+
+    seg_features: Literal["area", "soft"] = "area"
+    min_pixels: Annotated[int, Field(ge=0)] = 100
+
+
+class PanopticTransformers(Section):
+    """Panoptic segmentation from Mask2Former, MaskFormer or OneFormer; `weights` is a hub name or a local folder."""
+
+    engine: Literal["transformers"]
+    weights: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    seg_features: Literal["area", "soft"] = "area"
+    min_pixels: Annotated[int, Field(ge=0)] = 100
+    batch_size: Positive = 1
+
+
+def _engine(section: Any) -> str | None:
+    engine = section.get("engine", "native") if isinstance(section, dict) else getattr(section, "engine", "native")
+    return engine if isinstance(engine, str) else None
+
+
+RegionsEngine = Annotated[
+    Annotated[Regions, Tag("native")] | Annotated[RegionsDetectron2, Tag("detectron2")], Discriminator(_engine)
+]
+GridsEngine = Annotated[
+    Annotated[Grids, Tag("native")] | Annotated[GridsDetectron2, Tag("detectron2")], Discriminator(_engine)
+]
+PanopticEngine = Annotated[
+    Annotated[Panoptic, Tag("native")]
+    | Annotated[PanopticDetectron2, Tag("detectron2")]
+    | Annotated[PanopticTransformers, Tag("transformers")],
+    Discriminator(_engine),
+]
+ENGINES = ("native", "detectron2", "transformers")
+
+
+def feature_files(section: Section) -> list[str]:
+    """Local files that an extractor's results depend on: weights, and a configuration or checkpoint folder if it is one."""
+    if isinstance(section, PanopticTransformers):
+        folder = section.weights
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        return [path for path in (os.path.join(folder, name) for name in names) if os.path.isfile(path)]
+    files = [] if section.weights is None else [section.weights]
+    if isinstance(section, Detectron2) and os.path.isfile(section.config):
+        files.append(section.config)
+    return files
+
+
 class Features(Section):
     """The three extractors and what to do with images that cannot be read."""
 
     on_bad_image: Literal["fail", "drop"] = "fail"
-    regions: Regions = Regions()
-    grids: Grids = Grids()
-    panoptic: Panoptic = Panoptic()
+    regions: RegionsEngine = Regions()
+    grids: GridsEngine = Grids()
+    panoptic: PanopticEngine = Panoptic()
 
 
 class Model(Section):
@@ -270,6 +346,19 @@ class Export(Section):
     repeat_images: bool = False
 
 
+class Published(Section):
+    """Published weights, which the configuration names as `published:NAME`: where they are kept and come from."""
+
+    folder: str = "published_weights"
+    mirror: Annotated[str, Field(pattern="^https?://[^/]")] | None = None
+    files: dict[str, str] = {}
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_is_a_folder_name(cls, value: str) -> str:
+        return _folder_name(value)
+
+
 class Settings(Section):
     """The whole configuration."""
 
@@ -281,15 +370,27 @@ class Settings(Section):
     testsets: dict[Name, Testset] = {}
     ensembles: dict[Name, Ensemble] = {}
     export: Export = Export()
+    published: Published = Published()
 
     @field_validator("results")
     @classmethod
     def _results_is_a_folder_name(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("must name a folder")
-        if re.search(r"[{}\x00-\x1f]", value):
-            raise ValueError("must be free of braces and control characters: it becomes part of file patterns")
-        return value.rstrip("/") or "/"
+        return _folder_name(value)
+
+
+def _folder_name(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must name a folder")
+    if re.search(r"[{}\x00-\x1f]", value):
+        raise ValueError("must be free of braces and control characters: it becomes part of file patterns")
+    return value.rstrip("/") or "/"
+
+
+def used_weights(settings: Settings) -> list[str]:
+    """What the extractors and text encoders start from: paths, names on a hub or `published:NAME`, each once."""
+    features = [getattr(settings.features, name) for name in ("regions", "grids", "panoptic")]
+    values = [section.weights for section in features] + [run.text.pretrained for run in settings.runs.values()]
+    return [value for value in dict.fromkeys(values) if value is not None]
 
 
 def canonical(section: BaseModel, **extra: Any) -> str:
@@ -329,8 +430,11 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
                 following += _sections(field.annotation)
                 for extra in field.metadata:
                     following += _sections(extra)
-        # A dataset's name or its discriminator leads to no field of its own: stay.
-        models = following or models
+        # A dataset's name or its discriminator leads to no field of its own: stay, with an engine's own section.
+        chosen = [
+            m for m in models if "engine" in m.model_fields and part in get_args(m.model_fields["engine"].annotation)
+        ]
+        models = following or chosen or models
     return sorted({name for model in models for name in model.model_fields})
 
 
@@ -342,12 +446,15 @@ def _did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
 def _path(location: tuple[Any, ...]) -> tuple[str, ...]:
     """The keys in the file that lead to an error.
 
-    pydantic puts the chosen variant of a union (scenes, folder, int, ...) into the path; the file has no such key.
+    pydantic puts the chosen variant of a union (scenes, folder, an engine, int, ...) into the path; the file has no such key.
     """
     parts = [
-        str(part) for i, part in enumerate(location) if not (i == 2 and location[0] == "datasets" and part in SOURCES)
+        str(part)
+        for i, part in enumerate(location)
+        if not (i == 2 and location[0] == "datasets" and part in SOURCES)
+        and not (i == 2 and location[0] == "features" and part in ENGINES)
     ]
-    variant = re.compile(r"^(constrained-|literal\[|int$|bool$|str$|function-|\[key\]$)")
+    variant = re.compile(r"^(constrained-|literal\[|int$|float$|bool$|str$|function-|\[key\]$)")
     return tuple(part for part in parts if not variant.match(part))
 
 
@@ -385,6 +492,11 @@ def _messages(errors: list[dict[str, Any]]) -> list[str]:
             lines.append(f"{key}: unknown key; {_did_you_mean(path[-1], _known_keys(error['loc']), 'remove it')}")
         elif kind == "missing":
             lines.append(f"{key}: missing; add it")
+        elif kind in ("union_tag_not_found", "union_tag_invalid") and path[0] == "features":
+            engine = value.get("engine") if isinstance(value, dict) else value
+            engines = re.findall(r"'(\w+)'", str(error["ctx"].get("expected_tags", ENGINES)))
+            hint = _did_you_mean(str(engine), engines, f"choose one of {', '.join(engines)}")
+            lines.append(f"{key}.engine: {engine!r} is not an engine of {path[-1]}; {hint}")
         elif kind in ("union_tag_not_found", "union_tag_invalid"):
             source = value.get("source") if isinstance(value, dict) else value
             choices = "choose " + ", ".join(repr(s) for s in SOURCES[:-1]) + f" or {SOURCES[-1]!r}"
@@ -561,6 +673,7 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
                 yield f"ensembles.{name}.runs: {run!r} is not under runs; {_did_you_mean(run, named('runs'), 'add it there')}"
         if len(set(ensemble.runs)) < len(ensemble.runs):
             yield f"ensembles.{name}.runs: {ensemble.runs} names a run twice; remove the repeat"
+    yield from _published_checks(settings, doubtful, check_files)
     if check_files:
         for feature in ("regions", "grids", "panoptic"):
             if not any(
@@ -568,9 +681,67 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
                 for d in settings.datasets.values()
             ):
                 continue
-            weights = getattr(settings.features, feature).weights
-            if not os.path.isfile(weights) and ("features", feature) not in doubtful:
+            section = getattr(settings.features, feature)
+            if ("features", feature) in doubtful or isinstance(section, PanopticTransformers):
+                continue  # a hub name is no path
+            weights = section.weights
+            if weights is not None and not weights.startswith(PREFIX) and not os.path.isfile(weights):
                 yield f"features.{feature}.weights: file {weights!r} does not exist; correct the path"
+            if weights is None and os.path.isfile(section.config):
+                yield f"features.{feature}.weights: missing; only configurations of detectron2's zoo have weights of their own"
+
+
+def _published_checks(settings: Settings, doubtful: set[tuple[str, str]], check_files: bool) -> Iterator[str]:
+    published = settings.published
+    for name, path in published.files.items():
+        entry = ENTRIES.get(name)
+        if entry is None:
+            yield f"published.files.{name}: no published weights; {suggestion(name)}"
+        elif check_files and not (os.path.isdir(path) if entry.kind == "text" else os.path.isfile(path)):
+            what = "folder" if entry.kind == "text" else "file"
+            yield f"published.files.{name}: {what} {path!r} does not exist; correct the path, or remove the key to download it"
+
+    def check(where: str, value: str | None, kind: str, purpose: str) -> Iterator[str]:
+        if value is None or not value.startswith(PREFIX):
+            return
+        entry = ENTRIES.get(name := value.removeprefix(PREFIX))
+        if entry is None:
+            yield f"{where}: {value!r} - no published weights; {suggestion(name)}"
+        elif entry.kind != kind:
+            yield f"{where}: {value!r} is {entry.what}, no {purpose}; `python -m published list` shows what there is"
+        elif check_files and name not in published.files:
+            for file in entry.files:
+                there = entry.file_path(file, published.folder).is_file()
+                if not there and entry.address(file, published.mirror) is None:
+                    yield f"{where}: {by_hand(entry, file, published.folder)}"
+
+    for feature in ("regions", "grids", "panoptic"):
+        if ("features", feature) in doubtful:
+            continue
+        section, where = getattr(settings.features, feature), f"features.{feature}"
+        yield from check(f"{where}.weights", section.weights, "detector", "detector")
+        entry = (
+            ENTRIES.get(section.weights.removeprefix(PREFIX)) if (section.weights or "").startswith(PREFIX) else None
+        )
+        architecture = getattr(section, "architecture", None)  # another engine knows by itself what fits
+        if entry is not None and entry.kind == "detector" and architecture not in (None, entry.architecture):
+            yield (
+                f"{where}.architecture: {architecture!r} does not fit {section.weights!r}; "
+                f"write architecture: {entry.architecture}"
+            )
+    for name, run in settings.runs.items():
+        yield from check(f"runs.{name}.text.pretrained", run.text.pretrained, "text", "text encoder")
+
+
+def _with_paths(settings: Settings) -> Settings:
+    """The settings with paths instead of `published:NAME`."""
+    published, content = settings.published, settings.model_dump()
+    for section, key in [(content["features"][feature], "weights") for feature in ("regions", "grids", "panoptic")] + [
+        (run["text"], "pretrained") for run in content["runs"].values()
+    ]:
+        if section[key] is not None:
+            section[key] = resolve(section[key], published.folder, published.files)
+    return Settings.model_validate(content)
 
 
 def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settings:
@@ -579,6 +750,9 @@ def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settin
     Args:
         config: as read from YAML. check_files: also check that folders and files it names exist.
 
+    Returns:
+        The settings, with the paths of published weights (there or yet to be fetched) in place of `published:NAME`.
+
     Raises:
         UserError: with one line per mistake: the key, the value and the fix.
     """
@@ -586,7 +760,7 @@ def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settin
     lines = [*salvage.lines, *_cross_checks(salvage, config, check_files)]
     if lines:
         raise UserError(_report(lines))
-    return salvage.settings
+    return _with_paths(salvage.settings)
 
 
 def _report(lines: list[str]) -> str:

@@ -11,7 +11,7 @@ BOXES_FILE = "boxes"
 CAPTIONS_PER_IMAGE = 5
 
 
-def feature_files(feature: str) -> dict[str, str]:
+def layout_files(feature: str) -> dict[str, str]:
     """Array name -> NAME of the files that a feature is read from."""
     return PANOPTIC_FILES if feature == "panoptic" else VISUAL_FILES
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from catalog.folder import Annotations, decode_text
 from catalog.index import IMAGES_SCHEMA, check_image_ids, listing
-from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, feature_files
+from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, layout_files
 from console import UserError, progress
 
 _BLOCK_BYTES = 32 << 20
@@ -61,7 +61,7 @@ def read_parts(folder: str, splits: dict[str, str], features: Sequence[str]) -> 
     """
     problems: list[str] = []
     parts: dict[str, Part] = {}
-    names = [name for feature in features for name in feature_files(feature).values()]
+    names = [name for feature in features for name in layout_files(feature).values()]
     for split, prefix in sorted(splits.items()):
         path = Path(folder) / f"{prefix}_caps.txt"
         if not path.is_file():

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO, VOID
-from catalog.layout import BOXES_FILE, array_path, feature_files
+from catalog.layout import BOXES_FILE, array_path, layout_files
 from catalog.precomputed import open_array, read_parts, seg_map_encoding, standardised
 from console import UserError, digest_json
 from stores.schema import ArraySpec
@@ -84,7 +84,7 @@ class ScanReader:
         self.settings = {"format": "scan", "provenance": provenance}
         self.attributes: dict[str, Any] = {}
         self._parts = list(read_parts(folder, splits, features).values())
-        self._files = dict(feature_files(feature))
+        self._files = dict(layout_files(feature))
         if feature == "regions" and all(BOXES_FILE in part.steps for part in self._parts):
             self._files["boxes"] = BOXES_FILE
         shapes = {array: self._shape(name) for array, name in self._files.items()}

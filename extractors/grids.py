@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkExtractor, NetworkRunner, native_runner
-from extractors.networks.rcnn import C4RCNN, StandardRCNN
+from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
 from stores.schema import ArraySpec
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
@@ -27,7 +26,7 @@ class GridExtractor(NetworkExtractor):
     """
 
     def __init__(self, runner: NetworkRunner, *, grid: int | str = 7, max_cells: int = 608) -> None:
-        if not isinstance(runner.network, C4RCNN | StandardRCNN):
+        if not hasattr(runner.network, "grid"):
             raise UserError("grid features need a Faster R-CNN architecture, such as grid_x101")
         if grid != "native" and not (isinstance(grid, int) and grid >= 1):
             raise UserError(f"grid must be a positive number of cells per side or 'native', not {grid!r}")
@@ -35,6 +34,8 @@ class GridExtractor(NetworkExtractor):
         self.grid = grid
         self.cells = max_cells if grid == "native" else grid * grid
         dim = runner.network.grid_size
+        # Other engines may have dilated bodies.
+        self.stride = getattr(runner.network, "grid_stride", 32)
         self.arrays = {
             "features": ArraySpec((self.cells, dim), "float16", 0),
             "counts": ArraySpec((), "int16", 0),
@@ -44,7 +45,7 @@ class GridExtractor(NetworkExtractor):
     @property
     def attributes(self) -> dict[str, Any]:
         """What readers of the store need to know about the numbers."""
-        return {"grid": self.grid}
+        return {"grid": self.grid} | self.runner.attributes
 
     def _grid_shape(self, height: int, width: int) -> tuple[int, int]:
         if self.grid != "native":
@@ -59,7 +60,7 @@ class GridExtractor(NetworkExtractor):
         result = []
         for feature, (h, w) in zip(maps, batch.sizes, strict=True):
             # Cells that lie in the padding are not part of the image.
-            feature = feature[:, : -(-h // 32), : -(-w // 32)]
+            feature = feature[:, : -(-h // self.stride), : -(-w // self.stride)]
             shape = self._grid_shape(*feature.shape[1:])
             pooled = F.adaptive_avg_pool2d(feature, shape)
             rows = {name: np.full(spec.shape, spec.fill, spec.dtype) for name, spec in self.arrays.items()}
@@ -71,16 +72,16 @@ class GridExtractor(NetworkExtractor):
         return result
 
 
+@with_engines(detectron2="extractors.detectron:grids_extractor")
 def build_extractor(
     *,
     architecture: str,
     weights: str,
-    engine: str = "native",
     grid: int | str = 7,
     max_cells: int = 608,
     precision: str = "fp32",
     batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
 ) -> GridExtractor:
     """A `GridExtractor` from flat settings (config section `features.grids`)."""
-    runner = native_runner("grids", engine=engine, architecture=architecture, weights=weights, precision=precision)
+    runner = native_runner(architecture=architecture, weights=weights, precision=precision)
     return GridExtractor(runner, grid=grid, max_cells=max_cells)

@@ -50,7 +50,8 @@ class InputSpec:
     """How a network wants its images.
 
     Attributes:
-        min_size, max_size: shorter side after resizing, and the cap of the longer side, in pixels.
+        min_size, max_size: shorter side after resizing, and the cap of the longer side, in pixels. With min_size 0 images
+            keep their size (detectron2's convention).
         channels: "BGR" or "RGB". mean, std: per channel in that order, on the 0..255 scale.
         divisibility: the batch is zero-padded on the right and bottom to multiples of this (0 or 1: no padding).
         resize: "pillow" (uint8, antialiased, as detectron2) or "float" (float32, plain bilinear as OpenCV's, with the
@@ -70,11 +71,15 @@ class InputSpec:
             raise ValueError(f"resize must be 'pillow' or 'float', not {self.resize!r}")
         if self.channels not in ("BGR", "RGB"):
             raise ValueError(f"channels must be 'BGR' or 'RGB', not {self.channels!r}")
-        if self.min_size < 1 or self.max_size < 1:
-            raise ValueError(f"min_size and max_size must be at least 1 pixel, not {self.min_size} and {self.max_size}")
+        if self.min_size < 0 or self.max_size < 1:
+            raise ValueError(
+                f"min_size must be at least 0 and max_size at least 1 pixel, not {self.min_size} and {self.max_size}"
+            )
 
     def scale(self, height: int, width: int) -> float:
         """Network pixels per original pixel, by the rule of the Caffe code."""
+        if self.min_size == 0:
+            return 1.0
         scale = self.min_size / min(height, width)
         if np.round(scale * max(height, width)) > self.max_size:
             scale = self.max_size / max(height, width)
@@ -188,10 +193,12 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def resized_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """(height, width) after the shorter side becomes `min_size` unless the longer would exceed `max_size`.
+    """(height, width) after the shorter side becomes `min_size` unless the longer would exceed `max_size`; 0 changes nothing.
 
     Source: detectron2 `ResizeShortestEdge.get_output_shape`, with its rounding; but no side becomes 0.
     """
+    if min_size == 0:
+        return height, width
     scale = min_size / min(height, width)
     if height < width:
         new_height, new_width = float(min_size), scale * width

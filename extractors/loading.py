@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import os
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -50,6 +53,8 @@ class NetworkRunner:
         self.weights_digest = weights_digest
         self.precision = precision
         self.device = torch.device("cpu")
+        #: What the store's attributes say of the engine, beside what they say of the features.
+        self.attributes: dict[str, Any] = {}
 
     @property
     def input(self) -> InputSpec:
@@ -74,6 +79,20 @@ class NetworkRunner:
         return batch.pixels.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
 
 
+class EngineRunner(NetworkRunner):
+    """Runs another engine's network, in fp32 and in its own memory format."""
+
+    def to(self, device: str | torch.device) -> EngineRunner:
+        """Move to a device; returns self."""
+        self.device = torch.device(device)
+        self.network.to(self.device)
+        return self
+
+    def pixels(self, batch) -> torch.Tensor:
+        """An `ImageBatch`'s pixels on the device."""
+        return batch.pixels.to(self.device, non_blocking=True).contiguous()
+
+
 class NetworkExtractor:
     """What every extractor around a network offers besides its rows: how it wants images, its weights' digest, its device."""
 
@@ -96,9 +115,38 @@ class NetworkExtractor:
         return self
 
 
-def native_runner(feature: str, *, engine: str, architecture: str, weights: str, precision: str) -> NetworkRunner:
-    """The runner of a named architecture with its weights. UserError for another engine than "native"."""
-    if engine != "native":
-        raise UserError(f"unknown engine {engine!r} for {feature}; choose native")
+def native_runner(*, architecture: str, weights: str, precision: str) -> NetworkRunner:
+    """The runner of a named architecture with its weights."""
     network, digest = load_network(architecture, weights)
     return NetworkRunner(network, digest, precision)
+
+
+def with_engines(**others: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a native `build_extractor` be one of several, chosen by its setting `engine`.
+
+    Args:
+        others: engine name -> "module:function"; imported only when chosen, as it may need packages that are not there.
+
+    Raises (when the extractor is built):
+        UserError: unknown engine, or settings that this engine does not know or lacks.
+    """
+
+    def decorate(native: Callable[..., Any]) -> Callable[..., Any]:
+        def build_extractor(*, engine: str = "native", **settings: Any) -> Any:
+            if engine == "native":
+                builder = native
+            elif engine in others:
+                module, _, function = others[engine].partition(":")
+                builder = getattr(importlib.import_module(module), function)
+            else:
+                raise UserError(f"unknown engine {engine!r}; choose one of {', '.join(['native', *others])}")
+            try:
+                inspect.signature(builder).bind(**settings)
+            except TypeError as error:
+                raise UserError(f"settings of engine {engine}: {error}") from error
+            return builder(**settings)
+
+        build_extractor.__doc__ = native.__doc__
+        return build_extractor
+
+    return decorate

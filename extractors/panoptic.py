@@ -5,6 +5,8 @@ Conventions (COCO class order, void 255, area fractions) are recorded in the sto
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from torch.nn import functional as F
 from catalog.categories import NUM_CATEGORIES, VOID
 from console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkExtractor, NetworkRunner, native_runner
-from extractors.networks.rcnn import Meta, Panoptic, PanopticFPN
+from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
+from extractors.networks.rcnn import Meta, Panoptic
 from stores.schema import ArraySpec
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
@@ -36,6 +38,14 @@ def category_map(result: Panoptic, meta: Meta) -> np.ndarray:
             meta.thing_categories[index] if segment["is_thing"] else meta.stuff_categories[index - 1]
         )
     return lookup[result.segment_map.cpu().numpy()]
+
+
+def map_segments(segment_map: np.ndarray, categories: Mapping[int, int]) -> np.ndarray:
+    """(H, W) segment ids -> (H, W) uint8 categories; ids that are not in `categories` (id -> category) are void."""
+    result = np.full(segment_map.shape, VOID, np.uint8)
+    for segment, category in categories.items():
+        result[segment_map == segment] = category
+    return result
 
 
 def nearest_map(categories: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:
@@ -93,7 +103,7 @@ class PanopticExtractor(NetworkExtractor):
     def __init__(self, runner: NetworkRunner, *, seg_features: str = "area", min_pixels: int = 100) -> None:
         if seg_features not in SEG_FEATURES:
             raise UserError(f"unknown seg_features {seg_features!r}; choose one of {', '.join(SEG_FEATURES)}")
-        if not isinstance(runner.network, PanopticFPN):
+        if not hasattr(runner.network, "panoptic"):
             raise UserError("panoptic segmentation needs a Panoptic FPN architecture, such as scenes_panoptic")
         super().__init__(runner)
         self.seg_features = seg_features
@@ -107,20 +117,25 @@ class PanopticExtractor(NetworkExtractor):
     @property
     def attributes(self) -> dict[str, Any]:
         """What readers of the store need to know about the numbers."""
-        return {"class_order": "coco", "void": VOID, "seg_features": self.seg_features, "min_pixels": self.min_pixels}
+        own = {"class_order": "coco", "void": VOID, "seg_features": self.seg_features, "min_pixels": self.min_pixels}
+        return own | self.runner.attributes
 
-    def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
-        """One dict of rows per image."""
+    def segment(self, batch: ImageBatch) -> Iterator[tuple[np.ndarray, Callable[[], Tensor]]]:
+        """Per image, upright and in its own size: the (H, W) category map and a function that gives (133, H, W) probabilities."""
         with self.runner.autocast():
             results = self.runner.network.panoptic(self.runner.pixels(batch), batch.sizes, batch.original_sizes)
         meta = self.runner.network.meta
-        rows = []
         for result in results:
-            categories = category_map(result, meta)
+            yield category_map(result, meta), partial(soft_probabilities, result, meta)
+
+    def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
+        """One dict of rows per image."""
+        rows = []
+        for categories, probabilities in self.segment(batch):
             if self.seg_features == "area":
                 features = area_fractions(categories)
             else:
-                pooled = F.adaptive_avg_pool2d(soft_probabilities(result, meta), GRID_SIDE)
+                pooled = F.adaptive_avg_pool2d(probabilities(), GRID_SIDE)
                 features = pooled.to(torch.float16).cpu().numpy()
             rows.append(
                 {
@@ -132,16 +147,19 @@ class PanopticExtractor(NetworkExtractor):
         return rows
 
 
+@with_engines(
+    detectron2="extractors.detectron:panoptic_extractor",
+    transformers="extractors.panoptic_transformers:panoptic_extractor",
+)
 def build_extractor(
     *,
     architecture: str,
     weights: str,
-    engine: str = "native",
     seg_features: str = "area",
     min_pixels: int = 100,
     precision: str = "fp32",
     batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
 ) -> PanopticExtractor:
     """A `PanopticExtractor` from flat settings (config section `features.panoptic`)."""
-    runner = native_runner("panoptic", engine=engine, architecture=architecture, weights=weights, precision=precision)
+    runner = native_runner(architecture=architecture, weights=weights, precision=precision)
     return PanopticExtractor(runner, seg_features=seg_features, min_pixels=min_pixels)

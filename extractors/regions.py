@@ -15,9 +15,9 @@ from torchvision.ops import box_iou, nms
 
 from console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkExtractor, NetworkRunner, native_runner
+from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
 from extractors.networks.boxes import exclusive
-from extractors.networks.rcnn import C4RCNN, Proposals, StandardRCNN
+from extractors.networks.rcnn import Proposals
 from stores.schema import ArraySpec
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
@@ -125,7 +125,7 @@ class RegionExtractor(NetworkExtractor):
     def __init__(self, runner: NetworkRunner, *, selection: str = "caffe", num_regions: int = 36) -> None:
         if selection not in SELECTIONS:
             raise UserError(f"unknown selection {selection!r}; choose one of {', '.join(SELECTIONS)}")
-        if not isinstance(runner.network, C4RCNN | StandardRCNN):
+        if not hasattr(runner.network, "regions"):
             raise UserError("region features need a Faster R-CNN architecture, such as vg_r101_c4_caffe")
         super().__init__(runner)
         self.selection = selection
@@ -140,7 +140,7 @@ class RegionExtractor(NetworkExtractor):
             "class_ids": ArraySpec((k,), "int16", -1),
             "counts": ArraySpec((), "int16", 0),
         }
-        if heads.attribute_predictor is not None:
+        if getattr(heads, "attribute_predictor", None) is not None:
             self.arrays["attribute_ids"] = ArraySpec((k,), "int16", -1)
             self.arrays["attribute_scores"] = ArraySpec((k,), "float32", 0)
 
@@ -148,11 +148,12 @@ class RegionExtractor(NetworkExtractor):
     def attributes(self) -> dict[str, Any]:
         """What readers of the store need to know about the numbers."""
         meta = self.runner.network.meta
-        return {
+        own = {
             "selection": self.selection,
             "class_names": list(meta.class_names),
             "attribute_names": list(meta.attribute_names),
         }
+        return own | self.runner.attributes
 
     def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
         """One dict of rows per image; `boxes` are xyxy pixels of the upright original image."""
@@ -184,16 +185,16 @@ class RegionExtractor(NetworkExtractor):
         return rows
 
 
+@with_engines(detectron2="extractors.detectron:regions_extractor")
 def build_extractor(
     *,
     architecture: str,
     weights: str,
-    engine: str = "native",
     selection: str = "caffe",
     num_regions: int = 36,
     precision: str = "fp32",
     batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
 ) -> RegionExtractor:
     """A `RegionExtractor` from flat settings (config section `features.regions`)."""
-    runner = native_runner("regions", engine=engine, architecture=architecture, weights=weights, precision=precision)
+    runner = native_runner(architecture=architecture, weights=weights, precision=precision)
     return RegionExtractor(runner, selection=selection, num_regions=num_regions)

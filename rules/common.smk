@@ -9,22 +9,53 @@ if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
 from catalog.files import folder_state
-from catalog.layout import BOXES_FILE, array_path, feature_files
+from catalog.layout import BOXES_FILE, array_path, layout_files
 from console import UserError
 from evaluation.positives import positives_files
+from published.download import LOCK_FILE, record, verify
+from published.registry import ENTRIES, entry_at
 from runtime import gpu_present, remember_configfiles, use_this_interpreter
 from settings import (
     available_features,
     canonical,
+    feature_files,
     imported_features,
     load_settings,
+    used_weights,
 )
 from snakemake.exceptions import WorkflowError
 
 use_this_interpreter(REPOSITORY)
 remember_configfiles(workflow.overwrite_configfiles)
+CONFIGFILES = workflow.overwrite_configfiles or [f"{REPOSITORY}/config.yaml"]
+PUBLISHED_LOCK = str(Path(CONFIGFILES[0]).parent / LOCK_FILE)
+
+
+def published_in_use():
+    """(entry, file, digests if it is there) of all published weights that the configuration names, verified."""
+    folder = SETTINGS.published.folder
+    entries = [entry_at(path, folder) for path in used_weights(SETTINGS)]
+    return [
+        (entry, file, verify(entry, file, folder=folder, lock=PUBLISHED_LOCK))
+        for entry in entries
+        if entry is not None
+        for file in entry.files
+    ]
+
+
+def record_published():
+    """Remember the digests of files that somebody else, or another configuration, put there."""
+    try:
+        for entry, file, digests in published_in_use():
+            if digests is not None:
+                record(entry, file, digests, lock=PUBLISHED_LOCK)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
 try:
     SETTINGS = load_settings(config)
+    published_in_use()
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -33,6 +64,9 @@ FEATURES = ("regions", "grids", "panoptic")
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.
 GPUS_PER_JOB = int(gpu_present())
 CORES = workflow.cores or 1
+PUBLISHED = [
+    f"{entry.name}/{file.name}" for entry in ENTRIES.values() for file in entry.files
+]
 
 
 def alternatives(names):
@@ -205,7 +239,7 @@ def array_files(dataset, feature):
         ]
 
     optional = [BOXES_FILE] if feature == "regions" else []
-    return files(feature_files(feature).values()) + existing(files(optional))
+    return files(layout_files(feature).values()) + existing(files(optional))
 
 
 def import_files(wildcards):
@@ -254,11 +288,16 @@ def export_flags():
 
 
 def feature_weights(wildcards):
-    return getattr(SETTINGS.features, wildcards.feature).weights
+    return feature_files(getattr(SETTINGS.features, wildcards.feature))
 
 
 def feature_settings(wildcards):
     return canonical(getattr(SETTINGS.features, wildcards.feature))
+
+
+def feature_environment(wildcards):
+    engine = getattr(SETTINGS.features, wildcards.feature).engine
+    return f"../envs/{'pipeline' if engine == 'native' else engine}.yaml"
 
 
 def feature_recipe(wildcards):
@@ -277,9 +316,27 @@ def store_receipts(wildcards):
     return receipts(wildcards.dataset, wildcards.feature)
 
 
+def published_settings(wildcards, output):
+    # A function of `output` is no reason to run again: another mirror must not fetch what is there.
+    return canonical(SETTINGS.published)
+
+
+def published_lock(wildcards, output):
+    return PUBLISHED_LOCK
+
+
+def pretrained_files(run):
+    """Files of the published text encoder that a run starts from."""
+    folder = SETTINGS.published.folder
+    entry = entry_at(run.text.pretrained, folder)
+    files = entry.files if entry is not None else ()
+    return [str(entry.file_path(file, folder)) for file in files]
+
+
 def run_inputs(wildcards):
     run = SETTINGS.runs[wildcards.run]
     return {
+        "pretrained": pretrained_files(run),
         "images": index_file(run.dataset, "images"),
         "captions": index_file(run.dataset, "captions"),
         "visual": sealed(run.dataset, run.visual),

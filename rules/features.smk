@@ -15,7 +15,7 @@ rule extract_shard:
     wildcard_constraints:
         dataset=datasets_that(import_feature=False),
     conda:
-        "../envs/pipeline.yaml"
+        feature_environment
     threads: extraction_threads
     resources:
         gpu=GPUS_PER_JOB,

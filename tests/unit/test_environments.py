@@ -3,7 +3,11 @@
 import re
 import tomllib
 
+import pytest
 import yaml
+
+from extractors.detectron import INSTALL
+from settings import ENGINES
 
 
 def locked(path) -> dict[str, set[str]]:
@@ -31,12 +35,22 @@ def test_locks_have_hashes_and_no_addresses(repository):
         assert text.count("--hash=sha256:") >= len(pins)
 
 
-def test_the_conda_environment_has_the_locked_versions(repository):
-    environment = yaml.safe_load((repository / "envs/pipeline.yaml").read_text())
-    runtime = locked(repository / "requirements/runtime.txt")
+@pytest.mark.parametrize(
+    ("environment", "more"), [("pipeline", set()), ("detectron2", set()), ("transformers", {"transformers"})]
+)
+def test_the_conda_environments_have_the_locked_versions(repository, environment, more):
+    environment = yaml.safe_load((repository / f"envs/{environment}.yaml").read_text())
+    dev = locked(repository / "requirements/dev.txt")
     pins = dict(p.split("==") for p in next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict)))
     project = tomllib.loads((repository / "pyproject.toml").read_text())
     direct = {re.match(r"[A-Za-z0-9_-]+", d).group(0) for d in project["project"]["dependencies"]}
-    assert pins.keys() == direct
+    assert pins.keys() == direct | more
     for name, version in pins.items():
-        assert version in runtime[name], name
+        assert version in dev[name], name
+
+
+def test_every_engine_has_an_environment_and_detectron2_one_commit(repository):
+    assert {"pipeline", *ENGINES} - {"native"} == {path.stem for path in (repository / "envs").glob("*.yaml")}
+    script = (repository / "envs/detectron2.post-deploy.sh").read_text()
+    assert INSTALL.removeprefix("pip ") in script
+    assert INSTALL in (repository / "README.md").read_text()

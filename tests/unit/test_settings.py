@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from console import UserError
-from settings import canonical, load_settings
+from settings import canonical, feature_files, load_settings
 
 
 @pytest.fixture
@@ -228,6 +228,55 @@ def test_files_of_other_sources_that_do_not_exist(tmp_path, monkeypatch):
     # Nobody extracts anything: no weights are needed.
     (tmp_path / "precomp").mkdir()
     load_settings({"datasets": {"pre": config["datasets"]["pre"]}})
+
+
+@pytest.mark.parametrize(
+    ("feature", "section", "expected"),
+    [
+        ("regions", {"engine": "detectron"}, ["engine: 'detectron' is not an engine of regions; did you mean 'detectron2'?"]),
+        ("grids", {"engine": "transformers"}, ["engine: 'transformers' is not an engine of grids; choose one of native, detectron2"]),
+        ("panoptic", {"engine": None}, ["engine: None is not an engine of panoptic; choose one of native, detectron2, transformers"]),
+        ("regions", {"engine": "detectron2", "confg": "x"}, ["config: missing; add it", "confg: unknown key; did you mean 'config'?"]),
+        ("regions", {"confg": "x"}, ["confg: unknown key; remove it"]),
+        ("panoptic", {"engine": "transformers", "weights": "a/b", "treshold": 1}, ["treshold: unknown key; did you mean 'threshold'?"]),
+        ("grids", {"engine": "detectron2", "config": "x", "max_cells": 0}, ["max_cells: 0 - should be greater than or equal to 1"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_engine_has_its_own_keys(config, feature, section, expected):
+    config["features"][feature] = section
+    config["features"]["on_bad_image"] = "ignore"
+    wanted = [f"features.{feature}.{line}" for line in expected]
+    found = mistakes(config)
+    assert [line for line in found if not line.startswith("features.on_bad_image")] == wanted
+    assert len(found) == len(wanted) + 1
+
+
+def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(repository / "weights")
+    for name in ("mine.yaml", "mine.pkl"):
+        (tmp_path / name).touch()
+    (tmp_path / "mask2former" / "cache").mkdir(parents=True)
+    (tmp_path / "mask2former" / "config.json").touch()
+    zoo = {"engine": "detectron2", "config": "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml"}
+
+    def files(feature, section):
+        config["features"][feature] = section
+        return feature_files(getattr(load_settings(config).features, feature))
+
+    assert files("regions", zoo) == []
+    assert files("regions", {"engine": "detectron2", "config": "mine.yaml", "weights": "mine.pkl"}) == [
+        "mine.pkl",
+        "mine.yaml",
+    ]
+    assert files("panoptic", {"engine": "transformers", "weights": "facebook/mask2former"}) == []
+    assert files("panoptic", {"engine": "transformers", "weights": "mask2former"}) == ["mask2former/config.json"]
+    assert files("grids", config["features"]["grids"]) == ["weights/scenes_grids.safetensors"]
+    with pytest.raises(UserError, match="features.grids.weights: file 'nowhere.pkl' does not exist"):
+        files("grids", zoo | {"weights": "nowhere.pkl"})
+    with pytest.raises(UserError, match="features.grids.weights: missing; only configurations of detectron2's zoo"):
+        files("grids", {"engine": "detectron2", "config": "mine.yaml"})
 
 
 def test_the_defaults_are_those_of_the_modules(repository):

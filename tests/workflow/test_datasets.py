@@ -59,7 +59,7 @@ def write_zip(path, **datasets):
 
 
 def stand_in(folder, config):
-    """Everything that a configuration names, empty."""
+    """Everything of the user's that a configuration names, empty."""
     for dataset in config["datasets"].values():
         for key in ("images", "folder"):
             if key in dataset:
@@ -71,22 +71,19 @@ def stand_in(folder, config):
             for prefix in dataset["splits"].values():
                 for name in ("ims.npy", "seg_maps.npy", "cat_onehots.npy", "segmentations.npy", "caps.txt"):
                     (folder / dataset["folder"] / f"{prefix}_{name}").touch()
-    for settings in config.get("features", {}).values():
-        if isinstance(settings, dict) and not settings["weights"].startswith("weights/"):
-            (folder / settings["weights"]).parent.mkdir(parents=True, exist_ok=True)
-            (folder / settings["weights"]).touch()
 
 
 PLANS = {
     "coco": {"index_dataset": 2, "extract_shard": 3 * 128 + 3, "seal_store": 6, "export_features": 2}
     | {"train_model": 2, "encode_testset": 4, "compute_metrics": 4, "compute_ensemble": 2}
-    | {"write_tables": 1, "build_report": 1},
+    | {"write_tables": 1, "build_report": 1, "fetch_published": 6},
     "flickr30k": {"index_dataset": 1, "extract_shard": 3 * 32, "seal_store": 3, "export_features": 1}
     | {"train_model": 2, "encode_testset": 2, "compute_metrics": 2, "compute_ensemble": 1}
-    | {"write_tables": 1, "build_report": 1},
+    | {"write_tables": 1, "build_report": 1, "fetch_published": 6},
     "folder": {"index_dataset": 1, "extract_shard": 3, "seal_store": 3, "export_features": 1, "build_report": 1},
     "precomputed": {"index_dataset": 2, "import_shard": 2 * 16 + 2, "seal_store": 4, "export_features": 2}
-    | {"train_model": 1, "encode_testset": 2, "compute_metrics": 2, "write_tables": 1, "build_report": 1},
+    | {"train_model": 1, "encode_testset": 2, "compute_metrics": 2, "write_tables": 1, "build_report": 1}
+    | {"fetch_published": 3},
 }
 
 

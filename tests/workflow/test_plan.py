@@ -159,6 +159,28 @@ def test_only_what_is_used_is_extracted(make_workflow):
     assert planned == {(dataset, feature) for dataset, features in used.items() for feature in features}
 
 
+def test_other_engines_name_their_files(make_workflow):
+    """A checkpoint folder's files and a local configuration are inputs; names in a hub or a zoo are not."""
+    config = {
+        "datasets": {"tiny": {"source": "scenes", "splits": {"test": 2}}},
+        "features": {
+            "regions": {"engine": "detectron2", "config": "mine.yaml", "weights": "mine.pkl"},
+            "grids": {"engine": "detectron2", "config": "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml"},
+            "panoptic": {"engine": "transformers", "weights": "mask2former"},
+        },
+    }
+    workflow = make_workflow(config)
+    (workflow.folder / "mask2former").mkdir()
+    for name in ("mine.yaml", "mine.pkl", "mask2former/config.json", "mask2former/model.safetensors"):
+        (workflow.folder / name).touch()
+    output = workflow.run("--dry-run", "features").stdout
+    inputs = re.findall(r"^rule extract_shard:\n    input: (.*)$", output, re.M)
+    index = "results/tiny/index/images.parquet"
+    assert sorted(inputs) == sorted(
+        [f"{index}, mine.pkl, mine.yaml", index, f"{index}, mask2former/config.json, mask2former/model.safetensors"]
+    )
+
+
 def test_the_recipe_in_the_rules_is_the_extractors_own(repository):
     import importlib
 

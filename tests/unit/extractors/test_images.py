@@ -340,6 +340,8 @@ def test_trouble_of_the_machine_is_not_blamed_on_the_image(tmp_path, photo, monk
         # Where detectron2 would ask for a side of 0.
         (1, 5000, 600, 1000, 1, 1000),
         (5000, 1, 600, 1000, 1000, 1),
+        # No resizing, whatever the longer side.
+        (480, 640, 0, 600, 480, 640),
     ],
 )
 def test_resized_shape(height, width, min_size, max_size, new_height, new_width):
@@ -535,8 +537,9 @@ def test_wrong_arguments():
         list(iterate_batches(["a"], [0, 1], SPEC, 1))
     with pytest.raises(ValueError, match="'BGR' or 'RGB', not 'GBR'"):
         InputSpec(32, 48, "GBR", (0.0,) * 3, (1.0,) * 3, 1)
-    with pytest.raises(ValueError, match="at least 1 pixel"):
-        InputSpec(0, 48, "RGB", (0.0,) * 3, (1.0,) * 3, 1)
+    for sizes in ((-1, 48), (32, 0)):
+        with pytest.raises(ValueError, match="min_size must be at least 0 and max_size at least 1 pixel"):
+            InputSpec(*sizes, "RGB", (0.0,) * 3, (1.0,) * 3, 1)
 
 
 def test_image_errors_cross_process_borders():

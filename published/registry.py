@@ -1,0 +1,212 @@
+"""What published weights there are: names, addresses, licences, digests where their publishers give them.
+
+Sources: detectron2's MODEL_ZOO.md and detectron2/model_zoo/model_zoo.py (which state that a file's name ends in the first
+digits of its md5), the READMEs of grid-feats-vqa, bottom-up-attention.pytorch and py-bottom-up-attention, and
+google-bert/bert-base-uncased on the Hugging Face hub. What a publisher does not state is None. There is no entry for
+grid-feats-vqa's `R-50-updn`: its configuration was published, its weights were not (`bua-d2-frcn-r50` follows it).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from console import UserError
+
+PREFIX = "published:"  # marks a registry name where a configuration expects a path
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of an entry.
+
+    Args:
+        name: as published. address: None where only a share page for people is offered.
+        size: bytes. sha256, md5_prefix: hex digits as published. None where not known.
+    """
+
+    name: str
+    address: str | None
+    size: int | None = None
+    sha256: str | None = None
+    md5_prefix: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Weights under one name.
+
+    Args:
+        name: in the registry. files: of a detector or backbone one, of a text encoder those of its folder.
+        kind: "detector", "backbone" (ImageNet, to train a detector from) or "text". what: in words.
+        licence: as stated where the weights are published. page: where that is.
+        architecture: the key of `extractors.networks.architectures.ARCHITECTURES` that a detector fits, None for the others.
+    """
+
+    name: str
+    kind: Literal["detector", "backbone", "text"]
+    what: str
+    licence: str
+    page: str
+    files: tuple[File, ...]
+    architecture: str | None = None
+
+    def path(self, folder: str | os.PathLike[str]) -> str:
+        """Where the weights are kept: of a text encoder its folder, else the file."""
+        own = os.path.join(folder, self.name)
+        return own if self.kind == "text" else os.path.join(own, self.files[0].name)
+
+    def file_path(self, file: File, folder: str | os.PathLike[str]) -> Path:
+        """Where one of its files is kept."""
+        return Path(folder, self.name, file.name)
+
+    def address(self, file: File, mirror: str | None) -> str | None:
+        """Where a file is fetched from: its own address, or the same path below `mirror`.
+
+        A mirror keeps files without an address of their own as `NAME/FILE`.
+        """
+        if mirror is None:
+            return file.address
+        path = urlsplit(file.address).path.lstrip("/") if file.address else f"{self.name}/{file.name}"
+        return f"{mirror.rstrip('/')}/{path}"
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all files, None where not known."""
+        sizes = [file.size for file in self.files]
+        return None if None in sizes else sum(sizes)
+
+
+_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
+_ZOO_PAGE = "https://github.com/facebookresearch/detectron2/blob/main/MODEL_ZOO.md"
+_ZOO_LICENCE = "CC-BY-SA-3.0"
+_GRID_PAGE = "https://github.com/facebookresearch/grid-feats-vqa"
+_MILVLG_PAGE = "https://github.com/MILVLG/bottom-up-attention.pytorch#pre-trained-models"
+_AIRSPLAY_PAGE = "https://github.com/airsplay/py-bottom-up-attention"
+# Of the repositories; none of the three says anything else of its weights.
+_REPOSITORY_LICENCE = "Apache-2.0"
+_BERT_PAGE = "https://huggingface.co/google-bert/bert-base-uncased"
+_BERT = f"{_BERT_PAGE}/resolve/86b5e0934494bd15c9632b12f734a8a67f723594/"
+
+
+def _zoo(config: str, suffix: str, what: str, architecture: str) -> Entry:
+    """A model of detectron2's zoo; `suffix` is model id and file, whose name ends in the first digits of the md5."""
+    file = suffix.rpartition("/")[2]
+    prefix = re.search(r"_([0-9a-f]{6})\.pkl$", file)[1]
+    return Entry(
+        name=config.rpartition("/")[2],
+        kind="detector",
+        what=what,
+        licence=_ZOO_LICENCE,
+        page=_ZOO_PAGE,
+        files=(File(file, f"{_ZOO}{config}/{suffix}", md5_prefix=prefix),),
+        architecture=architecture,
+    )
+
+
+def _grid(model: str, file: str, what: str, architecture: str) -> Entry:
+    address = f"https://dl.fbaipublicfiles.com/grid-feats-vqa/{model}/{file}"
+    files = (File(file, address),)
+    return Entry(f"grid-feats-vqa-{model}", "detector", what, _REPOSITORY_LICENCE, _GRID_PAGE, files, architecture)
+
+
+def _milvlg(name: str, what: str, architecture: str) -> Entry:
+    files = (File(f"{name}.pth", None),)
+    return Entry(name, "detector", what, _REPOSITORY_LICENCE, _MILVLG_PAGE, files, architecture)
+
+
+def _airsplay(name: str, what: str, architecture: str) -> Entry:
+    files = (File(f"{name}.pkl", f"http://nlp.cs.unc.edu/models/{name}.pkl"),)
+    return Entry(name, "detector", what, _REPOSITORY_LICENCE, _AIRSPLAY_PAGE, files, architecture)
+
+
+def _backbone(name: str, path: str, what: str) -> Entry:
+    files = (File(path.rpartition("/")[2], f"{_ZOO}ImageNetPretrained/{path}"),)
+    return Entry(name, "backbone", what, _ZOO_LICENCE, _ZOO_PAGE, files)
+
+
+ENTRIES: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        # Visual Genome: bottom-up attention.
+        _milvlg("bua-caffe-frcn-r101-k36", "Visual Genome regions, R-101-C4, Caffe's 36-box model", "vg_r101_c4_caffe_milvlg"),
+        _milvlg("bua-caffe-frcn-r101-k10-100", "Visual Genome regions, R-101-C4, Caffe's 10-100-box model", "vg_r101_c4_caffe_milvlg"),
+        _milvlg("bua-d2-frcn-r50", "Visual Genome regions, R-50-C4, trained with detectron2", "vg_r50_c4_d2"),
+        _milvlg("bua-d2-frcn-r101", "Visual Genome regions, R-101-C4, trained with detectron2", "vg_r101_c4_d2"),
+        _airsplay("faster_rcnn_from_caffe", "Visual Genome regions, R-101-C4, Caffe's 36-box model, no attributes", "vg_r101_c4_caffe"),
+        _airsplay("faster_rcnn_from_caffe_attr", "Visual Genome regions, R-101-C4, Caffe's 36-box model", "vg_r101_c4_caffe_attr"),
+        _airsplay("faster_rcnn_from_caffe_attr_original", "Visual Genome regions, R-101-C4, Caffe's 10-100-box model", "vg_r101_c4_caffe_attr"),
+        # Visual Genome: grid features.
+        _grid("R-50", "R-50.pth", "Visual Genome grid features, R-50", "grid_r50"),
+        _grid("X-101", "X-101.pth", "Visual Genome grid features, X-101-32x8d", "grid_x101"),
+        _grid("X-152", "X-152.pth", "Visual Genome grid features, X-152-32x8d", "grid_x152"),
+        _grid("X-152pp", "X-152pp.pth", "Visual Genome grid features, X-152-32x8d of the 2020 VQA challenge", "grid_x152_challenge"),
+        # COCO.
+        _zoo("COCO-Detection/faster_rcnn_R_50_C4_3x", "137849393/model_final_f97cb7.pkl", "COCO Faster R-CNN, R-50-C4", "faster_rcnn_r50_c4"),
+        _zoo("COCO-Detection/faster_rcnn_R_101_C4_3x", "138204752/model_final_298dad.pkl", "COCO Faster R-CNN, R-101-C4", "faster_rcnn_r101_c4"),
+        _zoo("COCO-Detection/faster_rcnn_R_50_FPN_3x", "137849458/model_final_280758.pkl", "COCO Faster R-CNN, R-50-FPN", "faster_rcnn_r50_fpn"),
+        _zoo("COCO-Detection/faster_rcnn_R_101_FPN_3x", "137851257/model_final_f6e8b1.pkl", "COCO Faster R-CNN, R-101-FPN", "faster_rcnn_r101_fpn"),
+        _zoo("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x", "139173657/model_final_68b088.pkl", "COCO Faster R-CNN, X-101-FPN", "faster_rcnn_x101_fpn"),
+        _zoo("COCO-PanopticSegmentation/panoptic_fpn_R_50_3x", "139514569/model_final_c10459.pkl", "COCO Panoptic FPN, R-50", "panoptic_fpn_r50"),
+        _zoo("COCO-PanopticSegmentation/panoptic_fpn_R_101_3x", "139514519/model_final_cafdb1.pkl", "COCO Panoptic FPN, R-101", "panoptic_fpn_r101"),
+        _zoo("Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x", "139797668/model_final_be35db.pkl", "COCO Panoptic FPN, R-101, deformable, cascade", "panoptic_fpn_r101_dconv_cascade"),
+        # ImageNet.
+        _backbone("MSRA-R-50", "MSRA/R-50.pkl", "ImageNet ResNet-50, stride in 1x1"),
+        _backbone("MSRA-R-101", "MSRA/R-101.pkl", "ImageNet ResNet-101, stride in 1x1"),
+        _backbone("FAIR-X-101-32x8d", "FAIR/X-101-32x8d.pkl", "ImageNet ResNeXt-101 32x8d"),
+        # Text.
+        Entry(
+            "bert-base-uncased", "text", "BERT, 12 layers, 768 wide, lower-cased English", "Apache-2.0", _BERT_PAGE,
+            (
+                File("config.json", f"{_BERT}config.json", 570, "7160e1553ad2ca51d8c1cb066be533db31826e12d173824c1bb0cb1a4f187d20"),
+                File("vocab.txt", f"{_BERT}vocab.txt", 231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+                File("model.safetensors", f"{_BERT}model.safetensors", 440449768, "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3"),
+            ),
+        ),
+    )
+}  # fmt: skip
+
+
+def suggestion(name: str, known: Iterable[str] = ENTRIES) -> str:
+    """What to do about a name that is not in the registry."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else "`python -m published list` shows all"
+
+
+def lookup(name: str) -> Entry:
+    """The entry called `name`. UserError if there is none."""
+    if name not in ENTRIES:
+        raise UserError(f"{name!r} is no published weights; {suggestion(name)}")
+    return ENTRIES[name]
+
+
+def resolve(value: str, folder: str, files: Mapping[str, str]) -> str:
+    """The path that a configuration's `published:NAME` stands for; any other value stays.
+
+    Args:
+        folder: of downloads. files: local paths by name, which replace downloads.
+    """
+    if not value.startswith(PREFIX):
+        return value
+    name = value.removeprefix(PREFIX)
+    return files[name] if name in files else lookup(name).path(folder)
+
+
+def entry_at(path: str | None, folder: str) -> Entry | None:
+    """The entry whose download `path` is, None for any other path."""
+    return next((entry for entry in ENTRIES.values() if entry.path(folder) == path), None)
+
+
+def by_hand(entry: Entry, file: File, folder: str | os.PathLike[str]) -> str:
+    """What to do about a file that its publisher offers on a share page only."""
+    return (
+        f"{entry.name} is published on a share page only, without an address to fetch it from; download it by hand "
+        f"({entry.page}) and put it at {entry.file_path(file, folder)}, or name your copy: published.files.{entry.name} "
+        "in the configuration"
+    )

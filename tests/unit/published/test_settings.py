@@ -1,0 +1,62 @@
+"""Published weights in the configuration: names become paths, and mistakes are found before anything is fetched."""
+
+import pytest
+import yaml
+
+from console import UserError
+from settings import load_settings
+
+
+@pytest.fixture
+def config(repository):
+    return yaml.safe_load((repository / "config.yaml").read_text())
+
+
+def test_published_weights_become_paths(config, tmp_path):
+    config["features"]["regions"] = {
+        "architecture": "faster_rcnn_r101_c4",
+        "weights": "published:faster_rcnn_R_101_C4_3x",
+    }
+    config["features"]["panoptic"] = {"architecture": "panoptic_fpn_r50", "weights": "published:panoptic_fpn_R_50_3x"}
+    config["runs"]["region"]["text"] = {"pretrained": "published:bert-base-uncased"}
+    (tmp_path / "mine.pkl").write_bytes(b"x")
+    config["published"] = {"folder": "kept/", "files": {"panoptic_fpn_R_50_3x": str(tmp_path / "mine.pkl")}}
+    settings = load_settings(config)
+    assert settings.features.regions.weights == "kept/faster_rcnn_R_101_C4_3x/model_final_298dad.pkl"
+    assert settings.features.panoptic.weights == str(tmp_path / "mine.pkl")
+    assert settings.runs["region"].text.pretrained == "kept/bert-base-uncased"
+    assert settings.runs["grid"].text.pretrained is None
+
+
+def test_mistakes_in_published_weights(config, tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(repository / "weights")
+    config["features"]["regions"] = {
+        "architecture": "vg_r101_c4_caffe_milvlg",
+        "weights": "published:bua-caffe-frcn-r101-k36",
+    }
+    config["features"]["grids"]["weights"] = "published:grid-feats-vqa-X-101"
+    config["features"]["panoptic"]["weights"] = "published:panoptic_fpn_r50_3x"
+    config["runs"]["region"]["text"] = {"pretrained": "published:MSRA-R-50"}
+    config["published"] = {"files": {"bert": "bert", "bert-base-uncased": "no/folder"}, "mirrors": "x"}
+    with pytest.raises(UserError) as error:
+        load_settings(config)
+    lines = [line.strip() for line in str(error.value).splitlines()[1:]]
+    assert lines == [
+        "published.mirrors: unknown key; did you mean 'mirror'?",
+        "published.files.bert: no published weights; `python -m published list` shows all",
+        "published.files.bert-base-uncased: folder 'no/folder' does not exist; correct the path, or remove the key to download it",
+        "features.regions.weights: bua-caffe-frcn-r101-k36 is published on a share page only, without an address to fetch it "
+        "from; download it by hand (https://github.com/MILVLG/bottom-up-attention.pytorch#pre-trained-models) and put it at "
+        "published_weights/bua-caffe-frcn-r101-k36/bua-caffe-frcn-r101-k36.pth, or name your copy: "
+        "published.files.bua-caffe-frcn-r101-k36 in the configuration",
+        "features.grids.architecture: 'scenes_grids' does not fit 'published:grid-feats-vqa-X-101'; "
+        "write architecture: grid_x101",
+        "features.panoptic.weights: 'published:panoptic_fpn_r50_3x' - no published weights; "
+        "did you mean 'panoptic_fpn_R_50_3x'?",
+        "runs.region.text.pretrained: 'published:MSRA-R-50' is ImageNet ResNet-50, stride in 1x1, no text encoder; "
+        "`python -m published list` shows what there is",
+    ]
+    config["published"] = {"mirror": "mirror.example.org"}
+    with pytest.raises(UserError, match="published.mirror: 'mirror.example.org' - "):
+        load_settings(config)
