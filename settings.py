@@ -43,6 +43,32 @@ class ScenesDataset(Section):
     shards: Positive = 1
 
 
+class RegionImport(Section):
+    """Region features of other programs: bottom-up-attention's `.npz` per image or LXMERT's `.tsv`."""
+
+    format: Literal["npz", "tsv"]
+    path: str
+    num_regions: Annotated[int, Field(ge=1, le=1000)] = 36
+    provenance: str = "unknown"
+
+
+class GridImport(Section):
+    """Grid features of other programs: grid-feats-vqa's `.pth` per image."""
+
+    format: Literal["pth"]
+    path: str
+    grid: Annotated[int, Field(ge=1, le=64)] | Literal["native"] = 7
+    max_cells: Positive = 608
+    provenance: str = "unknown"
+
+
+class Imports(Section):
+    """Which features of a dataset are read from files instead of extracted."""
+
+    regions: RegionImport | None = None
+    grids: GridImport | None = None
+
+
 class FolderDataset(Section):
     """A folder of images, with captions in a file or none."""
 
@@ -50,11 +76,51 @@ class FolderDataset(Section):
     images: str
     captions: str | None = None
     splits: dict[Name, Annotated[float, Field(gt=0)]] | None = None
+    split_files: dict[Name, str] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    imports: Imports = Imports()
     shards: Positive = 1
 
 
-Dataset = Annotated[Union[ScenesDataset, FolderDataset], Field(discriminator="source")]
+class KarpathyDataset(Section):
+    """COCO or Flickr30K with Karpathy's splits."""
+
+    source: Literal["karpathy"]
+    annotations: str
+    member: str | None = None
+    images: str
+    splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["train", "val", "test"]
+    imports: Imports = Imports()
+    shards: Positive = 1
+
+
+class PrecomputedDataset(Section):
+    """Features in the layout of SCAN, VSE-infinity and 3SHNet: `{split}_ims.npy`, `{split}_caps.txt`, ..."""
+
+    source: Literal["precomputed"]
+    folder: str
+    splits: Annotated[dict[Name, Name], Field(min_length=1)] = {"train": "train", "val": "dev", "test": "test"}
+    features: Annotated[list[Literal["regions", "grids", "panoptic"]], Field(min_length=1)] = ["regions", "panoptic"]
+    class_order: Literal["upsnet", "coco"] = "upsnet"
+    seg_maps: Literal["auto", "raw", "standardised"] = "auto"
+    rounding: Literal["count", "error"] = "count"
+    provenance: str = "unknown"
+    shards: Positive = 1
+
+    @field_validator("features")
+    @classmethod
+    def _one_visual_feature(cls, value: list[str]) -> list[str]:
+        if {"regions", "grids"} <= set(value):
+            raise ValueError("must hold regions or grids, not both: a folder has one {split}_ims.npy")
+        if len(set(value)) < len(value):
+            raise ValueError("names a feature twice")
+        return value
+
+
+Dataset = Annotated[
+    Union[ScenesDataset, FolderDataset, KarpathyDataset, PrecomputedDataset], Field(discriminator="source")
+]
+SOURCES = ("scenes", "folder", "karpathy", "precomputed")
 
 
 class Regions(Section):
@@ -266,6 +332,20 @@ class Ensemble(Section):
     runs: Annotated[list[str], Field(min_length=2)]
 
 
+class Export(Section):
+    """How target `export` writes features: the layout of SCAN, VSE-infinity and 3SHNet."""
+
+    features: Annotated[list[Literal["regions", "grids", "panoptic"]], Field(min_length=1)] = [
+        "regions",
+        "grids",
+        "panoptic",
+    ]
+    names: dict[Name, Name] = {"val": "dev"}
+    class_order: Literal["upsnet", "coco"] = "upsnet"
+    seg_maps: Literal["raw", "standardised"] = "raw"
+    repeat_images: bool = False
+
+
 class Published(Section):
     """Published weights, which the configuration names as `published:NAME`: where they are kept and come from."""
 
@@ -289,6 +369,7 @@ class Settings(Section):
     runs: dict[Name, Run] = {}
     testsets: dict[Name, Testset] = {}
     ensembles: dict[Name, Ensemble] = {}
+    export: Export = Export()
     published: Published = Published()
 
     @field_validator("results")
@@ -315,6 +396,19 @@ def used_weights(settings: Settings) -> list[str]:
 def canonical(section: BaseModel, **extra: Any) -> str:
     """A section as canonical JSON, with `extra` keys added: what rules hand to the commands as one parameter."""
     return json.dumps(section.model_dump() | extra, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def imported_features(dataset: Any) -> list[str]:
+    """The features of a dataset that are read from files instead of extracted."""
+    if isinstance(dataset, PrecomputedDataset):
+        return list(dataset.features)
+    imports = getattr(dataset, "imports", None)
+    return [feature for feature in ("regions", "grids") if imports and getattr(imports, feature)]
+
+
+def available_features(dataset: Any) -> list[str]:
+    """The features a dataset can have: all three where there are images, what is in the files otherwise."""
+    return list(dataset.features) if isinstance(dataset, PrecomputedDataset) else ["regions", "grids", "panoptic"]
 
 
 def _sections(model: Any) -> Iterator[type[BaseModel]]:
@@ -357,7 +451,7 @@ def _path(location: tuple[Any, ...]) -> tuple[str, ...]:
     parts = [
         str(part)
         for i, part in enumerate(location)
-        if not (i == 2 and location[0] == "datasets" and part in ("scenes", "folder"))
+        if not (i == 2 and location[0] == "datasets" and part in SOURCES)
         and not (i == 2 and location[0] == "features" and part in ENGINES)
     ]
     variant = re.compile(r"^(constrained-|literal\[|int$|float$|bool$|str$|function-|\[key\]$)")
@@ -405,10 +499,10 @@ def _messages(errors: list[dict[str, Any]]) -> list[str]:
             lines.append(f"{key}.engine: {engine!r} is not an engine of {path[-1]}; {hint}")
         elif kind in ("union_tag_not_found", "union_tag_invalid"):
             source = value.get("source") if isinstance(value, dict) else value
-            sources = ("scenes", "folder")
-            hint = _did_you_mean(str(source), sources, "choose 'scenes' or 'folder'")
+            choices = "choose " + ", ".join(repr(s) for s in SOURCES[:-1]) + f" or {SOURCES[-1]!r}"
+            hint = _did_you_mean(str(source), SOURCES, choices)
             lines.append(
-                f"{key}.source: missing; choose 'scenes' or 'folder'"
+                f"{key}.source: missing; {choices}"
                 if source is None
                 else f"{key}.source: {source!r} is not a source; {hint}"
             )
@@ -477,9 +571,10 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
 
     def split_names(dataset: Any) -> set[str] | None:
         """Names the configuration knows; None where only the data can tell."""
-        if isinstance(dataset, ScenesDataset):
+        if isinstance(dataset, (ScenesDataset, KarpathyDataset, PrecomputedDataset)):
             return set(dataset.splits)
-        return set(dataset.splits) if dataset.splits and dataset.captions is None else None
+        splits = dataset.split_files or dataset.splits
+        return set(splits) if splits and dataset.captions is None else None
 
     def check_dataset(where: str, name: str) -> Iterator[str]:
         if name not in named("datasets"):
@@ -501,6 +596,32 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
         if isinstance(dataset, FolderDataset) and dataset.captions is None and ("datasets", name) not in doubtful:
             yield f"{where}.dataset: {name!r} has no captions to {purpose} on; set datasets.{name}.captions"
 
+    def check_paths(name: str, dataset: Any) -> Iterator[str]:
+        where = f"datasets.{name}"
+        folder = getattr(dataset, "folder", None) or getattr(dataset, "images", None)
+        if folder is not None and not os.path.isdir(folder):
+            key = "folder" if isinstance(dataset, PrecomputedDataset) else "images"
+            yield f"{where}.{key}: folder {folder!r} does not exist; correct the path or create it"
+        files = {"captions": getattr(dataset, "captions", None), "annotations": getattr(dataset, "annotations", None)}
+        files |= {f"split_files.{k}": v for k, v in (getattr(dataset, "split_files", None) or {}).items()}
+        for key, path in files.items():
+            if path is not None and not os.path.isfile(path):
+                hint = "correct the path" + (", or leave it out" if key == "captions" else "")
+                yield f"{where}.{key}: file {path!r} does not exist; {hint}"
+        for feature in imported_features(dataset) if not isinstance(dataset, PrecomputedDataset) else ():
+            path = getattr(dataset.imports, feature).path
+            if not os.path.exists(path):
+                yield f"{where}.imports.{feature}.path: {path!r} does not exist; correct the path"
+
+    def check_features(where: str, name: str, visual: str) -> Iterator[str]:
+        dataset = settings.datasets.get(name)
+        if isinstance(dataset, PrecomputedDataset) and ("datasets", name) not in doubtful:
+            if lacking := [f for f in (visual, "panoptic") if f not in dataset.features]:
+                yield (
+                    f"{where}: dataset {name!r} has no {' and no '.join(lacking)} features (it has "
+                    f"{', '.join(dataset.features)}); add the files and the name to datasets.{name}.features"
+                )
+
     def check_positives(where: str, testset: Testset) -> Iterator[str]:
         if testset.positives is not None and not testset.protocols:
             yield f"{where}.positives: {testset.positives!r} is of no use without protocols; add them or leave it out"
@@ -516,17 +637,17 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
     for name, dataset in settings.datasets.items():
         if name in RESERVED:
             yield f"datasets.{name}: the workflow has a folder of this name; rename the dataset"
-        if isinstance(dataset, FolderDataset) and check_files:
-            if not os.path.isdir(dataset.images):
-                yield f"datasets.{name}.images: folder {dataset.images!r} does not exist; correct the path or create it"
-            if dataset.captions is not None and not os.path.isfile(dataset.captions):
-                yield f"datasets.{name}.captions: file {dataset.captions!r} does not exist; correct the path, or leave it out"
+        if isinstance(dataset, FolderDataset) and dataset.splits and dataset.split_files:
+            yield f"datasets.{name}: splits (fractions) and split_files (lists) exclude each other; remove one of them"
+        if check_files:
+            yield from check_paths(name, dataset)
     for name, run in settings.runs.items():
         yield from check_dataset(f"runs.{name}", run.dataset)
         if ("runs", name) not in doubtful:
             yield from check_split(f"runs.{name}.train_split", run.dataset, run.train_split)
             yield from check_split(f"runs.{name}.val_split", run.dataset, run.val_split)
         yield from check_captions(f"runs.{name}", run.dataset, "train")
+        yield from check_features(f"runs.{name}.dataset", run.dataset, run.visual)
         if run.text.pretrained is None and run.text.hidden_size % run.text.heads:
             yield f"runs.{name}.text.hidden_size: {run.text.hidden_size} is not a multiple of heads ({run.text.heads}); change one of them"
         decay = run.training.lr_decay_epochs
@@ -542,6 +663,8 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
                 yield f"testsets.{name}.folds: {testset.folds} folds of {images} images cannot be made; lower it to {images} or less"
             yield from check_positives(f"testsets.{name}", testset)
         yield from check_captions(f"testsets.{name}", testset.dataset, "test")
+        for visual in dict.fromkeys(run.visual for run in settings.runs.values()):
+            yield from check_features(f"testsets.{name}.dataset", testset.dataset, visual)
     for name, ensemble in settings.ensembles.items():
         if name in named("runs"):
             yield f"ensembles.{name}: there is a run of the same name; rename one of them"
@@ -553,6 +676,11 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
     yield from _published_checks(settings, doubtful, check_files)
     if check_files:
         for feature in ("regions", "grids", "panoptic"):
+            if not any(
+                feature in available_features(d) and feature not in imported_features(d)
+                for d in settings.datasets.values()
+            ):
+                continue
             section = getattr(settings.features, feature)
             if ("features", feature) in doubtful or isinstance(section, PanopticTransformers):
                 continue  # a hub name is no path

@@ -14,6 +14,8 @@ from catalog.files import SUFFIXES, image_files
 from catalog.index import check_image_ids, listing
 from console import UserError
 
+UNLISTED = "unlisted"  # split of images that no split file names
+
 
 @dataclass
 class Annotations:
@@ -39,11 +41,12 @@ def _read_rows(path: Path) -> tuple[list[dict[str, object]], list[str]]:
             raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
     if suffix not in (".csv", ".jsonl"):
         raise UserError(f"captions file {path}: use .csv, .jsonl or .parquet, not {suffix or 'no suffix'}")
-    text = _decode(path)
+    text = decode_text(path)
     return _csv_rows(path, text) if suffix == ".csv" else (_json_rows(path, text), [])
 
 
-def _decode(path: Path) -> str:
+def decode_text(path: Path) -> str:
+    """A UTF-8 file's text. UserError: the line that is not UTF-8 and how to convert the file."""
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -106,12 +109,37 @@ def _fraction(image_id: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
+def _read_split_files(split_files: dict[str, str], lookup: dict[str, str | None]) -> tuple[dict[str, str], list[str]]:
+    """Split by image id, and what is wrong with the files."""
+    chosen: dict[str, str] = {}
+    problems = []
+    for split, file in split_files.items():
+        unknown, ambiguous, moved = [], [], []
+        for name in filter(None, (line.strip() for line in decode_text(Path(file)).split("\n"))):
+            image_id = lookup.get(name, "")
+            if image_id is None:
+                ambiguous.append(name)
+            elif not image_id:
+                unknown.append(name)
+            elif chosen.setdefault(image_id, split) != split:
+                moved.append(f"{name} ({chosen[image_id]})")
+        for what, names in (
+            ("names of images that are not in the folder", unknown),
+            ("names that fit several files (write the path below the folder)", ambiguous),
+            ("images that another split has", moved),
+        ):
+            if names:
+                problems.append(f"split file {file}: {listing(what, names)}")
+    return chosen, problems
+
+
 def read_folder(
     images: str,
     captions: str | None = None,
     splits: dict[str, float] | None = None,
     seed: int = 0,
     split: str = "all",
+    split_files: dict[str, str] | None = None,
 ) -> Annotations:
     """Index rows of a folder.
 
@@ -120,6 +148,8 @@ def read_folder(
         captions: file with columns `image` (file name, relative path or id) and `caption`; optional `caption_id`, `split`.
         splits: fractions by name, drawn per image from `seed`, where the file has no `split` column.
         split: name of the one split if there are neither.
+        split_files: by split, a text file with the name of one image per line, as in captions. Images that no file names
+            get the split "unlisted": they are extracted, but belong to no split.
 
     Raises:
         UserError: listing everything wrong at once.
@@ -144,6 +174,10 @@ def read_folder(
 
     texts: dict[str, list[tuple[str, str]]] = {i: [] for i in ids}
     chosen_split: dict[str, str] = {}
+    if split_files:
+        chosen_split, wrong_names = _read_split_files(split_files, lookup)
+        problems += wrong_names
+        split = UNLISTED
     if captions is not None:
         path = Path(captions)
         if not path.is_file():

@@ -11,7 +11,21 @@ import pyarrow as pa
 
 from catalog.folder import Annotations, read_folder
 from catalog.index import CAPTIONS_SCHEMA, describe_images, write_index
+from catalog.karpathy import read_karpathy
+from catalog.precomputed import read_precomputed
 from console import UserError, run_cli
+
+
+def captions_table(annotations: Annotations) -> pa.Table:
+    """The captions table of the index."""
+    return pa.Table.from_pydict(
+        {
+            "caption_id": annotations.caption_ids,
+            "image_id": annotations.caption_images,
+            "text": annotations.texts,
+        },
+        schema=CAPTIONS_SCHEMA,
+    )
 
 
 def render(args: argparse.Namespace) -> None:
@@ -32,19 +46,27 @@ def index(args: argparse.Namespace) -> None:
         annotations: Annotations = read_dataset(args.annotations)
     elif source == "folder":
         annotations = read_folder(
-            settings["images"], settings.get("captions"), settings.get("splits"), settings.get("seed", 0)
+            settings["images"],
+            settings.get("captions"),
+            settings.get("splits"),
+            settings.get("seed", 0),
+            split_files=settings.get("split_files"),
+        )
+    elif source == "karpathy":
+        annotations = read_karpathy(
+            settings["annotations"], settings["images"], settings.get("member"), settings.get("splits")
+        )
+    elif source == "precomputed":
+        annotations, images = read_precomputed(
+            settings["folder"], settings["splits"], settings["features"], args.threads
         )
     else:
-        raise UserError(f"datasets.{args.dataset}.source: unknown source {source!r}; choose scenes or folder")
-    images = describe_images(annotations.image_ids, annotations.paths, annotations.splits, args.threads * 2)
-    captions = pa.Table.from_pydict(
-        {
-            "caption_id": annotations.caption_ids,
-            "image_id": annotations.caption_images,
-            "text": annotations.texts,
-        },
-        schema=CAPTIONS_SCHEMA,
-    )
+        raise UserError(
+            f"datasets.{args.dataset}.source: unknown source {source!r}; choose scenes, folder, karpathy or precomputed"
+        )
+    if source != "precomputed":
+        images = describe_images(annotations.image_ids, annotations.paths, annotations.splits, args.threads * 2)
+    captions = captions_table(annotations)
     write_index(args.images, args.captions, images, captions)
     counts: dict[str, int] = {}
     for name in annotations.splits:

@@ -482,6 +482,8 @@ def _add_layers(artefacts: Artefacts, dataset: str, pictures: Sequence[Picture],
     regions = artefacts.store(dataset, "regions")
     if regions is None:
         artefacts.note(f"Dataset {dataset} has no region features, so its gallery has no boxes.")
+    elif not {"boxes", "scores", "class_ids"} <= set(regions.arrays):
+        artefacts.note(f"Dataset {dataset} has imported region features without boxes, scores or classes.")
     else:
         names = (
             regions.attributes.get("class_names") or regions.attributes.get("extractor", {}).get("class_names") or ()

@@ -9,12 +9,20 @@ if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
 from catalog.files import folder_state
+from catalog.layout import BOXES_FILE, array_path, layout_files
 from console import UserError
 from evaluation.positives import positives_files
 from published.download import LOCK_FILE, record, verify
 from published.registry import ENTRIES, entry_at
 from runtime import gpu_present, remember_configfiles, use_this_interpreter
-from settings import canonical, feature_files, load_settings, used_weights
+from settings import (
+    available_features,
+    canonical,
+    feature_files,
+    imported_features,
+    load_settings,
+    used_weights,
+)
 from snakemake.exceptions import WorkflowError
 
 use_this_interpreter(REPOSITORY)
@@ -68,11 +76,28 @@ def alternatives(names):
 
 def recipe(feature):
     """RECIPE number of an extractor, read without importing it (that would load torch for every dry run)."""
-    source = Path(REPOSITORY, "extractors", f"{feature}.py").read_text()
+    return read_recipe(Path(REPOSITORY, "extractors", f"{feature}.py"))
+
+
+def read_recipe(path):
+    source = path.read_text()
     return int(re.search(r"^RECIPE = (\d+)$", source, re.M).group(1))
 
 
 RECIPES = {feature: recipe(feature) for feature in FEATURES}
+IMPORT_RECIPE = read_recipe(Path(REPOSITORY, "exchange", "importing.py"))
+
+
+def datasets_that(import_feature):
+    """A constraint on `dataset`, by the feature that follows it in a receipt's path: imported ones, or all others."""
+    names = []
+    for name, dataset in SETTINGS.datasets.items():
+        imported = imported_features(dataset)
+        chosen = [f for f in FEATURES if (f in imported) == import_feature]
+        if chosen:
+            # (?=...): what follows decides and is left for the pattern to match.
+            names.append(rf"{re.escape(name)}(?=/features/(?:{'|'.join(chosen)})\.)")
+    return "|".join(names) or "(?!)"
 
 
 def needed_features(dataset):
@@ -82,10 +107,11 @@ def needed_features(dataset):
     visual = {
         run.visual for run in SETTINGS.runs.values() if tested or run.dataset == dataset
     }
+    available = available_features(SETTINGS.datasets[dataset])
     if not visual:
-        return list(FEATURES)
+        return available
     return [
-        feature for feature in FEATURES if feature in visual or feature == "panoptic"
+        feature for feature in available if feature in visual or feature == "panoptic"
     ]
 
 
@@ -114,6 +140,25 @@ def all_features():
     return [sealed(d, f) for d in SETTINGS.datasets for f in needed_features(d)]
 
 
+def stores_of(feature):
+    """Every sealed store of a feature that the datasets can have."""
+    return [
+        sealed(name, feature)
+        for name, dataset in SETTINGS.datasets.items()
+        if feature in available_features(dataset)
+    ]
+
+
+def export_folders():
+    """What target `export` makes: a folder per dataset and visual feature in use."""
+    return [
+        f"{RESULTS}/{d}/export/{f}"
+        for d in SETTINGS.datasets
+        for f in needed_features(d)
+        if f != "panoptic" and f in SETTINGS.export.features
+    ]
+
+
 def metrics_files():
     """Every metrics.json that the configuration asks for."""
     models = [f"{RESULTS}/evaluation/{run}" for run in SETTINGS.runs]
@@ -134,7 +179,9 @@ def render_settings(wildcards):
 
 
 def index_settings(wildcards):
-    return canonical_part(SETTINGS.datasets[wildcards.dataset], "shards")
+    # Without what decides about features alone: that changes no index.
+    without = ("shards", "imports", "class_order", "seg_maps", "rounding", "provenance")
+    return canonical_part(SETTINGS.datasets[wildcards.dataset], *without)
 
 
 def canonical_part(section, *without):
@@ -149,7 +196,20 @@ def index_sources(wildcards):
     dataset = SETTINGS.datasets[wildcards.dataset]
     if dataset.source == "scenes":
         return [f"{RESULTS}/{wildcards.dataset}/scenes"]
-    return [dataset.captions] if dataset.captions else []
+    if dataset.source == "karpathy":
+        return [dataset.annotations]
+    if dataset.source == "precomputed":
+        prefixes = dataset.splits.values()
+        texts = [f"{dataset.folder}/{p}_caps.txt" for p in prefixes]
+        texts += existing(
+            f"{dataset.folder}/{p}_{n}.txt" for p in prefixes for n in ("ids", "capids")
+        )
+        arrays = [
+            f for feature in dataset.features for f in array_files(dataset, feature)
+        ]
+        return texts + list(dict.fromkeys(arrays))
+    lists = (dataset.split_files or {}).values()
+    return [*filter(None, [dataset.captions]), *lists]
 
 
 def index_files(wildcards):
@@ -162,6 +222,69 @@ def annotations_flag(wildcards):
     if SETTINGS.datasets[wildcards.dataset].source == "scenes":
         return ["--annotations", f"{RESULTS}/{wildcards.dataset}/scenes"]
     return []
+
+
+def existing(paths):
+    return [path for path in paths if Path(path).exists()]
+
+
+def array_files(dataset, feature):
+    """The `.npy` files that a feature of precomputed data is read from."""
+
+    def files(names):
+        return [
+            str(array_path(dataset.folder, prefix, name))
+            for prefix in dataset.splits.values()
+            for name in names
+        ]
+
+    optional = [BOXES_FILE] if feature == "regions" else []
+    return files(layout_files(feature).values()) + existing(files(optional))
+
+
+def import_files(wildcards):
+    dataset = SETTINGS.datasets[wildcards.dataset]
+    if dataset.source == "precomputed":
+        return array_files(dataset, wildcards.feature)
+    return [getattr(dataset.imports, wildcards.feature).path]
+
+
+def import_source(wildcards):
+    """Format and options of an import, as the command takes them."""
+    dataset = SETTINGS.datasets[wildcards.dataset]
+    if dataset.source == "precomputed":
+        content = json.loads(canonical_part(dataset, "source", "shards"))
+        return json.dumps(content | {"format": "scan"}, sort_keys=True)
+    return canonical(getattr(dataset.imports, wildcards.feature))
+
+
+def exports_panoptic(dataset):
+    available = available_features(SETTINGS.datasets[dataset])
+    return "panoptic" in available and "panoptic" in SETTINGS.export.features
+
+
+def export_inputs(wildcards):
+    inputs = {
+        "images": index_file(wildcards.dataset, "images"),
+        "captions": index_file(wildcards.dataset, "captions"),
+        "visual": sealed(wildcards.dataset, wildcards.feature),
+    }
+    if exports_panoptic(wildcards.dataset):
+        inputs["panoptic"] = sealed(wildcards.dataset, "panoptic")
+    return inputs
+
+
+def export_panoptic_flag(wildcards):
+    if exports_panoptic(wildcards.dataset):
+        return ["--panoptic", store(wildcards.dataset, "panoptic")]
+    return []
+
+
+def export_flags():
+    export = SETTINGS.export
+    flags = ["--names", json.dumps(export.names), "--class-order", export.class_order]
+    flags += ["--seg-maps", export.seg_maps]
+    return flags + (["--repeat-images"] if export.repeat_images else [])
 
 
 def feature_weights(wildcards):

@@ -12,6 +12,8 @@ rule extract_shard:
         f"{RESULTS}/logs/extract_shard/{{dataset}}_{{feature}}_{{shard}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/extract_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
+    wildcard_constraints:
+        dataset=datasets_that(import_feature=False),
     conda:
         feature_environment
     threads: extraction_threads

@@ -31,7 +31,7 @@ rule index_dataset:
         f"{RESULTS}/logs/index_dataset/{{dataset}}.log",
     conda:
         "../envs/pipeline.yaml"
-    threads: 1
+    threads: 2
     params:
         settings=index_settings,
         annotations=annotations_flag,

@@ -12,22 +12,22 @@ rule index:
 
 rule regions:
     input:
-        [sealed(d, "regions") for d in SETTINGS.datasets],
+        stores_of("regions"),
 
 
 rule grids:
     input:
-        [sealed(d, "grids") for d in SETTINGS.datasets],
+        stores_of("grids"),
 
 
 rule panoptic:
     input:
-        [sealed(d, "panoptic") for d in SETTINGS.datasets],
+        stores_of("panoptic"),
 
 
 rule features:
     input:
-        [sealed(d, f) for d in SETTINGS.datasets for f in FEATURES],
+        [path for feature in FEATURES for path in stores_of(feature)],
 
 
 rule train:
@@ -44,3 +44,8 @@ rule evaluate:
 rule report:
     input:
         f"{RESULTS}/report/index.html",
+
+
+rule export:
+    input:
+        export_folders(),

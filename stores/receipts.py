@@ -21,6 +21,7 @@ def write_receipt(
     seconds: dict[str, float],
     device: str,
     files: dict[str, str],
+    notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a shard's receipt, atomically, and return it.
 
@@ -29,6 +30,7 @@ def write_receipt(
         failures: per bad image {image_id, path, error}, in row order.
         seconds: `total`, `startup` (imports, weights), `decode` (waiting for images), `network`, `write`.
         device: the network's, in words. files: sha256 of every shard file by its path relative to the store.
+        notes: further entries, for people: nothing is decided by them.
     """
     busy = seconds["total"] - seconds["startup"]
     receipt = {
@@ -45,6 +47,7 @@ def write_receipt(
         "device": device,
         "files": files,
         "store": description,
+        **(notes or {}),
     }
     write_json(path, receipt)
     return receipt

@@ -154,7 +154,7 @@ def test_a_list_with_a_wrong_item_hides_nothing(config):
     [
         ({"runs": None}, "runs: None - is empty; fill it in or remove the key"),
         ({"features": {"grids": {"grid": "nativ"}}}, "features.grids.grid: 'nativ' - should be a valid integer or 'native'"),
-        ({"datasets": {"a": {"images": "x"}}}, "datasets.a.source: missing; choose 'scenes' or 'folder'"),
+        ({"datasets": {"a": {"images": "x"}}}, "datasets.a.source: missing; choose 'scenes', 'folder', 'karpathy' or 'precomputed'"),
         ({"datasets": {7: {"source": "scenes", "splits": {"test": 1}}}}, "datasets.7: 7 - is a name that is no text; put it in quotes"),
         ({"datasets": {"runs": {"source": "scenes", "splits": {"test": 1}}}}, "datasets.runs: the workflow has a folder of this name; rename the dataset"),
         ({"results": "out/{x}"}, "results: 'out/{x}' - must be free of braces and control characters: it becomes part of file patterns"),
@@ -170,6 +170,64 @@ def test_a_list_with_a_wrong_item_hides_nothing(config):
 def test_messages_name_key_value_and_fix(section, expected):
     config = {"datasets": {"s": {"source": "scenes", "splits": {"train": 4, "test": 2}}}} | section
     assert mistakes(config) == [expected]
+
+
+def test_precomputed_datasets_have_what_their_files_have():
+    config = {
+        "datasets": {
+            "pre": {
+                "source": "precomputed",
+                "folder": "precomp",
+                "features": ["regions"],
+                "splits": {"test": "testall"},
+            },
+            "coco": {"source": "karpathy", "annotations": "a.json", "images": "i", "splits": ["train", "val"]},
+            "mine": {"source": "folder", "images": "i", "splits": {"a": 1.0}, "split_files": {"a": "a.txt"}},
+        },
+        "runs": {"grid": {"dataset": "coco", "visual": "grids"}, "pre": {"dataset": "pre", "visual": "regions"}},
+        "testsets": {"coco": {"dataset": "coco"}, "pre": {"dataset": "pre"}},
+    }
+    assert mistakes(config) == [
+        "datasets.mine: splits (fractions) and split_files (lists) exclude each other; remove one of them",
+        "runs.pre.train_split: dataset 'pre' has no split 'train' (it has test); choose one of them or add it to datasets.pre.splits",
+        "runs.pre.val_split: dataset 'pre' has no split 'val' (it has test); choose one of them or add it to datasets.pre.splits",
+        "runs.pre.dataset: dataset 'pre' has no panoptic features (it has regions); add the files and the name to datasets.pre.features",
+        "testsets.coco.split: dataset 'coco' has no split 'test' (it has train, val); choose one of them or add it to datasets.coco.splits",
+        "testsets.pre.dataset: dataset 'pre' has no grids and no panoptic features (it has regions); add the files and the name to datasets.pre.features",
+        "testsets.pre.dataset: dataset 'pre' has no panoptic features (it has regions); add the files and the name to datasets.pre.features",
+    ]
+    config["datasets"]["pre"]["features"] = ["regions", "grids"]
+    config["datasets"]["pre"]["splits"] = {"test": "../testall"}
+    lines = mistakes(config)
+    assert "datasets.pre.features: ['regions', 'grids'] - must hold regions or grids, not both: a folder has one {split}_ims.npy" in lines  # fmt: skip
+    assert any(line.startswith("datasets.pre.splits.test: '../testall' - ") for line in lines)
+
+
+def test_files_of_other_sources_that_do_not_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    imports = {"regions": {"format": "npz", "path": "bua"}, "grids": {"format": "pth", "path": "grids"}}
+    config = {
+        "datasets": {
+            "pre": {"source": "precomputed", "folder": "precomp"},
+            "coco": {"source": "karpathy", "annotations": "a.json", "images": "i", "imports": imports},
+            "mine": {"source": "folder", "images": "i", "split_files": {"a": "a.txt"}},
+        }
+    }
+    with pytest.raises(UserError) as error:
+        load_settings(config)
+    for line in (
+        "datasets.pre.folder: folder 'precomp' does not exist; correct the path or create it",
+        "datasets.coco.images: folder 'i' does not exist; correct the path or create it",
+        "datasets.coco.annotations: file 'a.json' does not exist; correct the path",
+        "datasets.coco.imports.regions.path: 'bua' does not exist; correct the path",
+        "datasets.coco.imports.grids.path: 'grids' does not exist; correct the path",
+        "datasets.mine.split_files.a: file 'a.txt' does not exist; correct the path",
+        "features.panoptic.weights: file 'weights/scenes_panoptic.safetensors' does not exist; correct the path",
+    ):
+        assert f"  {line}\n" in str(error.value) + "\n", line
+    # Nobody extracts anything: no weights are needed.
+    (tmp_path / "precomp").mkdir()
+    load_settings({"datasets": {"pre": config["datasets"]["pre"]}})
 
 
 @pytest.mark.parametrize(

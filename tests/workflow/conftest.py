@@ -29,7 +29,7 @@ TINY = {
 # A copy all the way down: a test that changes one run must not change the other.
 TINY["runs"]["grid"] = copy.deepcopy(TINY["runs"]["region"]) | {"visual": "grids"}
 
-TARGETS = ("all", "index", "regions", "grids", "panoptic", "features", "train", "evaluate", "report")
+TARGETS = ("all", "index", "regions", "grids", "panoptic", "features", "train", "evaluate", "report", "export")
 
 
 class Workflow:

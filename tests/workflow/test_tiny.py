@@ -98,6 +98,8 @@ def test_a_second_run_does_nothing(finished):
     [
         ({"features.on_bad_image": "drop"}, {"seal_store": 3, "train_model": 2, "encode_testset": 2, "compute_metrics": 2, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),
         ({"features.grids.grid": 5}, {"extract_shard": 2, "seal_store": 1, "train_model": 1, "encode_testset": 1, "compute_metrics": 1, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),
+        ({"features.panoptic.seg_features": "soft"}, {"extract_shard": 2, "seal_store": 1, "train_model": 2, "encode_testset": 2, "compute_metrics": 2, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),
+        ({"datasets.second": {"source": "scenes", "splits": {"test": 4}}}, {"render_scenes": 1, "index_dataset": 1, "extract_shard": 3, "seal_store": 3, "build_report": 1}),
         ({"runs.region.training.epochs": 2}, {"train_model": 1, "encode_testset": 1, "compute_metrics": 1, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),
         ({"testsets.tiny_test.benchmark": "coco"}, {"write_tables": 1, "build_report": 1}),
         ({"testsets.tiny_test.folds": 2}, {"compute_metrics": 2, "compute_ensemble": 1, "write_tables": 1, "build_report": 1}),

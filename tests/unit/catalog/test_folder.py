@@ -175,3 +175,23 @@ def test_other_mistakes_name_the_file(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images in"):
         read_folder(str(tmp_path / "empty"))
+
+
+def test_splits_by_file(folder, tmp_path):
+    (tmp_path / "train.txt").write_text("a.jpg\r\nmore/c\n\n")
+    (tmp_path / "test.txt").write_text("b\n")
+    files = {"train": str(tmp_path / "train.txt"), "test": str(tmp_path / "test.txt")}
+    (folder / "other.jpg").write_bytes(b"x")
+    found = read_folder(str(folder), split_files=files)
+    assert dict(zip(found.image_ids, found.splits, strict=True)) == {
+        "a": "train",
+        "more/c": "train",
+        "b": "test",
+        "other": "unlisted",
+    }
+
+    (tmp_path / "test.txt").write_text("b\nz\na\n")
+    with pytest.raises(UserError) as error:
+        read_folder(str(folder), split_files=files)
+    assert "test.txt: 1 names of images that are not in the folder: 'z'" in str(error.value)
+    assert "test.txt: 1 images that another split has: 'a (train)'" in str(error.value)

@@ -1,0 +1,135 @@
+"""Karpathy's split files: `dataset_coco.json` and `dataset_flickr30k.json`, as they are or in the zip they come in."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from catalog.files import image_files
+from catalog.folder import Annotations
+from catalog.index import check_image_ids, listing
+from console import UserError
+
+CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first five
+# Every published result trains on COCO's `restval` images as well.
+SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+def read_karpathy(
+    annotations: str, images: str, member: str | None = None, splits: Collection[str] | None = None
+) -> Annotations:
+    """Index rows of a Karpathy file.
+
+    `image_id` is COCO's number or, for Flickr30K, the file name without suffix; `caption_id` is `sentid`.
+
+    Args:
+        annotations: the JSON file, or a zip that holds it. member: its name in a zip that holds several.
+        splits: which of train, val and test to take; None for all.
+        images: the folder with `filepath/filename` (COCO: `val2014/COCO_val2014_000000391895.jpg`) or `filename`.
+
+    Raises:
+        UserError: listing everything wrong at once, with counts and the first few names.
+    """
+    entries = _read_entries(annotations, member)
+    if not os.path.isdir(images):
+        raise UserError(f"image folder {images!r} does not exist; set datasets.<name>.images to a folder")
+    # One walk through the folder instead of a question to the file system for each of 123,287 names.
+    root = Path(images)
+    on_disk = {Path(path).relative_to(root).as_posix() for path in image_files(images)}
+
+    found = Annotations([], [], [], [], [], [])
+    malformed, missing, unknown_splits, silent, strangers, empty = [], [], [], [], [], []
+    for number, entry in enumerate(entries):
+        try:
+            filename, split = str(entry["filename"]), str(entry["split"])
+            sentences = [(str(s["sentid"]), s["raw"], s.get("imgid")) for s in entry["sentences"]]
+            imgid = entry.get("imgid")
+        except (KeyError, TypeError) as error:
+            malformed.append(f"entry {number} ({type(error).__name__}: {error})")
+            continue
+        if splits is not None and split in SPLITS and SPLITS[split] not in splits:
+            continue
+        image_id = str(entry["cocoid"]) if "cocoid" in entry else os.path.splitext(filename)[0]
+        names = [f"{entry['filepath']}/{filename}", filename] if entry.get("filepath") else [filename]
+        # Only names that the walk came upon are ever used: one with `../` in it is a missing file.
+        name = next((n for n in names if n in on_disk), None)
+        if name is None:
+            missing.append(names[0])
+        if split not in SPLITS:
+            unknown_splits.append(f"{split} ({filename})")
+        strangers += [sentid for sentid, _, owner in sentences if owner is not None and owner != imgid]
+        texts = []
+        for sentid, raw, _ in sentences[:CAPTIONS_PER_IMAGE]:
+            if not isinstance(raw, str) or not raw.strip() or any(unicodedata.category(c) == "Cs" for c in raw):
+                empty.append(sentid)
+            else:
+                texts.append((sentid, " ".join(raw.split())))
+        if not sentences:
+            silent.append(filename)
+        found.image_ids.append(image_id)
+        found.paths.append(str(root / (name or names[0])))
+        found.splits.append(SPLITS.get(split, split))
+        found.caption_ids += [sentid for sentid, _ in texts]
+        found.caption_images += [image_id] * len(texts)
+        found.texts += [text for _, text in texts]
+
+    if splits is not None and (lacking := sorted(set(splits) - set(found.splits))) and not malformed:
+        raise UserError(f"annotations {annotations} have no images of split {', '.join(lacking)}; correct splits")
+    problems = check_image_ids(found.image_ids)
+    for what, names in (
+        ("entries without filename, split, sentences, sentid or raw", malformed),
+        (f"files that are not in {images} (complete the folder, or set images to the one above val2014/)", missing),
+        (f"unknown splits (known are {', '.join(SPLITS)})", unknown_splits),
+        ("images without a caption", silent),
+        ("captions without an image: their imgid is another's", strangers),
+        ("captions that are empty or no text", empty),
+        ("caption ids that occur twice", _repeats(found.caption_ids)),
+    ):
+        if names:
+            problems.append(listing(what, names))
+    if problems:
+        raise UserError(f"annotations {annotations} with images in {images}:\n  " + "\n  ".join(problems))
+    return found
+
+
+def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
+    """The list `images` of the JSON."""
+    try:
+        if zipfile.is_zipfile(annotations):
+            with zipfile.ZipFile(annotations) as archive:
+                names = [n for n in archive.namelist() if n.lower().endswith(".json") and not n.startswith("__MACOSX")]
+                if member is None and len(names) == 1:
+                    member = names[0]
+                if member not in names:
+                    raise UserError(
+                        f"{annotations} holds {', '.join(names) or 'no JSON file'}; name one of them: "
+                        f"datasets.<name>.member" + (f" is {member!r}" if member else "")
+                    )
+                data = archive.read(member)
+        else:
+            data = Path(annotations).read_bytes()
+        content = json.loads(data, object_hook=_without_tokens)
+    except FileNotFoundError as error:
+        raise UserError(f"annotations {annotations} do not exist; set datasets.<name>.annotations to a file") from error
+    except (ValueError, zipfile.BadZipFile, OSError, RuntimeError) as error:
+        raise UserError(f"annotations {annotations} cannot be read ({error}); get the file again") from error
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"annotations {annotations} have no list `images`; expected Karpathy's dataset_*.json")
+    return entries
+
+
+def _without_tokens(value: dict[str, Any]) -> dict[str, Any]:
+    """Drops the tokenised captions while parsing: they are most of the file and nobody reads them."""
+    value.pop("tokens", None)
+    return value
+
+
+def _repeats(values: list[str]) -> list[str]:
+    seen: set[str] = set()
+    return [v for v in values if v in seen or seen.add(v)]

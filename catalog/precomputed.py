@@ -1,0 +1,218 @@
+"""Features in the layout of SCAN, VSE-infinity and 3SHNet, as a dataset without images.
+
+Per split, in one folder: `{split}_ims.npy` (N,K,D), `{split}_caps.txt` (one caption a line, five per image), and, as far as
+they exist, `{split}_ids.txt`, `{split}_capids.txt`, `{split}_boxes.npy`; 3SHNet adds `{split}_segmentations.npy` (N,133,7,7),
+`{split}_seg_maps.npy` (N,64,64) and `{split}_cat_onehots.npy` (N,133). Rows are images, or images repeated five times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from catalog.folder import Annotations, decode_text
+from catalog.index import IMAGES_SCHEMA, check_image_ids, listing
+from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, layout_files
+from console import UserError, progress
+
+_BLOCK_BYTES = 32 << 20
+
+
+def open_array(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, mapped into memory. UserError if there is none or it holds objects (never unpickled).
+
+    What has been looked at stays in memory while the array lives: open it anew for every block.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; complete the folder or correct the dataset's splits") from error
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not an array of numbers in .npy format, or is cut off ({error})") from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split's files: `prefix`, number of `images`, and per file name how many rows an image has (1 or 5)."""
+
+    prefix: str
+    images: int
+    steps: dict[str, int]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file without their ends; only newlines end one, as in the loaders of the field."""
+    lines = decode_text(path).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_parts(folder: str, splits: dict[str, str], features: Sequence[str]) -> dict[str, Part]:
+    """What the files of each split hold, by their headers, in the order of the index' rows: by the splits' names.
+
+    UserError: listing all files that are missing or do not fit.
+    """
+    problems: list[str] = []
+    parts: dict[str, Part] = {}
+    names = [name for feature in features for name in layout_files(feature).values()]
+    for split, prefix in sorted(splits.items()):
+        path = Path(folder) / f"{prefix}_caps.txt"
+        if not path.is_file():
+            problems.append(f"{path} does not exist; complete the folder or correct the dataset's splits")
+            continue
+        captions = len(read_lines(path))
+        images, rest = divmod(captions, CAPTIONS_PER_IMAGE)
+        if rest or not images:
+            problems.append(f"{path} has {captions} lines, which is no multiple of five captions per image")
+            continue
+        steps = {}
+        boxes = "regions" in features and array_path(folder, prefix, BOXES_FILE).exists()
+        for name in [*names, BOXES_FILE] if boxes else names:
+            try:
+                rows = len(open_array(array_path(folder, prefix, name)))
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if rows not in (images, captions):
+                problems.append(
+                    f"{array_path(folder, prefix, name)} has {rows} rows, {path} {captions} captions; expected "
+                    f"{images} rows (one per image) or {captions} (each image five times)"
+                )
+            steps[name] = rows // images
+        parts[split] = Part(prefix, images, steps)
+    if problems:
+        raise UserError(f"precomputed features in {folder}:\n  " + "\n  ".join(problems))
+    return parts
+
+
+def read_precomputed(
+    folder: str, splits: dict[str, str], features: Sequence[str], workers: int = 2
+) -> tuple[Annotations, pa.Table]:
+    """Index rows and the images table. Reads every byte once, for the content hashes, a block at a time.
+
+    Args:
+        folder: of the files. splits: file prefix by split name. features: which files to expect. workers: threads.
+
+    Raises:
+        UserError: listing everything wrong at once.
+    """
+    parts = read_parts(folder, splits, features)
+    found = Annotations([], [], [], [], [], [])
+    hashes: list[str] = []
+    problems: list[str] = []
+    for split, part in parts.items():
+        captions = read_lines(Path(folder) / f"{part.prefix}_caps.txt")
+        ids = _ids(folder, part, problems)
+        caption_ids = _caption_ids(folder, part, ids, problems)
+        blank = [f"line {n}" for n, text in enumerate(captions, 1) if not text.strip()]
+        if blank:
+            problems.append(listing(f"empty captions in {part.prefix}_caps.txt", blank))
+        found.image_ids += ids
+        found.paths += [f"{array_path(folder, part.prefix, next(iter(part.steps)))}#{i}" for i in range(part.images)]
+        found.splits += [split] * part.images
+        found.caption_ids += caption_ids
+        found.caption_images += [i for i in ids for _ in range(CAPTIONS_PER_IMAGE)]
+        found.texts += captions
+    problems += check_image_ids(found.image_ids)
+    if len(set(found.caption_ids)) < len(found.caption_ids):
+        seen: set[str] = set()
+        twice = [c for c in found.caption_ids if c in seen or seen.add(c)]
+        problems.append(listing("caption ids that occur twice", twice))
+    for part in parts.values() if not problems else ():
+        digests, differing = _hash_rows(folder, part, workers)
+        hashes += digests
+        problems += [
+            listing(f"images whose five rows in {part.prefix}_{name}.npy are not equal", rows)
+            for name, rows in differing.items()
+        ]
+    if problems:
+        raise UserError(f"precomputed features in {folder}:\n  " + "\n  ".join(problems))
+    count = len(found.image_ids)
+    # There are no images: 0 pixels, as for those that cannot be read, but no error.
+    columns = {"width": [0] * count, "height": [0] * count, "error": [None] * count, "content_hash": hashes}
+    columns |= {"image_id": found.image_ids, "path": found.paths, "split": found.splits}
+    return found, pa.Table.from_pydict(columns, schema=IMAGES_SCHEMA)
+
+
+def _ids(folder: str, part: Part, problems: list[str]) -> list[str]:
+    """Image ids: of the file, one per image or per caption, or made from the row numbers."""
+    path = Path(folder) / f"{part.prefix}_ids.txt"
+    if not path.is_file():
+        return [f"{part.prefix}-{i:06d}" for i in range(part.images)]
+    ids = [line.strip() for line in read_lines(path)]
+    if len(ids) == part.images * CAPTIONS_PER_IMAGE:
+        if any(ids[i] != ids[i - i % CAPTIONS_PER_IMAGE] for i in range(len(ids))):
+            problems.append(f"{path} has a line per caption, but the five lines of an image are not always equal")
+        ids = ids[::CAPTIONS_PER_IMAGE]
+    if len(ids) != part.images:
+        problems.append(f"{path} has {len(ids)} lines for {part.images} images; remove or correct the file")
+    return ids
+
+
+def _caption_ids(folder: str, part: Part, ids: list[str], problems: list[str]) -> list[str]:
+    path = Path(folder) / f"{part.prefix}_capids.txt"
+    if not path.is_file():
+        return [f"{i}#{k}" for i in ids for k in range(CAPTIONS_PER_IMAGE)]
+    caption_ids = [line.strip() for line in read_lines(path)]
+    if len(caption_ids) != part.images * CAPTIONS_PER_IMAGE:
+        problems.append(
+            f"{path} has {len(caption_ids)} lines for {part.images * CAPTIONS_PER_IMAGE} captions; remove or correct it"
+        )
+    return caption_ids
+
+
+def _hash_rows(folder: str, part: Part, workers: int) -> tuple[list[str], dict[str, list[str]]]:
+    """sha256 of every image's rows in all files; and, per file, images whose repeated rows differ."""
+    arrays = {name: open_array(array_path(folder, part.prefix, name)) for name in part.steps}
+    row_bytes = sum(array[:1].nbytes * part.steps[name] for name, array in arrays.items())
+    headers = "\0".join(f"{name} {a.dtype.str} {a.shape[1:]}" for name, a in sorted(arrays.items())).encode()
+    size = max(1, _BLOCK_BYTES // max(1, row_bytes))
+    blocks = [range(start, min(start + size, part.images)) for start in range(0, part.images, size)]
+
+    def hash_block(rows: range) -> tuple[list[str], dict[str, list[str]]]:
+        digests = [hashlib.sha256(headers) for _ in rows]
+        differing: dict[str, list[str]] = {}
+        for name, step in sorted(part.steps.items()):
+            block = open_array(array_path(folder, part.prefix, name))[rows.start * step : rows.stop * step]
+            for i, digest in enumerate(digests):
+                own = np.ascontiguousarray(block[i * step])
+                digest.update(own)
+                # Bytes, not values: NaN differs from itself, and is the import's to complain of.
+                if any(np.ascontiguousarray(block[i * step + k]).tobytes() != own.tobytes() for k in range(1, step)):
+                    differing.setdefault(name, []).append(f"image {rows[i]}")
+        return [digest.hexdigest() for digest in digests], differing
+
+    hashes: list[str] = []
+    differing: dict[str, list[str]] = {}
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        results = progress(pool.map(hash_block, blocks), total=len(blocks), desc=f"hash {part.prefix}", unit="block")
+        for digests, wrong in results:
+            hashes += digests
+            for name, rows in wrong.items():
+                differing.setdefault(name, []).extend(rows)
+    return hashes, differing
+
+
+def standardised(ids: np.ndarray) -> np.ndarray:
+    """(id/133 - 0.3342)/0.0621, as an early loader of 3SHNet's authors standardised maps; float64."""
+    return (np.asarray(ids, np.float64) / 133 - 0.3342) / 0.0621
+
+
+def seg_map_encoding(path: Path) -> str:
+    """Whether a `_seg_maps.npy` holds class ids ("raw") or `standardised` ones, by the range of 64 rows of it.
+
+    Standardised ids reach from -5.4 to 10.6 and none is a whole number.
+    """
+    maps = open_array(path)
+    for row in np.unique(np.linspace(0, len(maps) - 1, 64).astype(np.int64)):
+        values = np.asarray(maps[row], np.float64)
+        if (values < 0).any() or (values != np.floor(values)).any():
+            return "standardised"
+    return "raw"

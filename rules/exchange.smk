@@ -1,0 +1,61 @@
+# Features that other programs extracted -> the same stores, receipts and seal; stores -> the files other programs read.
+
+
+rule import_shard:
+    input:
+        images=f"{RESULTS}/{{dataset}}/index/images.parquet",
+        sources=import_files,
+    output:
+        receipt=f"{RESULTS}/{{dataset}}/features/{{feature}}.receipts/{{shard}}.json",
+    log:
+        f"{RESULTS}/logs/import_shard/{{dataset}}_{{feature}}_{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/import_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
+    wildcard_constraints:
+        dataset=datasets_that(import_feature=True),
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        source=import_source,
+        recipe=IMPORT_RECIPE,
+        shards=shard_count,
+        store=store_path,
+    shell:
+        """
+        python -m exchange import \
+            --feature {wildcards.feature:q} \
+            --source {params.source:q} \
+            --images {input.images:q} \
+            --shard {wildcards.shard} \
+            --shards {params.shards} \
+            --store {params.store:q} \
+            --receipt {output.receipt:q} \
+            --recipe {params.recipe} \
+            > {log:q} 2>&1
+        """
+
+
+rule export_features:
+    input:
+        unpack(export_inputs),
+    output:
+        folder=directory(f"{RESULTS}/{{dataset}}/export/{{feature}}"),
+    log:
+        f"{RESULTS}/logs/export_features/{{dataset}}_{{feature}}.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        panoptic=export_panoptic_flag,
+        options=export_flags(),
+    shell:
+        """
+        python -m exchange export \
+            --index "$(dirname {input.images:q})" \
+            --visual "$(dirname {input.visual:q})" \
+            {params.panoptic:q} \
+            --output {output.folder:q} \
+            {params.options:q} \
+            > {log:q} 2>&1
+        """

@@ -1,0 +1,147 @@
+"""Karpathy's split files: what is read, and that everything wrong is listed at once."""
+
+import json
+import zipfile
+
+import pytest
+from PIL import Image
+
+from catalog.karpathy import read_karpathy
+from console import UserError
+
+
+def entry(number, split="train", captions=5, **extra):
+    return {
+        "filename": f"COCO_val2014_{number:012d}.jpg",
+        "filepath": "val2014",
+        "imgid": number,
+        "cocoid": 1000 + number,
+        "split": split,
+        "sentids": [10 * number + k for k in range(captions)],
+        "sentences": [
+            {"raw": f" Caption {k}  of {number}.\n", "tokens": ["caption"], "imgid": number, "sentid": 10 * number + k}
+            for k in range(captions)
+        ],
+    } | extra
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """(write, images): `write(entries)` gives the path of a JSON; images 0 to 3 exist."""
+    folder = tmp_path / "images" / "val2014"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (4, 3)).save(folder / f"COCO_val2014_{number:012d}.jpg")
+
+    def write(entries):
+        path = tmp_path / "dataset_coco.json"
+        path.write_text(json.dumps({"images": entries, "dataset": "coco"}))
+        return str(path)
+
+    return write, tmp_path / "images"
+
+
+def test_coco(coco):
+    write, images = coco
+    path = write([entry(0), entry(1, "restval", 7), entry(2, "val"), entry(3, "test")])
+    found = read_karpathy(path, str(images))
+    assert found.image_ids == ["1000", "1001", "1002", "1003"]
+    assert found.splits == ["train", "train", "val", "test"], "restval joins train"
+    assert found.paths[1] == str(images / "val2014" / "COCO_val2014_000000000001.jpg")
+    assert found.caption_ids == [str(10 * n + k) for n in range(4) for k in range(5)], "the first five"
+    assert found.caption_images == [i for i in found.image_ids for _ in range(5)]
+    assert found.texts[6] == "Caption 1 of 1."
+
+
+def test_some_splits_only(coco):
+    """Files of the others need not be there."""
+    write, images = coco
+    path = write([entry(0), entry(1, "restval"), entry(9, "val"), entry(3, "test")])
+    assert read_karpathy(path, str(images), splits=["train", "test"]).image_ids == ["1000", "1001", "1003"]
+    with pytest.raises(UserError, match="have no images of split val; correct splits"):
+        read_karpathy(write([entry(0)]), str(images), splits=["train", "val"])
+
+
+def test_a_folder_without_the_subfolders_of_coco(coco):
+    write, images = coco
+    assert read_karpathy(write([entry(2)]), str(images / "val2014")).paths == [
+        str(images / "val2014" / "COCO_val2014_000000000002.jpg")
+    ]
+
+
+def test_flickr_is_flat_and_named_by_its_files(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "36979.jpg")
+    item = entry(0, "test") | {"filename": "36979.jpg"}
+    del item["cocoid"], item["filepath"]
+    (tmp_path / "flickr.json").write_text(json.dumps({"images": [item]}))
+    found = read_karpathy(str(tmp_path / "flickr.json"), str(tmp_path))
+    assert (found.image_ids, found.paths) == (["36979"], [str(tmp_path / "36979.jpg")])
+
+
+def test_the_json_in_its_zip(coco, tmp_path):
+    write, images = coco
+    path = write([entry(0)])
+    archive = str(tmp_path / "caption_datasets.zip")
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(path, "dataset_coco.json")
+        file.writestr("__MACOSX/._dataset_coco.json", "x")
+    assert read_karpathy(archive, str(images)).image_ids == ["1000"]
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("dataset_flickr30k.json", "{}")
+    with pytest.raises(UserError, match=r"holds dataset_coco.json, dataset_flickr30k.json; name one of them"):
+        read_karpathy(archive, str(images))
+    assert read_karpathy(archive, str(images), "dataset_coco.json").image_ids == ["1000"]
+
+
+def test_everything_wrong_is_listed_at_once(coco):
+    write, images = coco
+    stranger = entry(3)
+    stranger["sentences"][0]["imgid"] = 77
+    blank = entry(1)
+    blank["sentences"][1]["raw"] = "  "
+    broken = entry(0)
+    del broken["split"]
+    entries = [entry(0), entry(0), blank, entry(2, captions=0), stranger, broken, entry(3, "dev", cocoid=9)]
+    entries += [entry(n) for n in range(10, 17)]
+    entries.append(entry(20, filename="../../../etc/passwd"))
+    with pytest.raises(UserError) as error:
+        read_karpathy(write(entries), str(images))
+    lines = str(error.value).splitlines()[1:]
+    for expected in (
+        "1 image ids that occur twice",
+        "1 entries without filename, split, sentences, sentid or raw: \"entry 5 (KeyError: 'split')\"",
+        "8 files that are not in ",
+        "1 unknown splits (known are train, restval, val, test): 'dev (COCO_val2014_000000000003.jpg)'",
+        "1 images without a caption: 'COCO_val2014_000000000002.jpg'",
+        "1 captions without an image: their imgid is another's: '30'",
+        "1 captions that are empty or no text: '11'",
+        "10 caption ids that occur twice: '0', '1', '2', '3', '4', ...",
+    ):
+        assert sum(line.strip().startswith(expected) for line in lines) == 1, (expected, lines)
+    assert len(lines) == 8
+    missing = next(line for line in lines if "files that are not in" in line)
+    assert "'val2014/COCO_val2014_000000000010.jpg'" in missing and missing.endswith(", ...")
+
+
+def test_files_of_another_kind(coco, tmp_path):
+    write, images = coco
+    with pytest.raises(UserError, match="no list `images`"):
+        read_karpathy(write([]), str(images))
+    (tmp_path / "x.json").write_text('{"images": [')
+    with pytest.raises(UserError, match="x.json cannot be read"):
+        read_karpathy(str(tmp_path / "x.json"), str(images))
+    with pytest.raises(UserError, match="nothing.json do not exist"):
+        read_karpathy(str(tmp_path / "nothing.json"), str(images))
+    with pytest.raises(UserError, match="image folder 'nowhere' does not exist"):
+        read_karpathy(write([entry(0)]), "nowhere")
+
+
+def test_the_benchmarks_dataset_is_indexed(tmp_path):
+    from benchmarks.index import make_dataset
+    from catalog.index import describe_images
+
+    annotations, images = make_dataset(tmp_path, 100)
+    found = read_karpathy(str(annotations), str(images))
+    table = describe_images(found.image_ids, found.paths, found.splits, workers=2)
+    assert table["width"].to_pylist() == [32] * 100 and table["error"].null_count == 100
+    assert len(set(table["content_hash"].to_pylist())) == 16

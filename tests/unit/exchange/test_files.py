@@ -1,0 +1,203 @@
+"""bottom-up-attention's .npz, LXMERT's .tsv and grid-feats' .pth per image -> stores; damaged and hostile files are listed."""
+
+import base64
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from console import UserError
+from exchange.importing import open_reader
+
+IDS = ["42", "7", "photos/x"]
+PATHS = ["val2014/COCO_val2014_000000000042.jpg", "val2014/COCO_val2014_000000000007.jpg", "photos/x.jpg"]
+SIZES = [(480, 640), (300, 400), (0, 0)]
+NAMES = ["COCO_val2014_000000000042", "000000000007", "x"]  # each as another program writes it
+
+
+def regions(row, count):
+    random = np.random.default_rng(row)
+    boxes = random.uniform(0, 300, (count, 4)).astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    return {
+        "features": random.standard_normal((count, 16)).astype(np.float16).astype(np.float32),
+        "boxes": boxes,
+        "class_ids": random.integers(0, 1600, count),
+        "scores": random.random(count).astype(np.float32),
+        "attribute_ids": random.integers(0, 400, count),
+        "attribute_scores": random.random(count).astype(np.float32),
+    }
+
+
+COUNTS = [4, 6, 1]
+IMAGES = [regions(row, count) for row, count in enumerate(COUNTS)]
+
+
+def write_npz(path, image, size, **changes):
+    """As bottom-up-attention's `extract_features.py` does."""
+    info = {"objects_id": image["class_ids"], "objects_conf": image["scores"]}
+    info |= {"attrs_id": image["attribute_ids"], "attrs_conf": image["attribute_scores"]}
+    content = {"x": image["features"], "bbox": image["boxes"], "num_bbox": len(image["boxes"]), "info": info}
+    np.savez_compressed(path, **(content | {"image_h": size[0], "image_w": size[1]} | changes))
+
+
+def write_tsv(path, images, names, columns=10):
+    def code(values):
+        return base64.b64encode(values.tobytes()).decode()
+
+    lines = []
+    for name, image, size in zip(names, images, SIZES, strict=True):
+        cells = [name, str(size[0] or 9), str(size[1] or 9)]
+        if columns == 10:
+            cells += [code(image["class_ids"]), code(image["scores"])]
+            cells += [code(image["attribute_ids"]), code(image["attribute_scores"])]
+        else:
+            cells[1:] = cells[:0:-1]
+        lines.append("\t".join([*cells, str(len(image["boxes"])), code(image["boxes"]), code(image["features"])]))
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(params=["npz", "tsv", "tsv of six columns"])
+def source(request, tmp_path):
+    if request.param == "npz":
+        for name, image, size in zip(NAMES, IMAGES, SIZES, strict=True):
+            write_npz(tmp_path / f"{name}.npz", image, size)
+        return {"format": "npz", "path": str(tmp_path)}
+    path = tmp_path / "features.tsv"
+    order = [2, 0, 1]  # not that of the index
+    columns = 6 if "six" in request.param else 10
+    lines = [[sequence[i] for i in order] for sequence in (IMAGES, NAMES)]
+    sizes = [SIZES[i] for i in order]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "SIZES", sizes)
+        write_tsv(path, *lines, columns)
+    return {"format": "tsv", "path": str(path)}
+
+
+def read(source, rows=range(3), feature="regions", **options):
+    reader = open_reader(feature, source | options, image_ids=IDS, paths=PATHS, sizes=SIZES)
+    return reader, *reader.read(rows)
+
+
+def test_region_files(source):
+    reader, rows, failures = read(source, num_regions=8)
+    assert failures == []
+    known = {"features", "boxes"}
+    if source["path"].endswith(".tsv") and len(open(source["path"]).readline().split("\t")) == 6:
+        assert reader.arrays.keys() == known | {"counts"}
+    else:
+        known |= IMAGES[0].keys()
+        assert reader.arrays.keys() == known | {"counts"}
+    assert rows["counts"].tolist() == COUNTS
+    for name in known:
+        assert rows[name].dtype == reader.arrays[name].dtype and rows[name].shape[:2] == (3, 8)
+        for row, count in enumerate(COUNTS):
+            assert np.array_equal(rows[name][row, :count], IMAGES[row][name]), (name, row)
+            assert (rows[name][row, count:] == reader.arrays[name].fill).all()
+    _, part, _ = read(source, range(1, 2), num_regions=8)
+    assert np.array_equal(part["features"][0], rows["features"][1])
+
+
+def test_files_that_change_between_shards_make_another_store(source, tmp_path):
+    reader, _, _ = read(source)
+    assert read(source)[0].attributes == reader.attributes
+    if source["format"] == "npz":
+        write_npz(tmp_path / f"{NAMES[0]}.npz", regions(9, 5), SIZES[0])
+    else:
+        (tmp_path / "features.tsv").write_text((tmp_path / "features.tsv").read_text().replace("x\t", "xx\t", 1))
+    assert read(source)[0].attributes != reader.attributes
+
+
+def test_too_many_regions_name_the_setting(source):
+    _, rows, failures = read(source, num_regions=5)
+    assert failures == [(1, "has 6 regions; raise imports.regions.num_regions from 5")]
+    assert rows["counts"].tolist() == [4, 0, 1] and (rows["features"][1] == 0).all()
+
+
+def test_images_without_usable_files_are_listed(tmp_path):
+    write_npz(tmp_path / "42.npz", IMAGES[0], (640, 480))  # lying, where ours is upright
+    (tmp_path / "7.npz").write_bytes(b"PK not really")
+    write_npz(tmp_path / "x.npz", IMAGES[2], SIZES[2])
+    _, rows, failures = read({"format": "npz", "path": str(tmp_path)})
+    assert [row for row, _ in failures] == [0, 1]
+    assert failures[0][1] == "is of an image of 480 x 640 pixels, this one has 640 x 480"
+    assert "7.npz cannot be read" in failures[1][1]
+    content = (tmp_path / "x.npz").read_bytes()
+    for damaged in (content[: len(content) // 2], content[:200] + bytes(50) + content[250:]):
+        (tmp_path / "7.npz").write_bytes(damaged)
+        _, _, failures = read({"format": "npz", "path": str(tmp_path)})
+        assert [row for row, _ in failures] == [0, 1] and "7.npz cannot be read" in failures[1][1]
+    assert rows["counts"].tolist() == [0, 0, 1]
+
+    (tmp_path / "7.npz").unlink()
+    _, _, failures = read({"format": "npz", "path": str(tmp_path)})
+    assert failures[1] == (1, f"no 7.npz in {tmp_path}")
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_no_code_in_a_file_is_run(tmp_path):
+    made = tmp_path / "made"
+    write_npz(tmp_path / "42.npz", IMAGES[0], SIZES[0], info=np.array(Hostile(str(made)), dtype=object))
+    write_npz(tmp_path / "7.npz", IMAGES[1], SIZES[1], x=np.array([Hostile(str(made))], dtype=object))
+    write_npz(tmp_path / "x.npz", IMAGES[2], SIZES[2])
+    _, _, failures = read({"format": "npz", "path": str(tmp_path)})
+    assert [row for row, _ in failures] == [0, 1] and "asks for posix.mkdir" in failures[0][1]
+
+    for name in ("42", "7"):
+        torch.save(Hostile(str(made)), tmp_path / f"{name}.pth")
+    torch.save(torch.ones(1, 4, 2, 2), tmp_path / "x.pth")
+    _, _, failures = read({"format": "pth", "path": str(tmp_path)}, feature="grids")
+    assert [row for row, _ in failures] == [0, 1]
+    assert not made.exists()
+
+
+def test_damaged_lines_of_a_tsv(tmp_path):
+    path = tmp_path / "features.tsv"
+    write_tsv(path, IMAGES, ["42", "7", "x"])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:-30], lines[2].replace("\t", " ", 5)]))
+    _, _, failures = read({"format": "tsv", "path": str(path)})
+    assert [row for row, _ in failures] == [1, 2] and "is damaged" in failures[0][1]
+    path.write_text("\n".join([lines[0], lines[1], lines[0]]))
+    with pytest.raises(UserError, match="two lines for '42'"):
+        read({"format": "tsv", "path": str(path)})
+
+
+def test_grid_files_are_pooled_as_our_own_grids(tmp_path):
+    maps = [torch.randn(1, 8, 19, 25), torch.randn(1, 8, 3, 4), torch.randn(8, 7, 7)]
+    for name, content in zip(NAMES, maps, strict=True):
+        torch.save(content, tmp_path / f"{name}.pth")
+    source = {"format": "pth", "path": str(tmp_path)}
+    _, rows, failures = read(source, feature="grids", grid=7)
+    assert failures == [] and rows["features"].shape == (3, 49, 8)
+    assert np.array_equal(rows["features"][2], maps[2].flatten(1).T.numpy().astype(np.float16))
+    cell = maps[0][0, :, :3, :4].mean((1, 2)).numpy()  # rows 0..ceil(19/7), columns 0..ceil(25/7)
+    assert np.allclose(rows["features"][0, 0], cell, atol=1e-3)
+
+    _, rows, _ = read(source, feature="grids", grid="native", max_cells=100)
+    assert rows["counts"].tolist() == [8 * 11, 12, 49]
+    assert rows["grid_shapes"].tolist() == [[8, 11], [3, 4], [7, 7]]
+    assert np.array_equal(rows["features"][1, :12], maps[1][0].flatten(1).T.numpy().astype(np.float16))
+    assert (rows["features"][1, 12:] == 0).all()
+
+
+def test_what_cannot_be_imported_at_all(tmp_path):
+    with pytest.raises(UserError, match="regions cannot be imported from format 'pth'; choose scan or npz or tsv"):
+        read({"format": "pth", "path": str(tmp_path)})
+    for kind, feature in (("npz", "regions"), ("pth", "grids")):
+        with pytest.raises(UserError, match=rf"no usable \.{kind} file"):
+            read({"format": kind, "path": str(tmp_path)}, feature=feature)
+        with pytest.raises(UserError, match="is not a folder"):
+            read({"format": kind, "path": str(tmp_path / "no")}, feature=feature)
+    with pytest.raises(UserError, match="cannot be read"):
+        read({"format": "tsv", "path": str(tmp_path / "no")})
+    with pytest.raises(UserError, match="--source of format npz.*colour"):
+        read({"format": "npz", "path": str(tmp_path), "colour": 1})
