@@ -125,6 +125,6 @@ class TextEncoder(nn.Module):
         device = self.projection.weight.device
         lengths = lengths.cpu().long()
         token_ids = token_ids.to(device)
-        states = self.projection(self.bert(token_ids, token_ids != 0))
+        states = self.projection(self.bert(token_ids, token_ids != 0, lengths))
         valid = (torch.arange(token_ids.shape[1]) < lengths[:, None]).to(device)
         return l2_normalise(self.pool(states, valid, lengths))
