@@ -1,4 +1,4 @@
-"""What the benchmarks share: synthetic data of COCO's shape, interleaved timing, peak memory, tables and result files."""
+"""What the benchmarks share: a network of the sizes asked for, interleaved timing, peak memory, tables and result files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from benchmarks.data import VOCABULARY_SIZE
 from console import UserError, write_json
 from model.bert import Bert, BertConfig
 from model.encoders import ImageEncoder, TextEncoder
 from model.network import ThreeSHNet
 
-CATEGORIES, MAP_SIDE, CELLS = 133, 64, 7
-CAPTIONS_PER_IMAGE = 5
-BERT_BASE = {"vocabulary_size": 30522, "hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 3072}
+BERT_BASE = {"layers": 12, "hidden_size": 768}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,51 +56,15 @@ def build_network(args: argparse.Namespace, *, dropout: float = 0.1) -> ThreeSHN
     """A network of the sizes asked for, with random weights."""
     bert = Bert(
         BertConfig(
-            **BERT_BASE
-            | {
-                "hidden_size": args.bert_size,
-                "layers": args.bert_layers,
-                "heads": max(1, args.bert_size // 64),
-                "intermediate_size": 4 * args.bert_size,
-            },
+            vocabulary_size=VOCABULARY_SIZE,
+            hidden_size=args.bert_size,
+            layers=args.bert_layers,
+            heads=max(1, args.bert_size // 64),
+            intermediate_size=4 * args.bert_size,
             dropout=dropout,
         )
     )
     return ThreeSHNet(ImageEncoder(args.img_dim, args.embed_size, dropout=dropout), TextEncoder(bert, args.embed_size))
-
-
-def image_arrays(images: int, *, tokens: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Features of `images` images, as the stores hold them: half-zero float16 visual tokens, maps made of areas."""
-    generator = np.random.default_rng(seed)
-    features = generator.standard_normal((images, tokens, width), dtype=np.float32).astype(np.float16)
-    coarse = generator.integers(0, CATEGORIES, (images, 8, 8), dtype=np.uint8)
-    cells = np.zeros((images, CATEGORIES, CELLS * CELLS), np.float16)
-    present = generator.integers(0, CATEGORIES, (images, CELLS * CELLS))
-    np.put_along_axis(cells, present[:, None], np.float16(1), axis=1)
-    return {
-        "features": np.maximum(features, 0),
-        "counts": np.full(images, tokens, np.int16),
-        "seg_maps": np.kron(coarse, np.ones((1, MAP_SIDE // 8, MAP_SIDE // 8), np.uint8)),
-        "category_onehots": (cells.max(axis=2) > 0).astype(np.uint8),
-        "seg_features": cells.reshape(images, CATEGORIES, CELLS, CELLS),
-    }
-
-
-def caption_lengths(count: int, generator: np.random.Generator) -> np.ndarray:
-    """Word pieces with [CLS] and [SEP], spread as COCO's captions are: 11 and more, 13.6 on average, few above 20."""
-    return 11 + np.rint(generator.gamma(1.2, 2.2, count)).astype(np.int64)
-
-
-def token_batch(lengths: np.ndarray, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Random token ids (B, T), padded with 0, and their lengths."""
-    ids = generator.integers(1000, BERT_BASE["vocabulary_size"], (len(lengths), int(lengths.max())))
-    ids[np.arange(ids.shape[1]) >= lengths[:, None]] = 0
-    return torch.from_numpy(ids), torch.from_numpy(lengths)
-
-
-def as_baseline_reads(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same rows as the original holds them: all float32."""
-    return {name: found[name].astype(np.float32) for name in found if name != "counts"}
 
 
 def interleaved(

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import baseline, common
+from benchmarks import baseline, common, data
 from console import run_cli
 from model.data import image_tensors
 from model.losses import triplet_loss
@@ -35,9 +35,9 @@ TARGETS = {"cpu": ("fp32", 1.5), "cuda": ("bf16", 3.0)}
 def make_batch(args: argparse.Namespace) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The same batch as our loader gives it and as the original's does."""
     generator = np.random.default_rng(args.seed)
-    found = common.image_arrays(args.batch_size, tokens=args.tokens, width=args.img_dim, seed=args.seed)
+    found = data.image_arrays(args.batch_size, tokens=args.tokens, width=args.img_dim, seed=args.seed)
     visual, lengths, maps, onehots, segments = image_tensors(found, token_drop=0.2, generator=generator)
-    tokens, token_lengths = common.token_batch(common.caption_lengths(args.batch_size, generator), generator)
+    tokens, token_lengths = data.token_batch(data.caption_lengths(args.batch_size, generator), generator)
     ours = (visual, lengths, maps, onehots, segments, tokens, token_lengths)
     theirs = (visual.float(), lengths.float(), maps.float(), onehots.float(), segments.float(), tokens, token_lengths)
     if args.device == "cuda":

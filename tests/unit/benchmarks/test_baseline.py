@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import baseline, common
+from benchmarks import baseline, data
 from model import ranking
 from model.bert import Bert, BertConfig
 from model.data import image_tensors
@@ -42,7 +42,7 @@ def captions_of(count: int) -> list[str]:
 @pytest.mark.parametrize("training", [False, True])
 def test_embeddings_and_gradients_are_our_networks(network, tokenizer, training):
     network.train(training)
-    found = common.image_arrays(6, tokens=36, width=24)
+    found = data.image_arrays(6, tokens=36, width=24)
     generator = np.random.default_rng(0)
     visual, lengths, *rest = image_tensors(found, token_drop=0.2, generator=generator)
     assert len(set(lengths.tolist())) > 1
@@ -73,9 +73,9 @@ def test_embeddings_and_gradients_are_our_networks(network, tokenizer, training)
 
 def test_loader_and_evaluation_give_what_ours_give(network, tokenizer):
     network.eval()
-    found = common.image_arrays(4, tokens=9, width=24)
+    found = data.image_arrays(4, tokens=9, width=24)
     captions = captions_of(20)
-    pairs = baseline.PairsInMemory(common.as_baseline_reads(found), captions, tokenizer, train=False)
+    pairs = baseline.PairsInMemory(data.as_baseline_reads(found), captions, tokenizer, train=False)
     images, texts = baseline.encode(baseline.Baseline(network), baseline.loader(pairs, 8), torch.device("cpu"))
     with torch.no_grad():
         expected = network.encode_images(*image_tensors(found))
@@ -95,7 +95,7 @@ def test_metrics_are_ours_where_nothing_ties():
 
 
 def test_training_items_are_augmented(tokenizer):
-    found = common.as_baseline_reads(common.image_arrays(2, tokens=30, width=4))
+    found = data.as_baseline_reads(data.image_arrays(2, tokens=30, width=4))
     pairs = baseline.PairsInMemory(found, captions_of(10), tokenizer, train=True)
     visual, lengths, *_, tokens, token_lengths, indices = next(iter(baseline.loader(pairs, 8)))
     assert visual.shape[1] == lengths.max() < 30 and tokens.shape == (8, int(token_lengths.max()))
