@@ -130,7 +130,7 @@ def measure_metrics(
             f"similarities and metrics from {size} embeddings, {device.type}",
             whole,
             target=METRICS_TARGETS["cuda"] if device.type == "cuda" else None,
-            note=f"largest difference of a recall between the two sides: {difference:.2g} points",
+            note=f"largest difference of a recall between the two sides: {difference:.3f} points",
         ),
         {
             "what": "similarities and metrics: host memory on top",
