@@ -135,15 +135,6 @@ def bert_states(bert: Bert, token_ids: Tensor) -> Tensor:
     return states
 
 
-def optimiser(network: ThreeSHNet) -> torch.optim.Optimizer:
-    """AdamW as the original makes it: torch's default implementation, BERT at a tenth of the rate."""
-    bert = set(network.text.bert.parameters())
-    others = [parameter for parameter in network.parameters() if parameter not in bert]
-    return torch.optim.AdamW(
-        [{"params": others}, {"params": list(bert), "lr": 5e-5}], lr=5e-4, weight_decay=1e-4, fused=False
-    )
-
-
 class PairsInMemory(Dataset):
     """The original's dataset: float32 arrays in host memory, one (image, caption) pair per item, five captions an image.
 

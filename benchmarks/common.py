@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -100,21 +101,25 @@ def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
 
 
 class PeakMemory:
-    """Peak memory of a block: `host` is the process's resident memory, `device` what torch allocated on a GPU (bytes).
-
-    `host` is of the whole process, interpreter and libraries included, and `before` what it was on entering.
-    """
+    """Peak memory of a block in bytes: `host` of the whole process, libraries included, `device` what torch allocated."""
 
     def __init__(self, device: torch.device) -> None:
         self.torch_device = device
-        self.host = self.before = self.device = 0
+        self.host = self.device = 0
+        self._before = {"host": 0, "device": 0}
+
+    def on_top(self, kind: str) -> int:
+        """What the block needed beyond what was in use before it; `kind` is host or device."""
+        return max(0, getattr(self, kind) - self._before[kind])
 
     def __enter__(self) -> PeakMemory:
         synchronise(self.torch_device)
-        self.before = _status("VmRSS")
-        # Linux forgets the peak so far.
-        Path("/proc/self/clear_refs").write_text("5")
+        self._before["host"] = _status("VmRSS")
+        # Linux forgets the peak so far; where that is forbidden, `host` is the peak of the process's life.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
         if self.torch_device.type == "cuda":
+            self._before["device"] = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
         return self
 

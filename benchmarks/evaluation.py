@@ -134,7 +134,7 @@ def measure_metrics(
         ),
         {
             "what": "similarities and metrics: host memory on top",
-            **{name: max(0, peak.host - peak.before) / 2**30 for name, peak in memory.items()},
+            **{name: peak.on_top("host") / 2**30 for name, peak in memory.items()},
             "unit": "GiB",
         },
     ]
