@@ -32,7 +32,8 @@ def retrieval_metrics(
     """Metrics of one gallery: all images against all captions, scored by inner product.
 
     Args:
-        image_embeddings: (N, E) floats, each image once. caption_embeddings: (M, E) floats.
+        image_embeddings: (N, E) floats, each image once. caption_embeddings: (M, E) floats. Tensors on a GPU are scored
+            there.
         caption_image: (M,) integers, the image row of each caption, in any order.
 
     Returns:
@@ -42,7 +43,9 @@ def retrieval_metrics(
     Raises:
         ValueError: NaN or infinite embeddings, shapes that do not fit, an image without a caption.
     """
-    images, captions = _numpy(image_embeddings), _numpy(caption_embeddings)
+    images, captions = image_embeddings, caption_embeddings
+    if not getattr(images, "is_cuda", False):
+        images, captions = _numpy(images), _numpy(captions)
     owner = _numpy(caption_image)
     return _with_size(retrieval_scores(*ranks_from_embeddings(images, captions, owner)), len(images), len(captions))
 

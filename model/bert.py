@@ -64,17 +64,38 @@ class Bert(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(config) for _ in range(config.layers))})
         self.apply(_initialise)
 
-    def forward(self, token_ids: Tensor, valid: Tensor) -> Tensor:
-        """token_ids (B, T) integers, valid (B, T) bool (which tokens may be attended to) -> (B, T, hidden_size)."""
+    def forward(self, token_ids: Tensor, valid: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Last hidden states.
+
+        Args:
+            token_ids: (B, T) integers. valid: (B, T) bool, which tokens may be attended to.
+            lengths: (B,) integers in host memory, or None for T: of row i the first lengths[i] states are wanted. The
+                others are zero and cost nothing, which halves the work for captions of unequal lengths.
+
+        Returns:
+            (B, T, hidden_size).
+        """
         if token_ids.shape[1] > self.config.max_positions:
             raise ValueError(
                 f"{token_ids.shape[1]} tokens exceed this text encoder's {self.config.max_positions} positions; "
                 "lower text.max_tokens"
             )
-        states = self.embeddings(token_ids)
+        wanted = None
+        states = self.embeddings(token_ids).flatten(0, 1)
+        if lengths is not None and int(lengths.min()) < token_ids.shape[1]:
+            wanted = (torch.arange(token_ids.shape[1]) < lengths[:, None]).flatten().nonzero().squeeze(1)
+            wanted = wanted.to(states.device, non_blocking=True)
+            states = states.index_select(0, wanted)
         for layer in self.encoder["layer"]:
-            states = layer(states, valid[:, None, None, :])
-        return states
+            states = layer(states, valid[:, None, None, :], wanted)
+        return _spread(states, wanted, token_ids.shape)
+
+
+def _spread(rows: Tensor, wanted: Tensor | None, shape: torch.Size) -> Tensor:
+    """(N, H) rows, belonging at the places `wanted` (N,) of B * T, or at all of them -> (B, T, H), zero elsewhere."""
+    if wanted is not None:
+        rows = rows.new_zeros(shape.numel(), rows.shape[1]).index_copy(0, wanted, rows)
+    return rows.view(*shape, -1)
 
 
 class _Embeddings(nn.Module):
@@ -100,8 +121,9 @@ class _Layer(nn.Module):
         self.output = _ResidualNorm(config.intermediate_size, config)
         self.activation = ACTIVATIONS[config.activation]
 
-    def forward(self, states: Tensor, valid: Tensor) -> Tensor:
-        states = self.attention(states, valid)
+    def forward(self, states: Tensor, valid: Tensor, wanted: Tensor | None) -> Tensor:
+        """states (N, H), the rows `wanted` of all B * T; valid (B, 1, 1, T) -> (N, H)."""
+        states = self.attention(states, valid, wanted)
         return self.output(self.activation(self.intermediate.dense(states)), states)
 
 
@@ -114,14 +136,17 @@ class _Attention(nn.Module):
         self.output = _ResidualNorm(config.hidden_size, config)
         self.heads, self.dropout = config.heads, config.dropout
 
-    def forward(self, states: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, states: Tensor, valid: Tensor, wanted: Tensor | None) -> Tensor:
+        shape = torch.Size((valid.shape[0], valid.shape[3]))
         query, key, value = (
-            self.self[name](states).unflatten(2, (self.heads, -1)).transpose(1, 2) for name in ("query", "key", "value")
+            _spread(self.self[name](states), wanted, shape).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for name in ("query", "key", "value")
         )
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=valid, dropout_p=self.dropout if self.training else 0.0
         )
-        return self.output(context.transpose(1, 2).flatten(2), states)
+        context = context.transpose(1, 2).reshape(shape.numel(), -1)
+        return self.output(context if wanted is None else context.index_select(0, wanted), states)
 
 
 class _Dense(nn.Module):

@@ -93,8 +93,11 @@ class SpatialHighlighting(nn.Module):
         with torch.autocast(seg_maps.device.type, enabled=False):
             height, width = seg_maps.shape[1:]
             numbers = self.map_values[seg_maps.int()]
-            patches = F.unfold(numbers[:, None], KERNEL, padding=KERNEL // 2)
-            positions = sinusoidal_positions(height * width, MAP_POSITION_SIZE).to(numbers.device)
+            # As F.unfold, which on a GPU goes image by image.
+            patches = F.pad(numbers, [KERNEL // 2] * 4).unfold(1, KERNEL, 1).unfold(2, KERNEL, 1)
+            patches = patches.permute(0, 3, 4, 1, 2).reshape(len(numbers), KERNEL**2, height * width)
+            positions = sinusoidal_positions(height * width, MAP_POSITION_SIZE)
+            positions = positions.to(numbers.device, numbers.dtype, non_blocking=True)
             positions = positions.T.reshape(1, MAP_POSITION_SIZE, height, width)
             weight = self.map_conv.weight[:, 0].flatten(1)
             offset = F.conv2d(positions, self.map_conv.weight[:, 1:], self.map_conv.bias, padding=KERNEL // 2)

@@ -55,7 +55,12 @@ def sinusoidal_positions(length: int, width: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=2).flatten(1)
 
 
+def at_least_single(inputs: Tensor) -> Tensor:
+    """float32, but float64 stays as it is: a network in float64 computes everything in it."""
+    return inputs if inputs.dtype == torch.float64 else inputs.float()
+
+
 def l2_normalise(inputs: Tensor, eps: float = 1e-8) -> Tensor:
-    """x / (||x|| + eps) over the last dimension, in float32."""
-    inputs = inputs.float()
+    """x / (||x|| + eps) over the last dimension, in float32 at least."""
+    inputs = at_least_single(inputs)
     return inputs / (inputs.pow(2).sum(dim=-1, keepdim=True).sqrt() + eps)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.layers import at_least_single
+
 
 def triplet_loss(
     image_emb: Tensor,
@@ -25,9 +27,9 @@ def triplet_loss(
             reference two captions of one image that meet in a batch ARE negatives of each other.
 
     Returns:
-        A float32 scalar: a sum, not a mean, as in the reference (`lib/loss.py`).
+        A scalar, float32 at least: a sum, not a mean, as in the reference (`lib/loss.py`).
     """
-    scores = image_emb.float() @ caption_emb.float().T
+    scores = at_least_single(image_emb) @ at_least_single(caption_emb).T
     positive = scores.diagonal()
     excluded = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     if same_image is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from model.layers import sinusoidal_positions
+from model.layers import at_least_single, sinusoidal_positions
 
 TEMPERATURE = 0.1
 # Sorts after every real value. Finite, because it is multiplied with weights of exactly zero.
@@ -29,7 +29,7 @@ class GeneralizedPooling(nn.Module):
         self.score = nn.Linear(hidden_size, 1, bias=False)
 
     def weights(self, lengths: Tensor) -> Tensor:
-        """(B,) lengths >= 1 -> (B, max(lengths)) float32: each rank's weight, summing to 1, zero beyond the length.
+        """(B,) lengths >= 1 -> (B, max(lengths)) floats: each rank's weight, summing to 1, zero beyond the length.
 
         Lengths kept in host memory avoid a device synchronisation.
         """
@@ -38,15 +38,16 @@ class GeneralizedPooling(nn.Module):
         if int(distinct[-1]) < 1:
             raise ValueError(f"cannot pool a set of {int(distinct[-1])} vectors; every length must be at least 1")
         device, longest = self.score.weight.device, int(distinct[0])
-        positions = sinusoidal_positions(longest, self.position_size).to(device)
+        positions = sinusoidal_positions(longest, self.position_size)
+        positions = positions.to(device, self.score.weight.dtype, non_blocking=True)
         if device.type == "cpu" and torch.is_grad_enabled():
             states = _PositionGRU.apply(positions, distinct, self.gru, *self.gru.parameters())
         else:
             states = _run_gru(self.gru, positions, distinct)
         scores = self.score(states.unflatten(2, (2, -1)).mean(dim=2)).squeeze(2)
         beyond = torch.arange(longest) >= distinct[:, None]
-        scores = scores.masked_fill(beyond.to(device), float("-inf"))
-        return torch.softmax(scores / TEMPERATURE, dim=1)[which.to(device)]
+        scores = scores.masked_fill(beyond.to(device, non_blocking=True), float("-inf"))
+        return torch.softmax(scores / TEMPERATURE, dim=1)[which.to(device, non_blocking=True)]
 
     def forward(self, inputs: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
         """Pool each set.
@@ -57,14 +58,15 @@ class GeneralizedPooling(nn.Module):
             lengths: (B,) integers, the row sums of `valid`; best in host memory.
 
         Returns:
-            (B, E) float32.
+            (B, E) float32 (float64 of float64).
         """
         with torch.autocast(inputs.device.type, enabled=False):
             weights = self.weights(lengths)
             # Sorted ascending with the padding last, rank r of n values (0 = the largest) is at position n - 1 - r.
-            rank = lengths[:, None].to(weights.device) - 1 - torch.arange(inputs.shape[1], device=weights.device)
+            last = lengths[:, None].to(weights.device, non_blocking=True) - 1
+            rank = last - torch.arange(inputs.shape[1], device=weights.device)
             weights = weights.gather(1, rank.clamp(0, weights.shape[1] - 1)).masked_fill(rank < 0, 0)
-            return _SortedSum.apply(inputs.float().masked_fill(~valid[:, :, None], PADDING_VALUE), weights)
+            return _SortedSum.apply(at_least_single(inputs).masked_fill(~valid[:, :, None], PADDING_VALUE), weights)
 
 
 class _SortedSum(torch.autograd.Function):

@@ -1,4 +1,5 @@
-"""Retrieval ranks, counted block by block: the one place where a rank is computed. NumPy only, so that it starts fast.
+"""Retrieval ranks, counted block by block: the one place where a rank is computed. NumPy, so that it starts fast; tensors
+on a GPU are counted there.
 
 A rank is the number of OTHER items that score at least as high as the right one (0 is best), so a tie counts as a miss:
 a model that gives every item the same score must not reach 100 % recall, which sorting would grant it by luck of the
@@ -7,21 +8,28 @@ order. Recall, median and mean follow the field's convention (SCAN, VSE++, 3SHNe
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 DEFAULT_BLOCK = 4_194_304  # scores per block: 16 MiB of float32
+DEVICE_BLOCK = 16 * DEFAULT_BLOCK  # a GPU is busy with fewer, larger blocks
 
 
 def ranks_from_embeddings(
-    image_emb: np.ndarray, caption_emb: np.ndarray, caption_image: np.ndarray, *, block: int = DEFAULT_BLOCK
+    image_emb: Any, caption_emb: Any, caption_image: np.ndarray, *, block: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks in both directions from one pass over the inner products.
 
     Args:
-        image_emb: (N, E) floats, one row per image (each image once).
+        image_emb: (N, E) floats, one row per image (each image once); arrays, or tensors on a GPU, which does the work.
         caption_emb: (M, E) floats.
         caption_image: (M,) integers, the image row of each caption.
-        block: the most scores held at a time; memory is about 6 bytes times this, whatever N and M are.
+        block: the most scores held at a time; memory is about 6 bytes times this, whatever N and M are. Default:
+            `DEFAULT_BLOCK`, on a GPU `DEVICE_BLOCK`.
 
     Returns:
         `(image_to_caption, caption_to_image)`: int64 (N,) and (M,), see the functions of those names.
@@ -30,9 +38,11 @@ def ranks_from_embeddings(
         ValueError: shapes that do not fit, NaN or infinite embeddings, caption_image out of range, an image without a
             caption.
     """
+    if getattr(image_emb, "is_cuda", False):
+        return ranks_from_tensors(image_emb, caption_emb, caption_image, block=block or DEVICE_BLOCK)
+    block = block or DEFAULT_BLOCK
     image_emb, caption_emb = _embeddings(image_emb, "image_emb"), _embeddings(caption_emb, "caption_emb")
-    if image_emb.shape[1] != caption_emb.shape[1]:
-        raise ValueError(f"image_emb has width {image_emb.shape[1]} but caption_emb has {caption_emb.shape[1]}")
+    _check_widths(image_emb, caption_emb)
     owner = _owners(caption_image, len(image_emb), len(caption_emb))
     # The score of each right pair. Its rounding may differ in the last bit from the blocks' matrix products, which is
     # harmless except between equal embeddings: those must tie exactly, so they are compared by identity below.
@@ -64,15 +74,56 @@ def ranks_from_embeddings(
     return to_caption, to_image
 
 
+def ranks_from_tensors(
+    image_emb: Tensor, caption_emb: Tensor, caption_image: np.ndarray, *, block: int = DEVICE_BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """`ranks_from_embeddings` of two tensors on one device, counted there; same results (arrays) and errors."""
+    import torch
+
+    image_emb, caption_emb = _tensor(image_emb, "image_emb"), _tensor(caption_emb, "caption_emb")
+    _check_widths(image_emb, caption_emb)
+    host_owner = _owners(caption_image, len(image_emb), len(caption_emb))
+    owner = torch.from_numpy(host_owner).to(image_emb.device)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32 would round scores to three digits
+    try:
+        step = max(1, block // max(1, image_emb.shape[1]))
+        positive = torch.cat(
+            [
+                torch.linalg.vecdot(caption_emb[i : i + step], image_emb[owner[i : i + step]])
+                for i in range(0, len(owner), step)
+            ]
+        )
+        image_twin, caption_twin = _equal_tensor_rows(image_emb), _equal_tensor_rows(caption_emb)
+        best_caption = torch.from_numpy(_best_caption(positive.cpu().numpy(), host_owner, len(image_emb)))
+        best_caption = best_caption.to(image_emb.device)
+        best, numbers = positive[best_caption], torch.arange(len(image_emb), device=image_emb.device)
+        to_caption, to_image = numbers * 0, owner * 0
+        for rows, columns in _blocks(len(caption_emb), len(image_emb), block):
+            scores = caption_emb[rows] @ image_emb[columns].T
+            other = numbers[columns] != owner[rows, None]
+            hits = scores >= positive[rows, None]
+            if image_twin is not None:
+                hits |= image_twin[columns] == image_twin[owner[rows], None]
+            to_image[rows] += (hits & other).sum(dim=1)
+            hits = scores >= best[columns]
+            if caption_twin is not None:
+                hits |= caption_twin[rows, None] == caption_twin[best_caption[columns]]
+            to_caption[columns] += (hits & other).sum(dim=0)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    return to_caption.cpu().numpy(), to_image.cpu().numpy()
+
+
 def caption_to_image_ranks(
-    image_emb: np.ndarray, caption_emb: np.ndarray, caption_image: np.ndarray, *, block: int = DEFAULT_BLOCK
+    image_emb: np.ndarray, caption_emb: np.ndarray, caption_image: np.ndarray, *, block: int | None = None
 ) -> np.ndarray:
     """(M,) int64: for each caption, the number of other images that score at least as high as its own image."""
     return ranks_from_embeddings(image_emb, caption_emb, caption_image, block=block)[1]
 
 
 def image_to_caption_ranks(
-    image_emb: np.ndarray, caption_emb: np.ndarray, caption_image: np.ndarray, *, block: int = DEFAULT_BLOCK
+    image_emb: np.ndarray, caption_emb: np.ndarray, caption_image: np.ndarray, *, block: int | None = None
 ) -> np.ndarray:
     """(N,) int64: for each image, how many captions of OTHER images score at least as high as its best caption."""
     return ranks_from_embeddings(image_emb, caption_emb, caption_image, block=block)[0]
@@ -125,18 +176,42 @@ def retrieval_scores(to_caption: np.ndarray, to_image: np.ndarray) -> dict:
 
 def _embeddings(values: np.ndarray, name: str) -> np.ndarray:
     values = np.asarray(values)
-    if values.ndim != 2:
-        raise ValueError(f"{name} has shape {values.shape}; expected (items, width)")
+    _check_matrix(values, name)
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float32)
-    finite = np.isfinite(values).all(axis=1)
+    _check_finite(np.isfinite(values).all(axis=1), name)
+    return values
+
+
+def _tensor(values: Tensor, name: str) -> Tensor:
+    import torch
+
+    _check_matrix(values, name)
+    values = values.detach()
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    # A row's sum finds NaN and infinity without a mask as large as the embeddings; on a GPU in one synchronisation.
+    _check_finite(torch.isfinite(values.sum(dim=1, dtype=torch.float64)).cpu().numpy(), name)
+    return values
+
+
+def _check_matrix(values: Any, name: str) -> None:
+    if values.ndim != 2:
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; expected (items, width)")
+
+
+def _check_finite(finite: np.ndarray, name: str) -> None:
     if not finite.all():
         bad = np.flatnonzero(~finite)
         raise ValueError(
-            f"{name} holds NaN or infinite values in {len(bad)} of {len(values)} rows, the first at row {bad[0]}; "
+            f"{name} holds NaN or infinite values in {len(bad)} of {len(finite)} rows, the first at row {bad[0]}; "
             "the model that made them has diverged"
         )
-    return values
+
+
+def _check_widths(image_emb: Any, caption_emb: Any) -> None:
+    if image_emb.shape[1] != caption_emb.shape[1]:
+        raise ValueError(f"image_emb has width {image_emb.shape[1]} but caption_emb has {caption_emb.shape[1]}")
 
 
 def _owners(caption_image: np.ndarray, images: int, captions: int) -> np.ndarray:
@@ -155,16 +230,28 @@ def _owners(caption_image: np.ndarray, images: int, captions: int) -> np.ndarray
 
 def equal_rows(values: np.ndarray) -> np.ndarray | None:
     """(N,) a label per row of (N, E) floats, shared by rows that are equal; None when all rows differ (the usual case)."""
-    plain = np.ascontiguousarray(values) + 0.0  # -0.0 becomes 0.0: equal numbers must have equal bits
+    plain = np.ascontiguousarray(values) + 0.0  # -0.0 becomes 0.0: equal numbers must have equal bytes
     if not plain.size:
         return None if len(plain) < 2 else np.zeros(len(plain), dtype=np.int64)
-    # Rows with different checksums differ; sorting whole rows takes seconds, and they hardly ever repeat.
-    bits = plain.view(f"u{plain.dtype.itemsize}")
-    factors = np.random.default_rng(0).integers(0, np.iinfo(bits.dtype).max, (bits.shape[1], 2), dtype=bits.dtype)
-    if len(np.unique(bits @ factors, axis=0)) == len(plain):
+    # Equal rows have equal checksums (integers, so in any order of summation); only those few need a comparison.
+    words = plain.view(np.dtype(f"u{plain.dtype.itemsize}"))
+    factors = np.random.default_rng(0).integers(1, np.iinfo(words.dtype).max, words.shape[1], words.dtype)
+    _, labels, counts = np.unique(words @ factors, return_inverse=True, return_counts=True)
+    if counts.max(initial=0) < 2:
         return None
-    keys = plain.view(np.dtype((np.void, plain.dtype.itemsize * plain.shape[1]))).ravel()
-    distinct, labels = np.unique(keys, return_inverse=True)
+    suspects = np.flatnonzero(counts[labels] > 1)
+    whole = plain[suspects].view(np.dtype((np.void, plain.dtype.itemsize * plain.shape[1]))).ravel()
+    distinct, same = np.unique(whole, return_inverse=True)
+    labels = np.arange(len(values))
+    labels[suspects] = len(values) + same
+    return None if len(distinct) == len(suspects) else labels
+
+
+def _equal_tensor_rows(values: Tensor) -> Tensor | None:
+    """`equal_rows` of a tensor."""
+    import torch
+
+    distinct, labels = torch.unique(values + 0.0, dim=0, return_inverse=True)
     return None if len(distinct) == len(values) else labels
 
 

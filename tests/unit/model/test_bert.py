@@ -95,3 +95,29 @@ def test_a_name_that_cannot_be_fetched_is_explained(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(UserError, match=r"'some/bert' is not a local folder and could not be.*no network.*null"):
         load_pretrained("some/bert")
+
+
+def test_states_that_are_not_wanted_cost_nothing_and_change_nothing(monkeypatch):
+    """Only the captions' own tokens go through the layers; the others come back as zeros."""
+    torch.manual_seed(0)
+    bert = Bert(BertConfig(50, 32, 2, 4, 64, 20, dropout=0.0))
+    lengths = torch.tensor([9, 2, 5])
+    ids = torch.randint(1, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    ids[torch.arange(9) >= lengths[:, None]] = 0
+    wanted = ids != 0
+    arriving = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(1)) * wanted[:, :, None]
+    results, rows = [], []
+    monkeypatch.setattr(
+        bert.encoder["layer"][1].intermediate.dense, "forward",
+        lambda x, dense=bert.encoder["layer"][1].intermediate.dense: (
+            rows.append(len(x)), torch.nn.functional.linear(x, dense.weight, dense.bias)
+        )[1],
+    )  # fmt: skip
+    for options in ((), (lengths,)):
+        bert.zero_grad()
+        states = bert(ids, wanted, *options)
+        (states * arriving).sum().backward()
+        results.append([states[wanted], *(p.grad.clone() for p in bert.parameters())])
+    assert rows == [27, 16] and (states[~wanted] == 0).all()
+    for all_rows, own_rows in zip(*results, strict=True):
+        torch.testing.assert_close(own_rows, all_rows, rtol=1e-4, atol=1e-5)

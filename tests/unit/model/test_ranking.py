@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from model import ranking
 
@@ -28,12 +29,21 @@ def random_case(seed: int, images: int = 13, captions: int = 40, width: int = 4,
     return draw(images).astype(np.float32), draw(captions).astype(np.float32), owner
 
 
+def both_ways(images: np.ndarray, captions: np.ndarray, owner: np.ndarray, block: int):
+    """The ranks as arrays and as tensors give them."""
+    yield ranking.ranks_from_embeddings(images, captions, owner, block=block)
+    yield ranking.ranks_from_tensors(torch.from_numpy(images), torch.from_numpy(captions), owner, block=block)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("block", [1, 7, 64, ranking.DEFAULT_BLOCK])
 def test_ranks_equal_the_naive_loops(seed, block):
     images, captions, owner = random_case(seed, integers=seed % 2 == 0)
     expected = naive_ranks(images.astype(np.float64) @ captions.astype(np.float64).T, owner)
     found = ranking.ranks_from_embeddings(images, captions, owner, block=block)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    found = ranking.ranks_from_tensors(torch.from_numpy(images), torch.from_numpy(captions), owner, block=block)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
     found = ranking.ranks_from_similarity(images @ captions.T, owner, block=block)
@@ -50,9 +60,9 @@ def test_a_constant_model_scores_zero_recall():
     images, captions = np.repeat(vector, 50, axis=0), np.repeat(vector * 0.7, 250, axis=0)
     owner = np.repeat(np.arange(50), 5)
     for block in (100, 333, ranking.DEFAULT_BLOCK):
-        to_caption, to_image = ranking.ranks_from_embeddings(images, captions, owner, block=block)
-        assert (to_caption == 245).all()
-        assert (to_image == 49).all()
+        for to_caption, to_image in both_ways(images, captions, owner, block):
+            assert (to_caption == 245).all()
+            assert (to_image == 49).all()
 
 
 def test_equal_embeddings_tie_whatever_the_rounding():
@@ -62,9 +72,32 @@ def test_equal_embeddings_tie_whatever_the_rounding():
     captions = images * 3
     images[59], captions[59] = images[0], captions[0]
     for block in (61, 1000, ranking.DEFAULT_BLOCK):
-        to_caption, to_image = ranking.ranks_from_embeddings(images, captions, np.arange(60), block=block)
-        assert to_caption[[0, 59]].tolist() == [1, 1] and to_image[[0, 59]].tolist() == [1, 1]
-        assert to_caption[1:59].sum() == 0
+        for to_caption, to_image in both_ways(images, captions, np.arange(60), block):
+            assert to_caption[[0, 59]].tolist() == [1, 1] and to_image[[0, 59]].tolist() == [1, 1]
+            assert to_caption[1:59].sum() == 0
+
+
+def test_equal_rows_are_found_by_value():
+    values = np.random.default_rng(2).normal(size=(40, 5)).astype(np.float32)
+    assert ranking.equal_rows(values) is None and ranking._equal_tensor_rows(torch.from_numpy(values)) is None
+    values[[3, 7, 9]] = values[0]
+    values[11], values[12] = 0.0, -0.0
+    for labels in (ranking.equal_rows(values), ranking._equal_tensor_rows(torch.from_numpy(values)).numpy()):
+        same = labels[:, None] == labels[None]
+        np.testing.assert_array_equal(same, (values[:, None] == values[None]).all(axis=2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tensors_on_a_gpu_are_ranked_there():
+    images, captions, owner = random_case(4, images=300, captions=1500, width=64)
+    on_gpu = (torch.from_numpy(part).cuda() for part in (images, captions))
+    for found, expected in zip(
+        ranking.ranks_from_embeddings(*on_gpu, owner, block=10_000),
+        ranking.ranks_from_embeddings(images, captions, owner),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -95,6 +128,8 @@ def test_bad_input_is_named():
     broken[7, 1] = np.nan
     with pytest.raises(ValueError, match=r"caption_emb.*row 7"):
         ranking.ranks_from_embeddings(images, broken, owner)
+    with pytest.raises(ValueError, match=r"caption_emb.*1 of 40 rows.*row 7"):
+        ranking.ranks_from_tensors(torch.from_numpy(images), torch.from_numpy(broken), owner)
     with pytest.raises(ValueError, match="NaN"):
         ranking.ranks_from_similarity(images @ broken.T, owner)
     lonely = np.where(owner == 5, 4, owner)
