@@ -229,7 +229,7 @@ def _owners(caption_image: np.ndarray, images: int, captions: int) -> np.ndarray
 
 
 def equal_rows(values: np.ndarray) -> np.ndarray | None:
-    """(N,) a label per row of (N, E) floats, shared by rows that are equal; None when all rows differ (the usual case)."""
+    """(N,) a label 0, 1, ... per row of (N, E) floats, shared by equal rows; None when all rows differ (the usual case)."""
     plain = np.ascontiguousarray(values) + 0.0  # -0.0 becomes 0.0: equal numbers must have equal bytes
     if not plain.size:
         return None if len(plain) < 2 else np.zeros(len(plain), dtype=np.int64)
@@ -244,7 +244,7 @@ def equal_rows(values: np.ndarray) -> np.ndarray | None:
     distinct, same = np.unique(whole, return_inverse=True)
     labels = np.arange(len(values))
     labels[suspects] = len(values) + same
-    return None if len(distinct) == len(suspects) else labels
+    return None if len(distinct) == len(suspects) else np.unique(labels, return_inverse=True)[1]
 
 
 def _equal_tensor_rows(values: Tensor) -> Tensor | None:
