@@ -173,18 +173,65 @@ def test_masking_same_images_changes_the_loss(world):
 
 
 def test_a_loss_that_is_not_a_number_stops_with_its_place(world, tmp_path):
-    world.visual.arrays["features"][np.flatnonzero(world.splits == "train")[3], 0, 0] = np.nan
-    with pytest.raises(UserError, match=r"run broken: the loss became nan at step \d \(epoch 1, batch \d of 5, cap"):
+    row = np.flatnonzero(world.splits == "train")[3]
+    world.visual.arrays["features"][row, :, 0] = np.nan
+    place = r"run broken: the loss became nan at step \d \(epoch 1, batch \d of 5: captions image\d+#\d, .* of images"
+    with pytest.raises(UserError, match=f"{place} .*NaN or infinite features for {world.ids[row]}: extract them again"):
         run(world, tmp_path, run="broken")
     assert not (tmp_path / "run/model.safetensors").exists()
 
 
-def test_running_out_of_memory_says_what_to_lower(world, tmp_path, monkeypatch):
+def test_a_rate_that_is_too_high_is_named_with_its_place(world, tmp_path):
+    with pytest.raises(
+        UserError, match=r"run wild: the loss .*became .* at step .*lower training.learning_rate.*kept in"
+    ):
+        run(world, tmp_path, run="wild", learning_rate=1e30, gradient_clip=0.0, save_every=1)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(world, tmp_path, monkeypatch):
+    network, pairs = prepare(world)
+    network.text.projection.bias.register_hook(lambda gradient: gradient * torch.inf)
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    with pytest.raises(
+        UserError, match=r"the loss is \d+.*, but its gradient became (nan|inf) at step 1 .* are finite"
+    ):
+        run(world, tmp_path, prepared=(network, pairs))
+    assert all(torch.equal(value, before[key]) for key, value in network.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "linux", "cublas", "numpy"],
+)
+def test_running_out_of_memory_says_what_to_lower(world, tmp_path, monkeypatch, error):
     def fail(*args, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_validate", fail)
+        with pytest.raises(UserError, match="out of memory in validation: lower"):
+            run(world, tmp_path, epochs=1)
+    monkeypatch.setattr(training, "_step", fail)
+    with pytest.raises(
+        UserError,
+        match=r"in a training step: lower training.batch_size \(now 24\) or text.max_tokens, set training.precision: bf16",
+    ):
+        run(world, tmp_path)
+
+
+def test_other_errors_stay_what_they_are(world, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(training, "_step", fail)
-    with pytest.raises(UserError, match=r"lower training.batch_size \(now 24\), set training.precision: bf16"):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run(world, tmp_path)
 
 
