@@ -1,6 +1,6 @@
 """Trains a run: index + stores -> run folder (weights, config, vocabulary, history, TensorBoard).
 
-Command: `python -m model.train --run NAME --images P --captions P --visual STORE --panoptic STORE --settings JSON
+Command: `python -m model.train --run-name NAME --images P --captions P --visual STORE --panoptic STORE --settings JSON
 --output RUN_DIR --state STATE_DIR --threads T --device auto --processes N`.
 
 Several processes train as one, started by `--processes`, by torchrun or by `accelerate launch`: the batch, its statistics
@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,7 +287,10 @@ def _across_processes(network: ThreeSHNet) -> Any:
 
     # Wrapped here and not by Accelerate, whose wrapper would move the lengths to the device. Running statistics are the
     # same in every process, so nothing has to pass them on.
-    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        # Newer versions of torch want another name for `broadcast_buffers`, which older ones do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _validate(network: ThreeSHNet, pairs: TrainingPairs, split: Split, *, run: str, workers: int) -> dict[str, Any]:
@@ -679,7 +683,8 @@ def _preload(features: Features, split: Split, validation: Split | None, preload
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m model.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, help="name of the run")
+    # torchrun takes a `--run` behind the module's name for an abbreviation of its own options.
+    parser.add_argument("--run-name", "--run", dest="run", required=True, help="name of the run")
     parser.add_argument("--images", required=True, type=Path, help="images.parquet of the index")
     parser.add_argument("--captions", required=True, type=Path, help="captions.parquet of the index")
     parser.add_argument("--visual", required=True, type=Path, help="store of visual tokens (regions or grids)")
@@ -736,8 +741,8 @@ def _launched() -> bool:
 def _launch(processes: int, threads: int) -> None:
     """Become the launcher of so many processes with this command line; does not return."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads // processes)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    os.execv(sys.executable, [sys.executable, *launcher, "-m", "model.train", *sys.argv[1:]])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "--"]
+    os.execv(sys.executable, [sys.executable, *launcher, "model.train", *sys.argv[1:]])
 
 
 def _one_of_several() -> None:
