@@ -106,7 +106,7 @@ def train(
         gradient_clip: largest norm of the gradient, 0 for none.
         margin, all_negatives_epochs, mask_same_image: the loss; all negatives count in the first so many epochs, the
             hardest ones afterwards; captions of one image are each other's negatives unless masked.
-        precision: "fp32", or "bf16" for autocast. compile: use torch.compile.
+        precision: "fp32", or "bf16" for autocast. compile: use torch.compile for BERT's layers.
         save_every: steps between two saved states (one is also saved after each epoch).
         workers: threads that prepare batches ahead of time.
         seed: of dropout. device: "auto", "cpu" or "cuda".
@@ -156,8 +156,10 @@ def train(
         if main:
             shutil.rmtree(output / TENSORBOARD, ignore_errors=True)
     if compile:
-        # The text encoder's layers are what there is to fuse; the image side is matrix products, sorting and attention.
-        network.text.bert.compile(dynamic=True)
+        # BERT's layers are what there is to fuse: the image side is large matrix products, a sort and an attention. Layer by
+        # layer, because all of them then share what was compiled for one.
+        for layer in network.text.bert.encoder["layer"]:
+            layer.compile(dynamic=True)
     model = _across_processes(network) if processes > 1 else network
     writer = None
     if main:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -278,15 +279,69 @@ def test_killed_while_the_state_is_removed(world, tmp_path, monkeypatch):
     assert not (tmp_path / "state/.state.pt.abc.tmp").exists()
 
 
+def losses_and_gradients(world, precision):
+    """Of one batch, from the same weights, without dropout."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process, one precision, says the library
+    network, pairs = prepare(world, dropout=0.0)
+    loss = training._step(
+        training._accelerator("cpu", precision), network, torch.optim.SGD(network.parameters(), lr=0.0),
+        pairs.batch(0, 0), margin=0.2, hardest=False, mask_same_image=False, gradient_clip=0.0,
+    )  # fmt: skip
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return loss, torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+
 def test_bf16_trains_close_to_fp32(world, tmp_path):
     from accelerate.state import AcceleratorState
 
+    (exact, slope), (rough, rough_slope) = (losses_and_gradients(world, precision) for precision in ("fp32", "bf16"))
+    assert exact != rough and rough == pytest.approx(exact, rel=0.01)
+    assert slope.dtype == rough_slope.dtype == torch.float32
+    assert torch.cosine_similarity(slope, rough_slope, dim=0) > 0.99
     losses = []
     for precision in ("fp32", "bf16"):
-        AcceleratorState._reset_state(reset_partial_state=True)  # one process, one precision, says the library
+        AcceleratorState._reset_state(reset_partial_state=True)
         losses.append(run(world, tmp_path / precision, precision=precision, epochs=1)["train_loss"])
     AcceleratorState._reset_state(reset_partial_state=True)
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_training_is_the_same_training(world, tmp_path):
+    """Equal losses but for rounding, and equal names in the state: a run goes on, and loads, without compiling."""
+    losses = {}
+    for compile in (False, True):
+        folder, (network, pairs) = tmp_path / str(compile), prepare(world, dropout=0.0)
+        names = list(network.state_dict())
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        run(world, folder, prepared=(network, pairs), compile=compile, epochs=2, stop_after=6, save_every=6)
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > before) == compile
+        assert list(network.state_dict()) == names
+        plain = prepare(world, dropout=0.0)
+        losses[compile] = run(world, folder, prepared=plain, epochs=2)["train_loss"]
+        assert list(weights(folder)) == names
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+def test_the_optimiser_is_fused_and_leaves_biases_without_effect(world):
+    """Shifting such a bias changes no embedding of a training batch, so there is nothing to learn."""
+    network, pairs = prepare(world, dropout=0.0)
+    optimizer = training._optimizer(network, 1e-3, 0.1, 1e-4)
+    assert optimizer.defaults["fused"]
+    still = training._biases_without_effect(network)
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert not trained & {id(bias) for bias in still}
+    assert len(trained) + len(still) == len(list(network.parameters()))
+    network.train()
+    batch = pairs.batch(0, 0)
+    with torch.no_grad():
+        before = network(*batch.inputs())
+        for bias in still:
+            bias += torch.randn_like(bias)
+        for found, expected in zip(network(*batch.inputs()), before, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -301,28 +356,30 @@ from pathlib import Path
 from tests.unit.model.test_train import make_world, run
 folder = Path(sys.argv[1])
 world = make_world(folder)
-run(world, folder, epochs=8, validate_every=4, save_every=3)
+run(world, folder, epochs=24, validate_every=4, save_every=3)
 """
 
 
 def test_killed_at_any_moment_and_started_again(tmp_path):
-    """SIGKILL while it runs, twice, at whatever point that meets; then it ends with an uninterrupted run's weights."""
+    """SIGKILL while it runs, again and again, at whatever point that meets: the weights are an uninterrupted run's."""
     folder = tmp_path / "killed"
     folder.mkdir()
     command = [sys.executable, "-c", SCRIPT, str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     state, seen = folder / "state/state.pt", 0
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if state.exists() and (changed := state.stat().st_mtime_ns) != seen:
-            seen = changed
-            time.sleep(0.03)
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert state.exists() and not (folder / "run/model.safetensors").exists()
+    for delay in np.random.default_rng(0).uniform(0, 0.3, size=3):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if state.exists() and (changed := state.stat().st_mtime_ns) != seen:
+                seen = changed
+                time.sleep(delay)
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert state.exists() and not (folder / "run/model.safetensors").exists()
+        seen = state.stat().st_mtime_ns
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stderr
@@ -330,7 +387,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
     whole.mkdir()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    run(make_world(whole), whole, epochs=8, validate_every=4, save_every=3)
+    run(make_world(whole), whole, epochs=24, validate_every=4, save_every=3)
     torch.set_num_threads(threads)
     assert equal(weights(whole), weights(folder))
 
