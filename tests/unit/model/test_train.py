@@ -245,6 +245,19 @@ def test_settings_that_cannot_work_are_refused(world, tmp_path):
     assert settings["seed"] == 4 and settings["training"]["epochs"] == 2 and settings["training"]["margin"] == 0.2
 
 
+def test_the_defaults_are_the_papers_recipe():
+    """For COCO regions; the paper and its code give 25 epochs of 256 pairs, and the optimiser as below."""
+    training = complete({})["training"]
+    paper = {
+        "epochs": 25, "batch_size": 256, "learning_rate": 5e-4, "text_lr_factor": 0.1, "weight_decay": 1e-4,
+        "gradient_clip": 2.0, "lr_decay_epochs": [15], "lr_decay_factor": 0.1, "margin": 0.2, "all_negatives_epochs": 1,
+        "mask_same_image": False, "token_drop": 0.2, "word_augmentation": 0.2, "captions_per_image": 5,
+    }  # fmt: skip
+    assert {key: training[key] for key in paper} == paper
+    model, text = complete({})["model"], complete({})["text"]
+    assert (model["embed_size"], model["spatial_size"], text["pretrained"]) == (1024, 128, "bert-base-uncased")
+
+
 def test_without_validation_the_last_weights_are_kept(world, tmp_path):
     network, pairs = prepared = prepare(world)
     run(world, tmp_path, validate=False, prepared=prepared, epochs=2)
