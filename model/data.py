@@ -239,26 +239,35 @@ class Batch:
 _ON_DEVICE = ("visual", "seg_maps", "category_onehots", "seg_features", "token_ids")
 
 
-def kept_tokens(counts: np.ndarray, width: int, drop: float, generator: np.random.Generator) -> np.ndarray:
-    """(B, width) bool: which visual tokens are left when each of an image's `counts` is left out with probability `drop`.
+def kept_tokens(
+    counts: np.ndarray, width: int, *, token_drop: float = 0.0, generator: np.random.Generator | None = None
+) -> np.ndarray:
+    """(B, width) bool: which places hold one of an image's `counts` visual tokens.
 
-    The reference's size augmentation.
+    With `token_drop` p each of them is left out with probability p (the reference's size augmentation).
     """
     kept = np.arange(width) < counts[:, None]
-    return kept & (generator.random(kept.shape) >= drop) if drop > 0 else kept
+    if token_drop > 0:
+        kept &= generator.random(kept.shape) >= token_drop
+    return kept
 
 
 def image_tensors(
-    found: dict[str, np.ndarray], kept: np.ndarray | None = None, *, longest: int | None = None
+    found: dict[str, np.ndarray],
+    *,
+    token_drop: float = 0.0,
+    generator: np.random.Generator | None = None,
+    kept: np.ndarray | None = None,
+    longest: int | None = None,
 ) -> tuple[Tensor, ...]:
     """The arguments of `ThreeSHNet.encode_images` from what `Features.rows` gives.
 
-    The visual tokens (all, or those that `kept`, (B, K) bool, says) are packed to the front, zeros after them, and cut
+    The visual tokens that `kept` (B, K) says, or else `kept_tokens`, are packed to the front, zeros after them, and cut
     to `longest` or else to the longest item.
     """
     features = found["features"]
     if kept is None:
-        kept = np.arange(features.shape[1]) < found["counts"][:, None]
+        kept = kept_tokens(found["counts"], features.shape[1], token_drop=token_drop, generator=generator)
     lengths = kept.sum(axis=1)
     item, source = np.nonzero(kept)
     target = np.cumsum(kept, axis=1)[item, source] - 1
@@ -315,8 +324,9 @@ class TrainingPairs:
         rows, own = self.split.image_rows[images], share(len(captions), process, processes)
         found = self.features.rows(rows[own])
         counts = found["counts"] if processes == 1 else self.features.counts(rows)
-        kept = kept_tokens(counts, found["features"].shape[1], self.token_drop, generator)
-        tensors = image_tensors(found, kept[own], longest=int(kept.sum(axis=1).max()))
+        width = found["features"].shape[1]
+        kept = kept_tokens(counts, width, token_drop=self.token_drop, generator=generator)
+        tensors = image_tensors(found, kept=kept[own], longest=int(kept.sum(axis=1).max()))
         tokens, lengths = self.tokenizer.batch(
             self.pieces, captions, augmentation=self.word_augmentation, generator=generator
         )

@@ -88,7 +88,7 @@ class BatchNorm(nn.BatchNorm1d):
 class _SharedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-        own = rows.float()
+        own = rows.to(torch.promote_types(rows.dtype, weight.dtype))
         own_variance, own_mean = torch.var_mean(own, dim=0, correction=0)
         mean, count = whole_mean(own_mean, len(own))
         variance, _ = whole_mean(own_variance + (own_mean - mean).square(), len(own))
@@ -100,7 +100,7 @@ class _SharedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, mean, scale, count = ctx.saved_tensors
-        gradient, normal = gradient.float(), (rows.float() - mean) * scale
+        gradient, normal = gradient.to(scale.dtype), (rows.to(scale.dtype) - mean) * scale
         # What the statistics pass on is of all rows; the gradients of weight and bias are this process's part.
         own = torch.stack((gradient.sum(0), (gradient * normal).sum(0)))
         by_mean, by_scale = summed(own.clone()) / count

@@ -60,7 +60,7 @@ def test_token_drop_packs_what_is_left(world):
     whole, lengths, *_ = image_tensors(found)
     assert lengths.tolist() == found["counts"].tolist()
     np.testing.assert_array_equal(whole.numpy(), found["features"][:, : max(found["counts"])])
-    dropped, fewer, *_ = image_tensors(found, kept_tokens(found["counts"], 6, 0.5, np.random.default_rng(0)))
+    dropped, fewer, *_ = image_tensors(found, token_drop=0.5, generator=np.random.default_rng(0))
     assert 0.3 < fewer.sum() / lengths.sum() < 0.7
     assert dropped.shape[1] == fewer.max()
     for i, n in enumerate(fewer):
@@ -68,7 +68,10 @@ def test_token_drop_packs_what_is_left(world):
         # What is left is a subsequence of the image's own tokens.
         rest = iter(found["features"][i, : found["counts"][i]])
         assert all(any(np.array_equal(token, other) for other in rest) for token in dropped[i, :n].numpy())
-    kept = [kept_tokens(found["counts"], 6, 0.2, np.random.default_rng(seed)).sum() for seed in range(60)]
+    kept = [
+        kept_tokens(found["counts"], 6, token_drop=0.2, generator=np.random.default_rng(seed)).sum()
+        for seed in range(60)
+    ]
     assert np.mean(kept) / lengths.sum().item() == pytest.approx(0.8, abs=0.02)
 
 
