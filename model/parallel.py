@@ -6,6 +6,8 @@ The processes are `torch.distributed`'s (torchrun, `accelerate launch`); each mu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,6 +33,14 @@ def summed(values: Tensor) -> Tensor:
     if processes() > 1:
         dist.all_reduce(values)
     return values
+
+
+def everyones(value: Any) -> list[Any]:
+    """What each process passes, in their order; anything that can be pickled."""
+    found = [value] * processes()
+    if len(found) > 1:
+        dist.all_gather_object(found, value)
+    return found
 
 
 def whole_mean(mean: Tensor, count: int) -> tuple[Tensor, Tensor | int]:

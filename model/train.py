@@ -120,10 +120,12 @@ def train(
     """
     import torch
 
+    from model import parallel
+
     if pairs.batch_size < 2:
         raise UserError(f"training.batch_size is {pairs.batch_size}; batch statistics and negatives need at least 2")
     accelerator = _accelerator(device, precision)
-    process, processes = accelerator.process_index, accelerator.num_processes
+    process, processes = parallel.process(), parallel.processes()
     if pairs.batch_size < processes:
         raise UserError(
             f"training.batch_size is {pairs.batch_size}, but there are {processes} processes and each needs a pair; "
@@ -184,7 +186,7 @@ def train(
             # Dropout then depends on seed, step and process alone, so a resumed run draws the same masks.
             torch.manual_seed(((seed << 32) + (process << 26) + now.step) % 2**63)
             try:
-                with _explained_memory_errors("a training step", pairs.batch_size, precision, processes):
+                with _explained_memory_errors("a training step", pairs.batch_size, precision):
                     loss = _step(
                         accelerator,
                         model,
@@ -214,7 +216,7 @@ def train(
         row["train_loss"] = now.loss_sum / (len(pairs) * pairs.batch_size)
         last = now.epoch + 1 == epochs
         if validation is not None and ((now.epoch + 1) % validate_every == 0 or last):
-            with _explained_memory_errors("validation", pairs.batch_size, precision, processes):
+            with _explained_memory_errors("validation", pairs.batch_size, precision):
                 scores = _validate(network, pairs, validation, run=run, workers=workers)
             row |= {f"{way}_{key}": value for way in ("i2t", "t2i") for key, value in scores[way].items()}
             row["rsum"] = scores["rsum"]
@@ -297,10 +299,8 @@ def _across_processes(network: ThreeSHNet) -> Any:
 
 def _validate(network: ThreeSHNet, pairs: TrainingPairs, split: Split, *, run: str, workers: int) -> dict[str, Any]:
     """The retrieval scores of a split. Processes share the encoding; process 0 ranks and tells the others."""
-    from accelerate.utils import broadcast_object_list
-
     from model.embed import embed_captions, embed_images
-    from model.parallel import process
+    from model.parallel import everyones, process
     from model.ranking import ranks_from_embeddings, retrieval_scores
 
     network.eval()
@@ -312,7 +312,7 @@ def _validate(network: ThreeSHNet, pairs: TrainingPairs, split: Split, *, run: s
             scores = retrieval_scores(*ranks_from_embeddings(images, captions, split.caption_image))
         except ValueError as error:
             raise UserError(f"run {run}: validation on split {split.name!r} failed: {error}") from error
-    return broadcast_object_list([scores])[0]
+    return everyones(scores)[0]
 
 
 def _accelerator(device: str, precision: str) -> Any:
@@ -416,9 +416,8 @@ def _save_state(directory: Path, fingerprint: str, network: ThreeSHNet, optimize
 def _load_state(directory: Path, fingerprint: str, network: ThreeSHNet, optimizer: Any, *, run: str) -> _State | None:
     """Go on from the saved state, if there is one of these settings and data; every process reads it."""
     import torch
-    from accelerate.utils import gather_object
 
-    from model.parallel import process
+    from model.parallel import everyones, process
 
     path = directory / STATE_FILE
     content, stale = None, False
@@ -431,7 +430,7 @@ def _load_state(directory: Path, fingerprint: str, network: ThreeSHNet, optimize
             ) from error
         stale = content.pop("fingerprint", None) != fingerprint
     # Nothing is removed before every process has read.
-    found = gather_object([(None if content is None else content["step"], stale)])
+    found = everyones((None if content is None else content["step"], stale))
     if len(set(found)) > 1:
         raise UserError(
             f"run {run}: the processes find different states in {directory} (steps {[step for step, _ in found]}); "
@@ -537,9 +536,11 @@ def _some(names: Iterable[str], limit: int = 5) -> str:
 
 
 @contextlib.contextmanager
-def _explained_memory_errors(place: str, batch_size: int, precision: str, processes: int) -> Iterator[None]:
+def _explained_memory_errors(place: str, batch_size: int, precision: str) -> Iterator[None]:
     """Turns running out of memory, on a GPU or a CPU, into a message that says what to lower."""
     import torch
+
+    from model.parallel import processes
 
     try:
         yield
@@ -551,7 +552,7 @@ def _explained_memory_errors(place: str, batch_size: int, precision: str, proces
         bf16 = " set training.precision: bf16," if precision == "fp32" else ""
         raise UserError(
             f"out of memory in {place}: lower training.batch_size (now {batch_size}) or text.max_tokens,{bf16} train in "
-            f"more processes (now {processes}; each takes its part of the batch), or set training.preload: false "
+            f"more processes (now {processes()}; each takes its part of the batch), or set training.preload: false "
             f"({text.partition(chr(10))[0] or type(error).__name__})"
         ) from error
 
@@ -635,7 +636,8 @@ def train_run(
     if settings["val_split"] is not None:
         validation = read_split(images, captions, settings["val_split"], captions_per_image=limit, dropped=dropped)
     features = Features(*stores, index_digest=train_split.index_digest)
-    _preload(features, train_split, validation, training.pop("preload"), training.pop("preload_gib"))
+    with _explained_memory_errors("preloading the features", training["batch_size"], training["precision"]):
+        _preload(features, train_split, validation, training.pop("preload"), training.pop("preload_gib"))
 
     torch.manual_seed(settings["seed"])
     encoder = ImageEncoder(features.img_dim, num_categories=features.num_categories, **model)

@@ -132,7 +132,7 @@ def test_stopped_and_started_again_goes_on(world, tmp_path):
 def test_out_of_memory_says_what_to_lower():
     total = torch.cuda.mem_get_info()[1]
     with pytest.raises(UserError, match=r"out of memory in a training step: lower .*CUDA out of memory"):
-        with training._explained_memory_errors("a training step", 256, "fp32", 1):
+        with training._explained_memory_errors("a training step", 256, "fp32"):
             torch.empty(2 * total, dtype=torch.uint8, device="cuda")
 
 

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from console import UserError
+from model import parallel
 from model import train as training
 from model.checkpoint import load_run
 from model.parallel import share
@@ -364,16 +364,14 @@ def test_an_error_of_one_process_ends_all(tmp_path):
 
 
 def test_more_processes_than_pairs_are_refused(world, tmp_path, monkeypatch):
-    many = SimpleNamespace(process_index=0, num_processes=30, device=torch.device("cpu"))
-    monkeypatch.setattr(training, "_accelerator", lambda *args: many)
+    monkeypatch.setattr(parallel, "processes", lambda: 30)
+    monkeypatch.setattr(parallel, "process", lambda: 0)
     with pytest.raises(UserError, match="batch_size is 24, but there are 30 processes .*; start at most 24"):
         run(world, tmp_path)
 
 
 def test_processes_that_find_different_states_are_refused(world, tmp_path, monkeypatch):
-    import accelerate.utils
-
-    monkeypatch.setattr(accelerate.utils, "gather_object", lambda own: [*own, (7, False)])
+    monkeypatch.setattr(parallel, "everyones", lambda own: [own, (7, False)])
     with pytest.raises(UserError, match=r"different states in .* \(steps \[None, 7\]\); the folder must lie on"):
         run(world, tmp_path)
 
