@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from catalog.categories import VOID
 from console import UserError
+from model.parallel import share
 from model.tokenizer import CaptionTokenizer, Pieces
 
 VISUAL_ARRAYS = ("features", "counts")
@@ -166,10 +167,18 @@ class Features:
         """`features` (B, K, D), `counts` (B,), `seg_maps`, `category_onehots` and `seg_features` of these rows."""
         if self._rows is None:
             return self._read(rows)
+        at = self._at(rows)
+        return {name: values[at] for name, values in self._memory.items()}
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """`counts` alone, (B,): how many visual tokens these rows have."""
+        return self.visual.rows("counts", rows) if self._rows is None else self._memory["counts"][self._at(rows)]
+
+    def _at(self, rows: np.ndarray) -> np.ndarray:
         at = np.searchsorted(self._rows, rows)
         if (at >= len(self._rows)).any() or (self._rows[np.minimum(at, len(self._rows) - 1)] != rows).any():
             raise IndexError("a row was asked for that has not been preloaded")
-        return {name: values[at] for name, values in self._memory.items()}
+        return at
 
     def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         found = {name: self.visual.rows(name, rows) for name in VISUAL_ARRAYS}
@@ -187,12 +196,14 @@ class Features:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors in host memory, features in the stores' precision; `images` and `captions` say what they are.
+    """A batch of pairs, or the B of them that are one process's. Features in the stores' precision.
 
     Attributes:
         visual (B, K, D), lengths (B,) int64, seg_maps (B, H, W) uint8, category_onehots (B, C), seg_features
-        (B, C, h, w), token_ids (B, T) int64, token_lengths (B,) int64: as `ThreeSHNet.forward` takes them.
-        images: (B,) int64 tensor, the image of each pair. captions: (B,) int64 array, positions in the split.
+        (B, C, h, w), token_ids (B, T) int64, token_lengths (B,) int64: as `ThreeSHNet.forward` takes them. K is the
+        whole batch's longest item.
+        images: (N,) int64 tensor, the image of each pair of the whole batch. captions: (N,) int64 array, positions in
+            the split, likewise.
     """
 
     visual: Tensor
@@ -213,23 +224,55 @@ class Batch:
         """The arguments of `ThreeSHNet.encode_images`."""
         return self.visual, self.lengths, self.seg_maps, self.category_onehots, self.seg_features
 
+    def pinned(self) -> Batch:
+        """In page-locked memory, from which `to` copies while the processor goes on."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _ON_DEVICE})
+
+    def to(self, device: torch.device | str) -> Batch:
+        """With what a network reads on its device, in the stores' precision: half the bytes to copy.
+
+        The lengths stay in host memory, where the network wants them.
+        """
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _ON_DEVICE})
+
+
+_ON_DEVICE = ("visual", "seg_maps", "category_onehots", "seg_features", "token_ids")
+
+
+def kept_tokens(
+    counts: np.ndarray, width: int, *, token_drop: float = 0.0, generator: np.random.Generator | None = None
+) -> np.ndarray:
+    """(B, width) bool: which places hold one of an image's `counts` visual tokens.
+
+    With `token_drop` p each of them is left out with probability p (the reference's size augmentation).
+    """
+    kept = np.arange(width) < counts[:, None]
+    if token_drop > 0:
+        kept &= generator.random(kept.shape) >= token_drop
+    return kept
+
 
 def image_tensors(
-    found: dict[str, np.ndarray], *, token_drop: float = 0.0, generator: np.random.Generator | None = None
+    found: dict[str, np.ndarray],
+    *,
+    token_drop: float = 0.0,
+    generator: np.random.Generator | None = None,
+    kept: np.ndarray | None = None,
+    longest: int | None = None,
 ) -> tuple[Tensor, ...]:
     """The arguments of `ThreeSHNet.encode_images` from what `Features.rows` gives.
 
-    With `token_drop` p each visual token is left out with probability p (the reference's size augmentation). The visual
-    tokens are packed to the front, zeros after them, and cut to the longest item.
+    The visual tokens that `kept` (B, K) says, or else `kept_tokens`, are packed to the front, zeros after them, and cut
+    to `longest` or else to the longest item.
     """
-    features, counts = found["features"], found["counts"].astype(np.int64)
-    kept = np.arange(features.shape[1]) < counts[:, None]
-    if token_drop > 0:
-        kept &= generator.random(kept.shape) >= token_drop
+    features = found["features"]
+    if kept is None:
+        kept = kept_tokens(found["counts"], features.shape[1], token_drop=token_drop, generator=generator)
     lengths = kept.sum(axis=1)
     item, source = np.nonzero(kept)
     target = np.cumsum(kept, axis=1)[item, source] - 1
-    visual = np.zeros((len(features), max(1, int(lengths.max(initial=0))), features.shape[2]), dtype=features.dtype)
+    longest = max(1, int(lengths.max(initial=0)) if longest is None else longest)
+    visual = np.zeros((len(features), longest, features.shape[2]), dtype=features.dtype)
     visual[item, target] = features[item, source]
     return tuple(torch.from_numpy(part) for part in (visual, lengths, *(found[name] for name in PANOPTIC_ARRAYS)))
 
@@ -240,7 +283,7 @@ class TrainingPairs:
     Args:
         split, features, tokenizer: what to train on.
         batch_size: pairs per batch; the last, incomplete batch of an epoch is left out, as in the reference.
-        token_drop, word_augmentation: probabilities, see `image_tensors` and `CaptionTokenizer.batch`.
+        token_drop, word_augmentation: probabilities, see `kept_tokens` and `CaptionTokenizer.batch`.
         seed: of shuffling and augmentation.
     """
 
@@ -270,15 +313,26 @@ class TrainingPairs:
         """Batches per epoch."""
         return len(self.split.captions) // self.batch_size
 
-    def batch(self, epoch: int, position: int) -> Batch:
-        """Batch `position` of `epoch`, both from 0."""
+    def batch(self, epoch: int, position: int, *, process: int = 0, processes: int = 1) -> Batch:
+        """Batch `position` of `epoch`, both from 0, or what `process` of so many works on.
+
+        Every process draws the augmentation of the whole batch, but reads and packs its own items only.
+        """
         captions = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         generator = np.random.default_rng([self.seed, epoch, position + 1])
         images = self.split.caption_image[captions]
-        found = self.features.rows(self.split.image_rows[images])
-        tensors = image_tensors(found, token_drop=self.token_drop, generator=generator)
-        tokens = self.tokenizer.batch(self.pieces, captions, augmentation=self.word_augmentation, generator=generator)
-        return Batch(*tensors, *map(torch.from_numpy, tokens), torch.from_numpy(images), captions)
+        rows, own = self.split.image_rows[images], share(len(captions), process, processes)
+        found = self.features.rows(rows[own])
+        counts = found["counts"] if processes == 1 else self.features.counts(rows)
+        width = found["features"].shape[1]
+        kept = kept_tokens(counts, width, token_drop=self.token_drop, generator=generator)
+        tensors = image_tensors(found, kept=kept[own], longest=int(kept.sum(axis=1).max()))
+        tokens, lengths = self.tokenizer.batch(
+            self.pieces, captions, augmentation=self.word_augmentation, generator=generator
+        )
+        tokens, lengths = tokens[own, : lengths[own].max()], lengths[own]
+        text = (torch.from_numpy(tokens), torch.from_numpy(lengths))
+        return Batch(*tensors, *text, torch.from_numpy(images), captions)
 
     def _order(self, epoch: int) -> np.ndarray:
         known = self._shuffled
@@ -287,9 +341,20 @@ class TrainingPairs:
             self._shuffled = known
         return known[1]
 
-    def batches(self, epoch: int, *, start: int = 0, workers: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from position `start` on; `workers` threads make them ahead of time."""
-        return prefetch(lambda position: self.batch(epoch, position), range(start, len(self)), workers=workers)
+    def batches(
+        self, epoch: int, *, start: int = 0, workers: int = 0, process: int = 0, processes: int = 1, pin: bool = False
+    ) -> Iterator[Batch]:
+        """The batches of an epoch from position `start` on; `workers` threads make them ahead of time.
+
+        At most 2 x workers + 1 batches are in memory besides the one in use, however large the stores. `pin`: in
+        page-locked memory.
+        """
+
+        def make(position: int) -> Batch:
+            batch = self.batch(epoch, position, process=process, processes=processes)
+            return batch.pinned() if pin else batch
+
+        return prefetch(make, range(start, len(self)), workers=workers)
 
 
 def prefetch(make: Callable[[int], Any], items: Sequence[int], *, workers: int = 0) -> Iterator[Any]:

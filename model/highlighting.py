@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from catalog.categories import UPSNET_TO_COCO, VOID
 from model.layers import MLP, ConceptEmbedding, sinusoidal_positions
+from model.parallel import whole_mean
 
 MAP_POSITION_SIZE = 8
 SHARPNESS = 4.0  # the reference's lambda_softmax
@@ -103,36 +104,39 @@ class SpatialHighlighting(nn.Module):
             offset = F.conv2d(positions, self.map_conv.weight[:, 1:], self.map_conv.bias, padding=KERNEL // 2)
             offset = offset.flatten(2)[0].T
             if self.training:
-                mean, variance = _conv_moments(patches, weight, offset)
-                self._update_running(mean, variance, patches.shape[0] * patches.shape[2])
+                mean, variance, count = _conv_moments(patches, weight, offset)
+                self._update_running(mean, variance, count)
             else:
                 mean, variance = self.map_norm.running_mean, self.map_norm.running_var
             gain = self.map_norm.weight * torch.rsqrt(variance + self.map_norm.eps)
             return patches, (weight * gain[:, None]).T, offset * gain + (self.map_norm.bias - mean * gain)
 
     @torch.no_grad()
-    def _update_running(self, mean: Tensor, variance: Tensor, count: int) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
         norm = self.map_norm
         norm.num_batches_tracked += 1
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
 
 
-def _conv_moments(patches: Tensor, weight: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) over batch and positions of `weight @ patch + offset[position]`."""
+def _conv_moments(patches: Tensor, weight: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+    """Mean and biased variance (C,) of `weight @ patch + offset[position]` over the positions of the whole batch.
+
+    And how many these are. The batch's own moments need no gradient, so processes share nothing else here.
+    """
     images, _, positions = patches.shape
     with torch.no_grad():
         # Class numbers reach 132 and vary little: centred first, so that no digits cancel.
-        patch_mean = patches.mean(dim=(0, 2))
+        patch_mean, count = whole_mean(patches.mean(dim=(0, 2)), images * positions)
         centred = patches - patch_mean[:, None]
-        covariance = torch.bmm(centred, centred.mT).sum(0) / (images * positions)
-        mean_patch = centred.mean(dim=0)  # (9, H*W): what the batch shows at each position
+        covariance, _ = whole_mean(torch.bmm(centred, centred.mT).sum(0) / (images * positions), images)
+        mean_patch, _ = whole_mean(centred.mean(dim=0), images)  # (9, H*W): what the batch shows at each position
     offset_mean = offset.mean(dim=0)
     offset_centred = offset - offset_mean
     cross = mean_patch @ offset_centred / positions  # (9, C)
     mean = weight @ patch_mean + offset_mean
     variance = (weight @ covariance * weight).sum(1) + 2 * (weight * cross.T).sum(1) + offset_centred.square().mean(0)
-    return mean, variance.clamp(min=0)
+    return mean, variance.clamp(min=0), count
 
 
 def attend_map(

@@ -7,18 +7,20 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.parallel import BatchNorm
+
 
 class MLP(nn.Module):
     """Linear -> BatchNorm -> ReLU -> Linear over the last dimension (reference: `lib/modules/mlp.py`, two layers).
 
-    In training mode the batch statistics run over ALL rows of the input, padding included, as in the reference. The
-    reference also builds a BatchNorm for the output (`bns.1`) which it never applies; it has no counterpart here.
+    In training mode the batch statistics run over ALL rows of the input (of all processes), padding included, as in
+    the reference. The reference also builds a BatchNorm for the output (`bns.1`) which it never applies; it has no counterpart here.
     """
 
     def __init__(self, in_size: int, hidden_size: int, out_size: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(in_size, hidden_size)
-        self.norm = nn.BatchNorm1d(hidden_size)
+        self.norm = BatchNorm(hidden_size)
         self.output = nn.Linear(hidden_size, out_size)
 
     def forward(self, inputs: Tensor) -> Tensor:

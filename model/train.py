@@ -1,7 +1,10 @@
 """Trains a run: index + stores -> run folder (weights, config, vocabulary, history, TensorBoard).
 
-Command: `python -m model.train --run NAME --images P --captions P --visual STORE --panoptic STORE --settings JSON
---output RUN_DIR --state STATE_DIR --threads T --device auto`.
+Command: `python -m model.train --run-name NAME --images P --captions P --visual STORE --panoptic STORE --settings JSON
+--output RUN_DIR --state STATE_DIR --threads T --device auto --processes N`.
+
+Several processes train as one, started by `--processes`, by torchrun or by `accelerate launch`: the batch, its statistics
+and its hardest negatives are those of one process, and so is the result but for rounding (and for other dropout masks).
 
 The resume state lies outside the run folder, because a workflow manager deletes the outputs of a job that failed.
 Killed at any moment and started again with the same settings and data, training goes on from the last saved step; on a
@@ -18,8 +21,11 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
     from model.network import ThreeSHNet
     from model.tokenizer import CaptionTokenizer
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 STATE_FILE, HISTORY_FILE, TENSORBOARD = "state.pt", "history.csv", "tensorboard"
 HISTORY_COLUMNS = (
     *("epoch", "step", "lr", "train_loss", "seconds"),
@@ -100,7 +106,7 @@ def train(
         gradient_clip: largest norm of the gradient, 0 for none.
         margin, all_negatives_epochs, mask_same_image: the loss; all negatives count in the first so many epochs, the
             hardest ones afterwards; captions of one image are each other's negatives unless masked.
-        precision: "fp32", or "bf16" for autocast. compile: use torch.compile.
+        precision: "fp32", or "bf16" for autocast. compile: use torch.compile for BERT's layers.
         save_every: steps between two saved states (one is also saved after each epoch).
         workers: threads that prepare batches ahead of time.
         seed: of dropout. device: "auto", "cpu" or "cuda".
@@ -114,9 +120,18 @@ def train(
     """
     import torch
 
+    from model import parallel
+
     if pairs.batch_size < 2:
         raise UserError(f"training.batch_size is {pairs.batch_size}; batch statistics and negatives need at least 2")
     accelerator = _accelerator(device, precision)
+    process, processes = parallel.process(), parallel.processes()
+    if pairs.batch_size < processes:
+        raise UserError(
+            f"training.batch_size is {pairs.batch_size}, but there are {processes} processes and each needs a pair; "
+            f"start at most {pairs.batch_size}"
+        )
+    main, on_gpu = process == 0, accelerator.device.type == "cuda"
     output, state_dir = Path(output), Path(state)
     recipe = {
         "epochs": epochs,
@@ -135,82 +150,99 @@ def train(
         "seed": seed,
     }
     fingerprint = _fingerprint(network, pairs, validation, config, recipe)
-    optimizer = _optimizer(network, learning_rate, text_lr_factor, weight_decay)
-    if compile:
-        network.compile()
-    model, optimizer = accelerator.prepare(network, optimizer)
+    network.to(accelerator.device)
+    optimizer = accelerator.prepare(_optimizer(network, learning_rate, text_lr_factor, weight_decay))
     now = _load_state(state_dir, fingerprint, network, optimizer, run=run)
     if now is None:
         now = _State()
-        shutil.rmtree(output / TENSORBOARD, ignore_errors=True)
-    writer = _writer(output / TENSORBOARD, now.step)
-    _remove_leftovers(output)
+        if main:
+            shutil.rmtree(output / TENSORBOARD, ignore_errors=True)
+    if compile:
+        # BERT's layers are what there is to fuse: the image side is large matrix products, a sort and an attention. Layer by
+        # layer, because all of them then share what was compiled for one.
+        for layer in network.text.bert.encoder["layer"]:
+            layer.compile(dynamic=True)
+    model = _across_processes(network) if processes > 1 else network
+    writer = None
+    if main:
+        writer = _writer(output / TENSORBOARD, now.step)
+        _remove_leftovers(output)
 
     while now.epoch < epochs:
         started, hardest = time.perf_counter() - now.seconds, now.epoch >= all_negatives_epochs
         model.train()
-        batches = pairs.batches(now.epoch, start=now.position, workers=workers)
-        desc = f"{run}: epoch {now.epoch + 1}/{epochs}"
-        for batch in progress(batches, total=len(pairs) - now.position, desc=desc, unit="batch"):
+        batches = pairs.batches(
+            now.epoch, start=now.position, workers=workers, process=process, processes=processes, pin=on_gpu
+        )
+        if main:
+            desc = f"{run}: epoch {now.epoch + 1}/{epochs}"
+            batches = progress(batches, total=len(pairs) - now.position, desc=desc, unit="batch")
+        for batch in batches:
             decays = sum(now.epoch >= epoch for epoch in lr_decay_epochs)
             warmup = min(1.0, (now.step + 1) / lr_warmup_steps) if lr_warmup_steps else 1.0
             rate = learning_rate * warmup * lr_decay_factor**decays
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
-            # Dropout then depends on seed and step alone, so a resumed run draws the same masks.
-            torch.manual_seed(((seed << 32) + now.step) % 2**63)
-            with _explained_memory_errors(pairs.batch_size, precision):
-                loss = _step(
-                    accelerator,
-                    model,
-                    optimizer,
-                    batch,
-                    margin=margin,
-                    hardest=hardest,
-                    mask_same_image=mask_same_image,
-                    gradient_clip=gradient_clip,
-                )
-            if not math.isfinite(loss):
-                raise _diverged(loss, run, now, pairs, batch, state_dir)
+            # Dropout then depends on seed, step and process alone, so a resumed run draws the same masks.
+            torch.manual_seed(((seed << 32) + (process << 26) + now.step) % 2**63)
+            try:
+                with _explained_memory_errors("a training step", pairs.batch_size, precision):
+                    loss = _step(
+                        accelerator,
+                        model,
+                        optimizer,
+                        batch.to(accelerator.device),
+                        margin=margin,
+                        hardest=hardest,
+                        mask_same_image=mask_same_image,
+                        gradient_clip=gradient_clip,
+                    )
+            except FloatingPointError as error:
+                raise _diverged(str(error), run, now, pairs, batch, state_dir) from None
             now.step, now.position = now.step + 1, now.position + 1
             now.loss_sum += loss
             now.seconds = time.perf_counter() - started
-            if now.step % _LOG_STEPS == 0:
+            if writer and now.step % _LOG_STEPS == 0:
                 writer.add_scalar("train/loss", loss / pairs.batch_size, now.step)
                 writer.add_scalar("train/lr", rate, now.step)
-            if now.step % save_every == 0 and now.position < len(pairs):
+            if main and now.step % save_every == 0 and now.position < len(pairs):
                 _save_state(state_dir, fingerprint, network, optimizer, now)
             if now.step == stop_after:
-                writer.close()
+                if writer:
+                    writer.close()
                 return None
 
         row = {"epoch": now.epoch + 1, "step": now.step, "lr": rate}
         row["train_loss"] = now.loss_sum / (len(pairs) * pairs.batch_size)
         last = now.epoch + 1 == epochs
         if validation is not None and ((now.epoch + 1) % validate_every == 0 or last):
-            scores = _validate(network, pairs, validation, run=run, workers=workers)
+            with _explained_memory_errors("validation", pairs.batch_size, precision):
+                scores = _validate(network, pairs, validation, run=run, workers=workers)
             row |= {f"{way}_{key}": value for way in ("i2t", "t2i") for key, value in scores[way].items()}
             row["rsum"] = scores["rsum"]
             if now.best_rsum is None or scores["rsum"] > now.best_rsum:
                 now.best_epoch, now.best_rsum = now.epoch, scores["rsum"]
-                _save_weights(state_dir / f"best-{now.epoch}.safetensors", network)
+                if main:
+                    _save_weights(state_dir / f"best-{now.epoch}.safetensors", network)
         row["seconds"] = time.perf_counter() - started
         now.history.append(row)
         now.epoch, now.position, now.loss_sum, now.seconds = now.epoch + 1, 0, 0.0, 0.0
-        _save_state(state_dir, fingerprint, network, optimizer, now)
-        _write_history(output / HISTORY_FILE, now.history)
-        for key, value in row.items():
-            if key not in ("epoch", "step"):
-                writer.add_scalar(f"epoch/{key}", value, now.step)
-        writer.flush()
-        print(_epoch_line(run, row, now, epochs), file=sys.stderr)
+        if writer:
+            _save_state(state_dir, fingerprint, network, optimizer, now)
+            _write_history(output / HISTORY_FILE, now.history)
+            for key, value in row.items():
+                if key not in ("epoch", "step"):
+                    writer.add_scalar(f"epoch/{key}", value, now.step)
+            writer.flush()
+            print(_epoch_line(run, row, now, epochs), file=sys.stderr)
 
-    writer.close()
-    _write_history(output / HISTORY_FILE, now.history)
-    _publish(output, state_dir, network, pairs.tokenizer, now, run=run, config=config)
-    # The state first: killed in between, what is left must not look like a state whose best weights are lost.
-    (state_dir / STATE_FILE).unlink(missing_ok=True)
-    shutil.rmtree(state_dir, ignore_errors=True)
+    if writer:
+        writer.close()
+        _write_history(output / HISTORY_FILE, now.history)
+        _publish(output, state_dir, network, pairs.tokenizer, now, run=run, config=config)
+        # The state first: killed in between, what is left must not look like a state whose best weights are lost.
+        (state_dir / STATE_FILE).unlink(missing_ok=True)
+        shutil.rmtree(state_dir, ignore_errors=True)
     return now.history[-1]
 
 
@@ -225,63 +257,116 @@ def _step(
     mask_same_image: bool,
     gradient_clip: float,
 ) -> float:
-    """One optimiser step; the loss, summed over the pairs. A loss or gradient that is not finite changes nothing."""
+    """One optimiser step; the loss, summed over the pairs of the whole batch.
+
+    Raises:
+        FloatingPointError: the loss or its gradient is not finite; the weights are as they were.
+    """
+    import torch
+
     from model.losses import triplet_loss
+    from model.parallel import gather_batch
 
     same_image = batch.images[:, None] == batch.images[None, :] if mask_same_image else None
     optimizer.zero_grad()
-    images, captions = model(*batch.inputs())
+    with accelerator.autocast():
+        images, captions = model(*batch.inputs())
+    images, captions = (gather_batch(emb, len(batch.images)) for emb in (images, captions))
     loss = triplet_loss(images, captions, margin, hardest, same_image)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        return value
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(model.parameters(), gradient_clip or math.inf)
-    if not math.isfinite(float(norm)):
-        return math.nan
+    # Read together: a device is waited for once a step.
+    value, norm = torch.stack((loss.detach(), norm.detach())).tolist()
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss became {value}")
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the loss is {value:g}, but its gradient became {norm}")
     optimizer.step()
     return value
 
 
+def _across_processes(network: ThreeSHNet) -> Any:
+    """The network, its gradients averaged over the processes; all start from the weights of process 0."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    # Wrapped here and not by Accelerate, whose wrapper would move the lengths to the device. Running statistics are the
+    # same in every process, so nothing has to pass them on.
+    with warnings.catch_warnings():
+        # Newer versions of torch want another name for `broadcast_buffers`, which older ones do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
 def _validate(network: ThreeSHNet, pairs: TrainingPairs, split: Split, *, run: str, workers: int) -> dict[str, Any]:
+    """The retrieval scores of a split. Processes share the encoding; process 0 ranks and tells the others."""
     from model.embed import embed_captions, embed_images
+    from model.parallel import everyones, process
     from model.ranking import ranks_from_embeddings, retrieval_scores
 
     network.eval()
     images = embed_images(network, pairs.features, split.image_rows, workers=workers)
     captions = embed_captions(network, pairs.tokenizer, split.captions)
-    try:
-        return retrieval_scores(*ranks_from_embeddings(images, captions, split.caption_image))
-    except ValueError as error:
-        raise UserError(f"run {run}: validation on split {split.name!r} failed: {error}") from error
+    scores = None
+    if process() == 0:
+        try:
+            scores = retrieval_scores(*ranks_from_embeddings(images, captions, split.caption_image))
+        except ValueError as error:
+            raise UserError(f"run {run}: validation on split {split.name!r} failed: {error}") from error
+    return everyones(scores)[0]
 
 
 def _accelerator(device: str, precision: str) -> Any:
     import torch
     from accelerate import Accelerator
 
-    if device == "cuda" and not torch.cuda.is_available():
+    local, cuda = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.is_available()
+    if device == "cuda" and not cuda:
         raise UserError("--device cuda: torch finds no CUDA device; use --device auto or cpu")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
-    if accelerator.num_processes > 1:
-        raise UserError(f"started as {accelerator.num_processes} processes; training runs in one process only")
-    return accelerator
+    if device != "cpu" and cuda and local > torch.cuda.device_count():
+        raise UserError(
+            f"started as {local} processes, but torch finds {torch.cuda.device_count()} CUDA devices on this machine; "
+            "start one process per device, or use --device cpu"
+        )
+    # Left to itself Accelerate would not connect processes without a GPU.
+    on_cpu = device == "cpu" or (not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1)
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
 
 
 def _optimizer(
     network: ThreeSHNet, learning_rate: float, text_lr_factor: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW over all parameters; those of BERT learn at `text_lr_factor` times the rate, as in the reference."""
+    """AdamW over the parameters; those of BERT learn at `text_lr_factor` times the rate, as in the reference."""
     import torch
 
-    bert = list(network.text.bert.parameters())
-    known = {id(parameter) for parameter in bert}
-    others = [parameter for parameter in network.parameters() if id(parameter) not in known]
+    bert = {id(parameter) for parameter in network.text.bert.parameters()}
+    without_effect = {id(bias) for bias in _biases_without_effect(network)}
+    trained = [parameter for parameter in network.parameters() if id(parameter) not in without_effect]
     groups = [
-        {"params": others, "lr": learning_rate, "factor": 1.0},
-        {"params": bert, "lr": learning_rate * text_lr_factor, "factor": text_lr_factor},
+        {"params": [p for p in trained if id(p) not in bert], "lr": learning_rate, "factor": 1.0},
+        {
+            "params": [p for p in trained if id(p) in bert],
+            "lr": learning_rate * text_lr_factor,
+            "factor": text_lr_factor,
+        },
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+
+
+def _biases_without_effect(network: ThreeSHNet) -> list[torch.nn.Parameter]:
+    """Biases whose shift is taken back: by the batch norm behind them, or (BERT's keys) by the softmax.
+
+    Their gradient is zero but for rounding, which AdamW would blow up to full steps, other ones for every number of
+    processes or threads. So they stay as they are.
+    """
+    from model.layers import MLP
+
+    image = network.image
+    return [
+        *(module.hidden.bias for module in image.modules() if isinstance(module, MLP)),
+        image.spatial.map_conv.bias,
+        image.spatial.fusion_mlp.output.bias,  # it reaches nothing but the first layer of the fusion
+        *(layer.attention.self["key"].bias for layer in network.text.bert.encoder["layer"]),
+    ]
 
 
 def _fingerprint(
@@ -329,26 +414,40 @@ def _save_state(directory: Path, fingerprint: str, network: ThreeSHNet, optimize
 
 
 def _load_state(directory: Path, fingerprint: str, network: ThreeSHNet, optimizer: Any, *, run: str) -> _State | None:
+    """Go on from the saved state, if there is one of these settings and data; every process reads it."""
     import torch
 
+    from model.parallel import everyones, process
+
     path = directory / STATE_FILE
-    _remove_leftovers(directory)
-    if not path.exists():
-        return None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises nearly anything on a broken file
+    content, stale = None, False
+    if path.exists():
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # unpickling raises nearly anything on a broken file
+            raise UserError(
+                f"run {run}: cannot read the state {path}: {error}; remove {directory} to start afresh"
+            ) from error
+        stale = content.pop("fingerprint", None) != fingerprint
+    # Nothing is removed before every process has read.
+    found = everyones((None if content is None else content["step"], stale))
+    if len(set(found)) > 1:
         raise UserError(
-            f"run {run}: cannot read the state {path}: {error}; remove {directory} to start afresh"
-        ) from error
-    if content.pop("fingerprint", None) != fingerprint:
-        print(f"{run}: the state in {directory} is of other settings or data; starting afresh", file=sys.stderr)
-        shutil.rmtree(directory)
+            f"run {run}: the processes find different states in {directory} (steps {[step for step, _ in found]}); "
+            "the folder must lie on a file system that they share"
+        )
+    if process() == 0:
+        _remove_leftovers(directory)
+        if stale:
+            print(f"{run}: the state in {directory} is of other settings or data; starting afresh", file=sys.stderr)
+            shutil.rmtree(directory)
+    if content is None or stale:
         return None
     network.load_state_dict(content.pop("model"))
     optimizer.load_state_dict(content.pop("optimizer"))
     now = _State(**content)
-    print(f"{run}: going on from epoch {now.epoch + 1}, step {now.step}", file=sys.stderr)
+    if process() == 0:
+        print(f"{run}: going on from epoch {now.epoch + 1}, step {now.step}", file=sys.stderr)
     return now
 
 
@@ -408,31 +507,58 @@ def _epoch_line(run: str, row: Mapping[str, Any], now: _State, epochs: int) -> s
     return line
 
 
-def _diverged(loss: float, run: str, now: _State, pairs: TrainingPairs, batch: Batch, state_dir: Path) -> UserError:
-    ids = ", ".join(pairs.split.caption_ids[caption] for caption in batch.captions[:5])
+def _diverged(what: str, run: str, now: _State, pairs: TrainingPairs, batch: Batch, state_dir: Path) -> UserError:
+    """What to say of a loss or gradient that is not finite: where it was, and which images are to blame if any are."""
+    import numpy as np
+
+    split, images = pairs.split, np.unique(batch.images.numpy())
+    found = pairs.features.rows(split.image_rows[images])
+    bad = ~np.all(
+        [np.isfinite(found[name]).reshape(len(images), -1).all(axis=1) for name in ("features", "seg_features")], axis=0
+    )
+    if bad.any():
+        advice = f"The stores hold NaN or infinite features for {_some(split.image_ids[i] for i in images[bad])}: extract them again"
+    else:
+        advice = "The features of its images are finite: lower training.learning_rate, or use training.precision fp32"
+    if (state_dir / STATE_FILE).exists():
+        advice += f". The last good state is kept in {state_dir}"
     return UserError(
-        f"run {run}: the loss became {loss} at step {now.step + 1} (epoch {now.epoch + 1}, batch {now.position + 1} of "
-        f"{len(pairs)}, captions {ids}, ...). Lower training.learning_rate or use precision fp32, and check the "
-        f"features of those images for infinite values. The last good state is kept in {state_dir}"
+        f"run {run}: {what} at step {now.step + 1} (epoch {now.epoch + 1}, batch {now.position + 1} of {len(pairs)}: "
+        f"captions {_some(split.caption_ids[i] for i in batch.captions)} of images "
+        f"{_some(split.image_ids[i] for i in batch.images.tolist())}). {advice}"
     )
 
 
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names of many."""
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
 @contextlib.contextmanager
-def _explained_memory_errors(batch_size: int, precision: str) -> Iterator[None]:
-    """Turns running out of memory into a message that says what to lower."""
+def _explained_memory_errors(place: str, batch_size: int, precision: str) -> Iterator[None]:
+    """Turns running out of memory, on a GPU or a CPU, into a message that says what to lower."""
     import torch
+
+    from model.parallel import processes
 
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-        if not known:
+        text = str(error)
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(words in text for words in _MEMORY_WORDS):
             raise
-        bf16 = ", set training.precision: bf16" if precision == "fp32" else ""
+        bf16 = " set training.precision: bf16," if precision == "fp32" else ""
         raise UserError(
-            f"out of memory in a training step: lower training.batch_size (now {batch_size}){bf16}, or set "
-            f"training.preload: false ({str(error).partition(chr(10))[0]})"
+            f"out of memory in {place}: lower training.batch_size (now {batch_size}) or text.max_tokens,{bf16} train in "
+            f"more processes (now {processes()}; each takes its part of the batch), or set training.preload: false "
+            f"({text.partition(chr(10))[0] or type(error).__name__})"
         ) from error
+
+
+# As the allocators of torch for CPUs (on Linux and Windows) and CUDA's libraries word it.
+_MEMORY_WORDS = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 def build_text(
@@ -510,7 +636,8 @@ def train_run(
     if settings["val_split"] is not None:
         validation = read_split(images, captions, settings["val_split"], captions_per_image=limit, dropped=dropped)
     features = Features(*stores, index_digest=train_split.index_digest)
-    _preload(features, train_split, validation, training.pop("preload"), training.pop("preload_gib"))
+    with _explained_memory_errors("preloading the features", training["batch_size"], training["precision"]):
+        _preload(features, train_split, validation, training.pop("preload"), training.pop("preload_gib"))
 
     torch.manual_seed(settings["seed"])
     encoder = ImageEncoder(features.img_dim, num_categories=features.num_categories, **model)
@@ -549,7 +676,8 @@ def _preload(features: Features, split: Split, validation: Split | None, preload
     import numpy as np
 
     rows = np.concatenate([split.image_rows, *([validation.image_rows] if validation is not None else [])])
-    size = features.nbytes(len(np.unique(rows)))
+    # Every process of this machine holds its own copy.
+    size = features.nbytes(len(np.unique(rows))) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if preload is True or (preload == "auto" and size <= limit_gib * 2**30):
         features.preload(rows)
     elif preload == "auto":
@@ -559,7 +687,8 @@ def _preload(features: Features, split: Split, validation: Split | None, preload
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m model.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, help="name of the run")
+    # torchrun takes a `--run` behind the module's name for an abbreviation of its own options.
+    parser.add_argument("--run-name", "--run", dest="run", required=True, help="name of the run")
     parser.add_argument("--images", required=True, type=Path, help="images.parquet of the index")
     parser.add_argument("--captions", required=True, type=Path, help="captions.parquet of the index")
     parser.add_argument("--visual", required=True, type=Path, help="store of visual tokens (regions or grids)")
@@ -569,9 +698,17 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="run folder to write")
     parser.add_argument("--state", required=True, type=Path, help="folder of the resume state")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of all processes on this machine together")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="to train in, on this machine; several machines: start with torchrun"
+    )
     arguments = parser.parse_args()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if arguments.processes < 1 or (_launched() and arguments.processes not in (1, local)):
+        raise UserError(
+            f"--processes {arguments.processes}: must be at least 1, and is not needed when torchrun starts them"
+        )
 
     from model.settings import complete
 
@@ -579,10 +716,12 @@ def main() -> None:
     for path in (arguments.images, arguments.captions, arguments.visual, arguments.panoptic):
         if not path.exists():
             raise UserError(f"{path} does not exist; make the index and the features first")
+    if arguments.processes > 1 and not _launched():
+        _launch(arguments.processes, arguments.threads)
 
     import torch
 
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(max(1, arguments.threads // local))
     train_run(
         run=arguments.run,
         images=arguments.images,
@@ -594,7 +733,43 @@ def main() -> None:
         state=arguments.state,
         device=arguments.device,
     )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _launched() -> bool:
+    """Whether this is one of the processes that torchrun or `accelerate launch` started."""
+    return "LOCAL_RANK" in os.environ
+
+
+def _launch(processes: int, threads: int) -> None:
+    """Become the launcher of so many processes with this command line; does not return."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads // processes)))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "--"]
+    os.execv(sys.executable, [sys.executable, *launcher, "model.train", *sys.argv[1:]])
+
+
+def _one_of_several() -> None:
+    """`main` of a launched process. It ends at once on any error, lest the others wait for it, and with its launcher."""
+
+    def end_with(launcher: int) -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: process {os.environ['RANK']}: {error}", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+    else:
+        return
+    sys.stderr.flush()
+    # Not sys.exit: that would wait for threads, and for connections to processes that wait for this one.
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(_one_of_several if _launched() else main)

@@ -18,13 +18,14 @@ rule train_model:
     threads: training_threads
     resources:
         gpu=GPUS_PER_JOB,
+        processes=1,
     params:
         settings=run_settings,
         state=f"{RESULTS}/runs/{{run}}.state",
     shell:
         """
         python -m model.train \
-            --run {wildcards.run:q} \
+            --run-name {wildcards.run:q} \
             --images {input.images:q} \
             --captions {input.captions:q} \
             --visual "$(dirname {input.visual:q})" \
@@ -33,5 +34,6 @@ rule train_model:
             --output "$(dirname {output.model:q})" \
             --state {params.state:q} \
             --threads {threads} \
+            --processes {resources.processes} \
             > {log:q} 2>&1
         """

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
 from console import UserError
-from model.data import Features, TrainingPairs, image_tensors, prefetch, read_split
+from model.data import Features, Split, TrainingPairs, image_tensors, kept_tokens, prefetch, read_split
 from model.tokenizer import CaptionTokenizer, train_vocabulary
 
 
@@ -68,7 +69,7 @@ def test_token_drop_packs_what_is_left(world):
         rest = iter(found["features"][i, : found["counts"][i]])
         assert all(any(np.array_equal(token, other) for other in rest) for token in dropped[i, :n].numpy())
     kept = [
-        image_tensors(found, token_drop=0.2, generator=np.random.default_rng(seed))[1].sum().item()
+        kept_tokens(found["counts"], 6, token_drop=0.2, generator=np.random.default_rng(seed)).sum()
         for seed in range(60)
     ]
     assert np.mean(kept) / lengths.sum().item() == pytest.approx(0.8, abs=0.02)
@@ -138,3 +139,81 @@ def test_prefetch_keeps_order_stays_bounded_and_passes_errors_on():
     assert max(running) <= 10 + 2 * 2
     with pytest.raises(ValueError, match="thirty"):
         list(batches)
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_parts_of_a_batch_are_the_whole_batch(world, preload):
+    """Whatever the number of processes: same pairs, same augmentation, padded to the whole batch's longest item."""
+    counts = world.visual.arrays["counts"]
+    counts[:] = np.minimum(counts, 3)
+    counts[np.flatnonzero(world.splits == "train")[0]] = 6
+    pairs = pairs_of(world, seed=3, batch_size=7)
+    if preload:
+        pairs.features.preload(pairs.split.image_rows)
+    longer = 0
+    for position in range(len(pairs)):
+        whole = pairs.batch(1, position)
+        parts = [pairs.batch(1, position, process=process, processes=3) for process in range(3)]
+        assert [len(part.lengths) for part in parts] == [2, 2, 3]
+        for name in ("visual", "lengths", "seg_maps", "category_onehots", "seg_features", "token_lengths"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+        for part in parts:
+            assert torch.equal(part.images, whole.images) and (part.captions == whole.captions).all()
+            longer += part.visual.shape[1] > part.lengths.max()
+        tokens = [row[:n].tolist() for part in parts for row, n in zip(part.token_ids, part.token_lengths, strict=True)]
+        assert tokens == [row[:n].tolist() for row, n in zip(whole.token_ids, whole.token_lengths, strict=True)]
+    assert longer  # some parts lack the longest item and are padded all the same
+
+
+def test_a_process_reads_its_own_part_alone(world):
+    asked = []
+    rows = world.visual.rows
+    world.visual.rows = lambda array, indices: asked.append((array, len(indices))) or rows(array, indices)
+    pairs_of(world, batch_size=8).batch(0, 0, process=1, processes=4)
+    assert ("features", 2) in asked and ("counts", 8) in asked and ("features", 8) not in asked
+
+
+def test_moving_a_batch_leaves_the_lengths_in_host_memory(world):
+    moved = pairs_of(world).batch(0, 0).to("meta")
+    devices = {name: getattr(moved, name).device.type for name in ("visual", "seg_maps", "token_ids", "lengths")}
+    assert devices == {"visual": "meta", "seg_maps": "meta", "token_ids": "meta", "lengths": "cpu"}
+    assert moved.visual.dtype == torch.float16 and moved.token_lengths.device.type == moved.images.device.type == "cpu"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_does_not_grow_with_the_data(make_store, workers):
+    """Without preloading, what an epoch allocates depends on the batch alone: a 16 times larger store adds nothing."""
+    shapes = {
+        "features": ((36, 256), np.float16), "counts": ((), np.int16), "seg_maps": ((64, 64), np.uint8),
+        "category_onehots": ((133,), np.uint8), "seg_features": ((133, 7, 7), np.float16),
+    }  # fmt: skip
+    peaks = {}
+    for images in (100, 1600):
+
+        def made(array, indices, images=images):
+            # A store as large as one likes: its rows are made when they are asked for.
+            assert indices.max() < images
+            shape, dtype = shapes[array]
+            return np.ones((len(indices), *shape), dtype=dtype)
+
+        empty = {name: np.empty((0, *shape), dtype=dtype) for name, (shape, dtype) in shapes.items()}
+        ids = [str(i) for i in range(images)]
+        stores = make_store(empty, ids), make_store(empty, ids)
+        for store in stores:
+            store.rows = made
+        at = np.arange(images)
+        split = Split("train", at, ids, ["a red dog"] * images, ids, at)
+        pairs = TrainingPairs(
+            split,
+            Features(*stores),
+            CaptionTokenizer(train_vocabulary(["a red dog"], vocabulary_size=50)),
+            batch_size=20,
+        )
+        tracemalloc.start()
+        for _, batch in zip(range(5), pairs.batches(0, workers=workers), strict=False):
+            del batch
+        peaks[images] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    batch = 20 * (36 * 256 * 2 + 64 * 64 + 133 + 133 * 49 * 2)
+    assert batch < peaks[1600] < (2 * workers + 4) * 2 * batch
+    assert peaks[1600] < peaks[100] + batch
