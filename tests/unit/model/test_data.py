@@ -215,5 +215,7 @@ def test_memory_does_not_grow_with_the_data(make_store, workers):
         peaks[images] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     batch = 20 * (36 * 256 * 2 + 64 * 64 + 133 + 133 * 49 * 2)
-    assert batch < peaks[1600] < (2 * workers + 4) * 2 * batch
-    assert peaks[1600] < peaks[100] + batch
+    few = (2 * workers + 4) * 2 * batch  # ahead of time, being packed, and in use
+    assert batch < peaks[1600] < few < 80 * batch / 4
+    if not workers:  # how far threads get is up to them
+        assert peaks[1600] < peaks[100] + batch
