@@ -94,6 +94,8 @@ def train(
 ) -> dict[str, Any] | None:
     """Train a network and write its run folder.
 
+    Called by several connected processes with the same arguments, they train as one and process 0 writes the files.
+
     Args:
         network: with the weights to start from.
         pairs: training pairs; their batch size is the batch size.
@@ -116,7 +118,8 @@ def train(
         The last row of the history, or None if stopped early.
 
     Raises:
-        UserError: the loss is not finite, memory ran out, or the device is not there.
+        UserError: the loss is not finite, memory ran out, the device is not there, or there are more processes than
+            pairs in a batch.
     """
     import torch
 

@@ -177,12 +177,15 @@ from pathlib import Path
 import torch
 
 from tests.unit.model.conftest import make_world
-from tests.unit.model.test_parallel import train_exactly
+from tests.unit.model.test_parallel import train_exactly, train_in_double
 
 torch.set_num_threads(1)
 world = Path(sys.argv[1]) / f"world{os.environ['RANK']}"
 world.mkdir()
-train_exactly(make_world(world), Path(sys.argv[1]))
+world = make_world(world)
+train_exactly(world, Path(sys.argv[1]))
+weights = train_in_double(world, Path(sys.argv[1]) / "double")
+torch.save(weights, Path(sys.argv[1]) / f"double{os.environ['RANK']}.pt")
 """
 
 
@@ -198,6 +201,14 @@ def train_exactly(world, folder):
     """12 steps without dropout, of both kinds of loss; 25 pairs do not divide by two."""
     prepared = prepare(world, dropout=0.0, batch_size=25)
     run(world, folder, prepared=prepared, epochs=3, learning_rate=1e-4, save_every=3, workers=1, mask_same_image=True)
+
+
+def train_in_double(world, folder):
+    """12 steps at a high rate in float64, where rounding has no say; returns the weights."""
+    network, pairs = prepare(world, dropout=0.0, batch_size=25)
+    network.double()
+    run(world, folder, validate=False, prepared=(network, pairs), epochs=3, learning_rate=3e-3)
+    return network.state_dict()
 
 
 def losses_and_scores(folder):
@@ -222,13 +233,17 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
     script.write_text(TRAIN)
     done = launch(2, script, tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("epoch 3/3: loss") == 1  # one process speaks for both
+    assert done.stderr.count("epoch 3/3: loss") == 2  # of two runs: one process speaks for both
     world = make_world(tmp_path / "one")
     with one_thread():
         train_exactly(world, tmp_path / "one")
+        double = train_in_double(world, tmp_path / "one/double")
     np.testing.assert_allclose(losses_and_scores(tmp_path / "two"), losses_and_scores(tmp_path / "one"), rtol=1e-5)
     assert_close_weights(weights(tmp_path / "two"), weights(tmp_path / "one"))
     assert not (tmp_path / "two/state").exists()
+    for process in (0, 1):
+        for key, found in torch.load(tmp_path / f"two/double{process}.pt").items():
+            torch.testing.assert_close(found, double[key], rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
     start = prepare(world, dropout=0.0)[0].state_dict()
     moved = [(weights(tmp_path / "two")[key] - start[key]).abs().max() for key in ("image.fusion_mlp.output.weight",)]
     assert min(moved) > 2e-4
