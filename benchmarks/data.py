@@ -109,7 +109,6 @@ def features_in_memory(images: int, *, tokens: int, width: int, seed: int = 0) -
 
 def features_in_stores(folder: Path, images: int, *, tokens: int, width: int, seed: int = 0) -> Features:
     """The same in two stores below `folder`, written as extraction jobs do."""
-    from stores import open_store
     from stores.plan import ShardPlan
     from stores.schema import SCHEMA_VERSION, ArraySpec
     from stores.writer import write_metadata, write_zarr_shard
@@ -128,6 +127,13 @@ def features_in_stores(folder: Path, images: int, *, tokens: int, width: int, se
     for name, arrays in stores.items():
         attributes: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "feature": name}
         write_metadata(folder / f"{name}.zarr", arrays, plan, [str(i) for i in range(images)], attributes)
+    return open_stores(folder)
+
+
+def open_stores(folder: Path) -> Features:
+    """What `features_in_stores` wrote."""
+    from stores import open_store
+
     return Features(open_store(folder / "regions.zarr"), open_store(folder / "panoptic.zarr"))
 
 

@@ -13,10 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import multiprocessing
 import statistics
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,28 +27,32 @@ from benchmarks import baseline, common, data, training
 from console import run_cli
 from model.data import Features, TrainingPairs
 
+T = TypeVar("T")
 MEMORY_TARGET = 4.0  # GiB of host memory, whatever the size of the data set
 
 
-def measure_ours(
-    args: argparse.Namespace, features: Features, images: int, *, workers: int
-) -> tuple[float, common.PeakMemory, int]:
-    """(pairs per second, peak memory, stored bytes of an image) of the first batches of an epoch."""
+def measure_ours(args: argparse.Namespace, folder: Path, images: int) -> tuple[float, int, int]:
+    """(pairs per second, peak bytes of host memory, stored bytes of an image) of the first batches of an epoch.
+
+    Runs in a process of its own (`in_new_process`), whose memory is that of loading and nothing else.
+    """
+    features = open_features(args, folder, images)
     pairs = TrainingPairs(data.split(images, seed=args.seed), features, data.tokenizer(), batch_size=args.batch_size)
     batches = min(args.batches or len(pairs), len(pairs))
 
     def epoch() -> None:
-        with contextlib.closing(pairs.batches(0, workers=workers)) as source:
+        with contextlib.closing(pairs.batches(0, workers=args.workers)) as source:
             for _ in itertools.islice(source, batches):
                 pass
 
     with common.PeakMemory(torch.device("cpu")) as peak:
         seconds = common.timed(epoch, torch.device("cpu"))
-    return batches * args.batch_size / seconds, peak, features.nbytes(1)
+    return batches * args.batch_size / seconds, peak.host, features.nbytes(1)
 
 
-def measure_baseline(args: argparse.Namespace, features: Features, images: int) -> tuple[float, common.PeakMemory, int]:
+def measure_baseline(args: argparse.Namespace, folder: Path, images: int) -> tuple[float, int, int]:
     """The same of the original's loader; the bytes are those it holds in memory per image."""
+    features = open_features(args, folder, images)
     with common.PeakMemory(torch.device("cpu")) as peak:
         arrays = data.arrays_for_baseline(features, images)
         items = data.split(images, seed=args.seed)
@@ -58,7 +65,20 @@ def measure_baseline(args: argparse.Namespace, features: Features, images: int) 
                 pass
 
         seconds = common.timed(epoch, torch.device("cpu"))
-    return batches * args.batch_size / seconds, peak, sum(array.nbytes for array in arrays.values()) // images
+    return batches * args.batch_size / seconds, peak.host, sum(array.nbytes for array in arrays.values()) // images
+
+
+def open_features(args: argparse.Namespace, folder: Path, images: int) -> Features:
+    """The stores below `folder`, or the same features in memory."""
+    if args.features == "memory":
+        return data.features_in_memory(images, tokens=args.tokens, width=args.img_dim, seed=args.seed)
+    return data.open_stores(folder)
+
+
+def in_new_process(measure: Callable[..., T], *arguments: Any) -> T:
+    """`measure(*arguments)` in a fresh interpreter."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
 def step_consumption(args: argparse.Namespace, device: torch.device) -> float:
@@ -79,16 +99,14 @@ def measure(args: argparse.Namespace, device: torch.device, folder: Path) -> lis
     peaks: dict[int, float] = {}
     for images in sizes:
         place = folder / str(images)
-        stored = args.features == "store"
-        features = (
-            data.features_in_stores(place, images, **shape) if stored else data.features_in_memory(images, **shape)
-        )
+        if args.features == "store":
+            data.features_in_stores(place, images, **shape)
         for _ in range(args.repetitions):
-            rate, peak, row_bytes = measure_ours(args, features, images, workers=args.workers)
-            peaks[images] = max(peaks.get(images, 0.0), peak.host / 2**30)
+            rate, peak, row_bytes = in_new_process(measure_ours, args, place, images)
+            peaks[images] = max(peaks.get(images, 0.0), peak / 2**30)
             if images == sizes[0]:
                 speeds["ours"].append(rate)
-                rate, their_peak, their_bytes = measure_baseline(args, features, images)
+                rate, their_peak, their_bytes = in_new_process(measure_baseline, args, place, images)
                 speeds["baseline"].append(rate)
     ours, theirs = (statistics.median(speeds[name]) for name in ("ours", "baseline"))
     ratio = statistics.median(a / b for a, b in zip(speeds["ours"], speeds["baseline"], strict=True))
@@ -114,7 +132,7 @@ def measure(args: argparse.Namespace, device: torch.device, folder: Path) -> lis
         if args.features == "store":
             row |= {"target": MEMORY_TARGET, "at_most": True}
         if images == sizes[0]:
-            row["baseline"] = their_peak.host / 2**30
+            row["baseline"] = their_peak / 2**30
         rows.append(row)
     if args.features == "store" and len(sizes) > 1:
         growth = (peaks[sizes[-1]] - peaks[sizes[0]]) * 2**20 / (sizes[-1] - sizes[0])
@@ -125,7 +143,7 @@ def measure(args: argparse.Namespace, device: torch.device, folder: Path) -> lis
                 "baseline": their_bytes / 2**10,
                 "unit": "KiB",
                 "note": (
-                    f"ours is measured from {sizes[0]} to {sizes[-1]} images (captions and allocator, no features); the "
+                    f"ours is measured from {sizes[0]} to {sizes[-1]} images (captions, no features); the "
                     "original's is the size of its arrays, of COCO's training images "
                     f"{their_bytes * data.COCO_TRAIN_IMAGES / 2**30:.0f} GiB (computed)"
                 ),

@@ -101,7 +101,7 @@ def test_evaluation_without_the_libraries_of_stores(monkeypatch, tmp_path):
 
 def test_loading(monkeypatch, tmp_path):
     out = tmp_path / "out.json"
-    arguments = ["--images", "8", "24", "--batch-size", "4", "--workers", "1", "--repetitions", "2", "--step"]
+    arguments = ["--images", "8", "24", "--batch-size", "4", "--workers", "1", "--repetitions", "1", "--step"]
     run(monkeypatch, "loading", *arguments, "--folder", str(tmp_path), "--out", str(out))
     rows = rows_of(out)
     assert rows["pairs per second"]["ratio"] > 0 and rows["peak host memory, 24 images"]["met"] is True
