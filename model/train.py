@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import UserError, atomic_path, digest_json, progress, read_mapping, run_cli
+from runtime import claim_gpu
 
 if TYPE_CHECKING:
     import torch
@@ -580,6 +581,8 @@ def main() -> None:
         if not path.exists():
             raise UserError(f"{path} does not exist; make the index and the features first")
 
+    if arguments.device == "auto" and "LOCAL_RANK" not in os.environ:
+        claim_gpu()
     import torch
 
     torch.set_num_threads(arguments.threads)

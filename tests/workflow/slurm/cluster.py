@@ -103,7 +103,9 @@ class Cluster:
         self._wait(files["socket"].exists, seconds, "munged")
         self._start("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
         self._start("slurmd", "-D", "-f", self.environment["SLURM_CONF"])
-        self._wait(lambda: self.command("sinfo", "--noheader", "--format=%T", check=False) == "idle", seconds, "the node")
+        self._wait(
+            lambda: self.command("sinfo", "--noheader", "--format=%T", check=False) == "idle", seconds, "the node"
+        )
 
     def stop(self) -> None:
         """End the jobs, then the daemons, by pid."""
