@@ -17,9 +17,9 @@ from .cluster import Cluster
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
 
-# One shard per store: each Slurm job costs seconds on a small machine.
+# One shard per store and fewer images: each Slurm job costs seconds on a small machine.
 CONFIG = copy.deepcopy(TINY)
-CONFIG["datasets"]["tiny"]["shards"] = 1
+CONFIG["datasets"]["tiny"] |= {"shards": 1, "splits": {"train": 12, "val": 5, "test": 10}}
 
 
 def start(workflow: Workflow, cluster: Cluster, *arguments: str, config: dict = CONFIG) -> subprocess.Popen:
@@ -33,9 +33,10 @@ def start(workflow: Workflow, cluster: Cluster, *arguments: str, config: dict = 
         "--profile",
         str(workflow.repository / "profiles" / "slurm"),
     ]
-    # Faster than the profile asks: jobs last seconds here.
-    command += ["--slurm-init-seconds-before-status-checks", "1", "--snakefile", str(workflow.repository / "Snakefile")]
-    command += ["--configfile", str(workflow.configfile)]
+    # Jobs last seconds here, and the machine is smaller than a node.
+    command += ["--slurm-init-seconds-before-status-checks", "1"]
+    command += ["--set-threads", *(f"{rule}=1" for rule in ("extract_shard", "train_model", "encode_testset"))]
+    command += ["--snakefile", str(workflow.repository / "Snakefile"), "--configfile", str(workflow.configfile)]
     with (workflow.folder / "snakemake.log").open("wb") as log:
         return subprocess.Popen(
             command,
