@@ -1,6 +1,6 @@
 """A one-node Slurm of Debian's packages in a folder of its own: no systemd, no cgroups, no accounting.
 
-`python tests/workflow/slurm/cluster.py FOLDER` starts one, prints the variable to export and stops it on Ctrl-C.
+`python tests/workflow/slurm/cluster.py FOLDER` starts one, prints the variables to export and stops it on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def main() -> None:
     if missing := missing_programs():
         sys.exit(f"error: {', '.join(missing)} missing: apt-get install slurmctld slurmd slurm-client munge")
     with Cluster(Path(sys.argv[1]).resolve()) as cluster:
-        print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}", flush=True)
+        print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']} PATH={cluster.folder}/bin:$PATH", flush=True)
         try:
             signal.pause()
         except KeyboardInterrupt:
