@@ -15,6 +15,7 @@ import numpy as np
 
 from console import UserError, run_cli
 from evaluation.embeddings import Embeddings, write_embeddings
+from runtime import claim_gpu
 
 _CAPTIONS_PER_IMAGE = 5  # as the field scores
 # Settings that do not change what a feature means: where the weights lie (their digest is compared), and speed.
@@ -150,6 +151,8 @@ def main() -> None:
 
     read_config(args.run)  # a wrong folder should not cost the seconds that importing torch takes
 
+    if args.device == "auto":
+        claim_gpu()
     import torch
 
     if args.threads:

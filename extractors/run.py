@@ -14,6 +14,7 @@ import numpy as np
 
 from catalog.index import read_images
 from console import UserError, progress, read_mapping, run_cli
+from runtime import claim_gpu
 from stores.plan import ShardPlan
 from stores.receipts import write_receipt
 from stores.schema import FEATURES, describe_store
@@ -202,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, digest = read_images(args.images)
     ShardPlan(images.num_rows, args.shards).rows(args.shard)
 
+    if args.device == "auto":
+        claim_gpu()
     import torch
 
     torch.set_num_threads(max(1, args.threads))

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import UserError, atomic_path, digest_json, progress, read_mapping, run_cli
+from runtime import claim_gpu
 
 if TYPE_CHECKING:
     import torch
@@ -722,6 +723,8 @@ def main() -> None:
     if arguments.processes > 1 and not _launched():
         _launch(arguments.processes, arguments.threads)
 
+    if arguments.device == "auto" and "LOCAL_RANK" not in os.environ:
+        claim_gpu()
     import torch
 
     torch.set_num_threads(max(1, arguments.threads // local))

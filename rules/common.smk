@@ -63,7 +63,8 @@ RESULTS = SETTINGS.results
 FEATURES = ("regions", "grids", "panoptic")
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.
 GPUS_PER_JOB = int(gpu_present())
-CORES = workflow.cores or 1
+# Unknown on a cluster's head node (`workflow.cores` would raise); its profile says how many threads a job gets.
+CORES = workflow.resource_settings.cores or 1
 PUBLISHED = [
     f"{entry.name}/{file.name}" for entry in ENTRIES.values() for file in entry.files
 ]

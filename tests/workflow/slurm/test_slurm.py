@@ -1,0 +1,180 @@
+"""profiles/slurm on a real Slurm: the whole tiny DAG, GPUs that jobs queue for, retries, and a master that is killed."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import pytest
+import yaml
+
+from ..conftest import TINY, Workflow
+from .cluster import Cluster
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
+
+# One shard per store and fewer images: each Slurm job costs seconds on a small machine.
+CONFIG = copy.deepcopy(TINY)
+CONFIG["datasets"]["tiny"] |= {"shards": 1, "splits": {"train": 12, "val": 5, "test": 10}}
+
+
+def start(workflow: Workflow, cluster: Cluster, *arguments: str, config: dict = CONFIG) -> subprocess.Popen:
+    """Snakemake with the Slurm profile, its output in `snakemake.log` of the workflow's folder."""
+    workflow.configfile.write_text(yaml.safe_dump({"results": "results"} | config))
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        *arguments,
+        "--profile",
+        str(workflow.repository / "profiles" / "slurm"),
+    ]
+    # Jobs last seconds here, and the machine is smaller than a node.
+    command += ["--slurm-init-seconds-before-status-checks", "1"]
+    command += ["--set-threads", *(f"{rule}=1" for rule in ("extract_shard", "train_model", "encode_testset"))]
+    command += ["--snakefile", str(workflow.repository / "Snakefile"), "--configfile", str(workflow.configfile)]
+    with (workflow.folder / "snakemake.log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            cwd=workflow.folder,
+            env=os.environ | cluster.environment | {"OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def output(workflow: Workflow) -> str:
+    return (workflow.folder / "snakemake.log").read_text(errors="replace")
+
+
+def rule_of(job: dict[str, str]) -> str:
+    """The rule or group of a job of Slurm's list: the plugin writes it into the comment."""
+    return job["Comment"].removeprefix("rule_").split("_wildcards_")[0]
+
+
+def jobs_of(cluster: Cluster, workflow: Workflow) -> list[dict[str, str]]:
+    """Slurm's jobs that were submitted from a workflow's folder, in the order of submission."""
+    return [job for job in cluster.jobs() if job["WorkDir"] == str(workflow.folder)]
+
+
+def memory_mb(job: dict[str, str]) -> float:
+    requested = dict(part.split("=") for part in job["TRES"].split(","))["mem"]
+    return float(requested[:-1]) * {"M": 1, "G": 1024}[requested[-1]]
+
+
+def seconds(job: dict[str, str]) -> float:
+    return (datetime.fromisoformat(job["EndTime"]) - datetime.fromisoformat(job["StartTime"])).total_seconds()
+
+
+@pytest.fixture(scope="module")
+def clustered(make_workflow, cluster):
+    """The tiny workflow, run to its end on Slurm, and Slurm's list of its jobs."""
+    workflow = make_workflow(CONFIG)
+    code = start(workflow, cluster).wait(500)
+    assert code == 0, output(workflow)
+    return workflow, jobs_of(cluster, workflow)
+
+
+def test_the_whole_dag_runs_as_slurm_jobs(clustered):
+    workflow, jobs = clustered
+    assert all(job["JobState"] == "COMPLETED" for job in jobs)
+    rules = sorted(rule_of(job) for job in jobs if "JobId" in job)
+    single = ["render_scenes", "index_dataset"] + ["extract_shard"] * 3 + ["seal_store"] * 3
+    single += ["train_model"] * 2 + ["encode_testset"] * 2
+    assert len(jobs) == len(single) + 1, f"the scores are one job: {rules}"
+    assert [rule for rule in rules if rule in single] == sorted(single)
+    for path in ("evaluation/region", "evaluation/grid", "ensembles/both"):
+        metrics = json.loads((workflow.results / path / "tiny_test" / "metrics.json").read_text())
+        assert metrics["images"] == 10
+    assert (workflow.results / "report" / "index.html").is_file()
+    # Its own limit for this machine would hold the whole cluster to one GPU job.
+    assert "gpu=1" not in output(workflow).split("Job stats:")[0]
+
+
+def test_gpu_jobs_take_turns_on_one_gpu(clustered):
+    _, jobs = clustered
+    gpu_jobs = [job for job in jobs if "gpu" in job.get("TresPerJob", "")]
+    assert {rule_of(job) for job in gpu_jobs} == {"extract_shard", "train_model", "encode_testset"}
+    assert len(gpu_jobs) == 7
+    gpu_jobs.sort(key=lambda job: job["StartTime"])
+    for earlier, later in zip(gpu_jobs, gpu_jobs[1:], strict=False):
+        assert later["StartTime"] >= earlier["EndTime"], (earlier["JobId"], later["JobId"])
+    # They were asked for together and had to wait: the test would see nothing if Snakemake had sent them one by one.
+    extractions = [job for job in gpu_jobs if rule_of(job) == "extract_shard"]
+    assert max(job["SubmitTime"] for job in extractions) < min(job["EndTime"] for job in extractions)
+
+
+def test_overhead_is_reported(clustered, capsys):
+    """Seconds that Slurm counts against seconds that commands work, where a benchmark file says those."""
+    workflow, jobs = clustered
+    useful = {}
+    for file in (workflow.results / "benchmarks").rglob("*.tsv"):
+        rule = file.relative_to(workflow.results / "benchmarks").parts[0]
+        header, row = (line.split("\t") for line in file.read_text().splitlines()[:2])
+        useful[rule] = useful.get(rule, 0) + float(row[header.index("s")])
+    slurm = {rule: sum(seconds(job) for job in jobs if rule_of(job) == rule) for rule in useful}
+    assert set(useful) == {"extract_shard", "train_model", "encode_testset"}
+    with capsys.disabled():
+        total = sum(map(seconds, jobs))
+        print(f"\n{len(jobs)} Slurm jobs, {total:.0f} s; of them with a benchmark:")
+        for rule in useful:
+            print(f"  {rule}: {slurm[rule]:.0f} s in Slurm, {useful[rule]:.1f} s useful")
+    # Slurm rounds to seconds.
+    assert all(slurm[rule] + 3 >= useful[rule] > 0 for rule in useful)
+
+
+def test_a_failing_job_gets_more_memory_and_its_log_is_shown(make_workflow, cluster, no_job_left):
+    config = {"datasets": {"bad": {"source": "folder", "images": "images", "captions": "captions.tsv"}}}
+    workflow = make_workflow(config)
+    (workflow.folder / "images").mkdir()
+    (workflow.folder / "captions.tsv").write_text("nonsense\n")
+    code = start(workflow, cluster, "index", "--retries", "1", config=config).wait(200)
+    text = output(workflow)
+    assert code != 0, text
+    jobs = jobs_of(cluster, workflow)
+    assert [job["JobState"] for job in jobs] == ["FAILED", "FAILED"], text
+    assert memory_mb(jobs[1]) == 2 * memory_mb(jobs[0])
+    assert jobs[1]["TimeLimit"] > jobs[0]["TimeLimit"]
+    log = (workflow.results / "logs" / "index_dataset" / "bad.log").read_text().strip()
+    assert log.startswith("error: ") and log.splitlines()[0] in text
+
+
+def test_a_killed_master_is_taken_up_again(make_workflow, cluster, no_job_left):
+    """SIGKILL while a shard's job runs; the orphan goes on and the second call neither waits for it nor trips over it."""
+    config = {"datasets": {"tiny": TINY["datasets"]["tiny"]}}
+    workflow = make_workflow(config)
+    features = workflow.results / "tiny" / "features"
+    target = "results/tiny/features/grids.zarr/zarr.json"
+    receipts = [features / "grids.receipts" / f"{k}.json" for k in range(2)]
+    first = start(workflow, cluster, target, config=config)
+    # One GPU: one shard is done while the other has just started or waits.
+    end = time.monotonic() + 200
+    while not any(r.exists() for r in receipts):
+        assert first.poll() is None and time.monotonic() < end, output(workflow)
+        time.sleep(0.05)
+    # Not earlier: only what Slurm calls done is known to be whole.
+    shards = [job for job in jobs_of(cluster, workflow) if rule_of(job) == "extract_shard"]
+    while not any(job["JobState"] == "COMPLETED" for job in shards):
+        assert first.poll() is None and time.monotonic() < end, output(workflow)
+        time.sleep(0.1)
+        shards = [job for job in jobs_of(cluster, workflow) if rule_of(job) == "extract_shard"]
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = jobs_of(cluster, workflow)
+    assert any(job["JobState"] in ("RUNNING", "PENDING") for job in before), "an orphan is what this is about"
+    scenes = (workflow.results / "tiny" / "index" / "images.parquet").stat().st_mtime_ns
+
+    locked = start(workflow, cluster, target, config=config)
+    assert locked.wait(100) != 0 and "--unlock" in output(workflow)
+    assert start(workflow, cluster, "--unlock", config=config).wait(100) == 0, output(workflow)
+    code = start(workflow, cluster, target, config=config).wait(300)
+    assert code == 0, output(workflow)
+    again = [rule_of(job) for job in jobs_of(cluster, workflow)[len(before) :]]
+    assert "render_scenes" not in again and "index_dataset" not in again and again.count("seal_store") == 1, again
+    assert scenes == (workflow.results / "tiny" / "index" / "images.parquet").stat().st_mtime_ns
+    assert (features / "grids.zarr" / "zarr.json").is_file()
