@@ -582,7 +582,11 @@ def main() -> None:
 
     import torch
 
+    from model.precision import matmul_precision
+
     torch.set_num_threads(arguments.threads)
+    if arguments.device == "cpu" or not torch.cuda.is_available():
+        torch.set_float32_matmul_precision(matmul_precision("cpu"))
     train_run(
         run=arguments.run,
         images=arguments.images,
