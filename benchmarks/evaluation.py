@@ -25,6 +25,7 @@ from console import run_cli
 from evaluation.metrics import retrieval_metrics
 from model.data import Features, Split
 from model.embed import embed_captions, embed_images
+from model.precision import matmul_precision
 from model.ranking import ranks_from_similarity, retrieval_scores
 
 PARTS = ("encoding", "metrics")
@@ -159,7 +160,7 @@ def _measure_ranking(
 
 @contextlib.contextmanager
 def _precision(name: str, device: torch.device):
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.set_float32_matmul_precision("high" if name == "tf32" else matmul_precision(device.type))
     with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
         yield
 

@@ -24,6 +24,7 @@ from console import run_cli
 from model.data import image_tensors
 from model.losses import triplet_loss
 from model.network import ThreeSHNet
+from model.precision import matmul_precision
 
 PARTS = {"image": "image side", "whole": "whole"}
 OPTIONS = ("fp32", "tf32", "bf16", "bf16-compile")
@@ -55,7 +56,7 @@ def our_step(
         model = torch.compile(model)
 
     def step() -> float:
-        torch.set_float32_matmul_precision("high" if option == "tf32" else "highest")
+        torch.set_float32_matmul_precision("high" if option == "tf32" else matmul_precision(device.type))
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=option.startswith("bf16")):
             images, texts = model(*batch) if captions is None else (model(*batch[:5]), captions)

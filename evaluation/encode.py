@@ -162,6 +162,9 @@ def main() -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: this machine has no usable CUDA device; give --device cpu or auto")
+    from model.precision import matmul_precision
+
+    torch.set_float32_matmul_precision(matmul_precision(device))
     embeddings = encode(
         run_dir=args.run,
         images=args.images,
