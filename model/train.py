@@ -727,15 +727,11 @@ def main() -> None:
         claim_gpu()
     import torch
 
-<<<<<<< HEAD
-    torch.set_num_threads(max(1, arguments.threads // local))
-=======
     from model.precision import matmul_precision
 
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(max(1, arguments.threads // local))
     if arguments.device == "cpu" or not torch.cuda.is_available():
         torch.set_float32_matmul_precision(matmul_precision("cpu"))
->>>>>>> speed
     train_run(
         run=arguments.run,
         images=arguments.images,
