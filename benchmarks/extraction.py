@@ -32,7 +32,7 @@ from benchmarks.parity import CASES, detectron2_model, photographs, seed_weights
 from console import UserError, atomic_path, run_cli
 from extractors.grids import GridExtractor
 from extractors.images import decode_image, iterate_batches, make_batch, resize_image
-from extractors.loading import NetworkRunner
+from extractors.loading import NetworkRunner, allow_tf32
 from extractors.networks import build, load_checkpoint
 from extractors.networks.layers import fold_norms
 from extractors.panoptic import PanopticExtractor
@@ -98,7 +98,7 @@ def detectron2_way(
     network.to(device)
 
     def look_ourselves(paths: Sequence[Path]) -> None:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        allow_tf32(False)
         for path in paths:
             image = decode_image(path)
             batch = make_batch([resize_image(image, spec)], [0], [image.shape[:2]], spec)

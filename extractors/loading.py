@@ -37,6 +37,12 @@ def load_network(architecture: str, weights: str | os.PathLike[str]) -> tuple[nn
     return network.eval(), digest_file(weights)
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Let a GPU round the factors of float32 products, or not: torch's own choice is yes for convolutions, no for the rest."""
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 class NetworkRunner:
     """Holds a network, its device and precision; the extractors are built around one.
 
@@ -69,8 +75,8 @@ class NetworkRunner:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision's context for a forward pass."""
-        # Of its own accord torch lets convolutions on a GPU be tf32 and keeps other products fp32.
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
+        if self.device.type == "cuda":
+            allow_tf32(self.precision == "tf32")
         dtype = PRECISIONS[self.precision]
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
