@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -45,6 +46,43 @@ def claim_gpu() -> None:
         _claimed.append(handle)
         os.environ["CUDA_VISIBLE_DEVICES"] = device
         return
+
+
+def join_slurm_step() -> None:
+    """Where `srun` started this process as one of several, say so in the variables that torch.distributed reads.
+
+    What is set already (by torchrun in the step, or by hand: MASTER_ADDR, MASTER_PORT) stays.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks < 2 or "LOCAL_RANK" in os.environ or "SLURM_PROCID" not in os.environ:
+        return
+    one_node = os.environ.get("SLURM_STEP_NUM_NODES", "1") == "1"
+    # A port that the job's other steps and other jobs on the node do not take, below those the system gives away.
+    port = 15_000 + (int(os.environ["SLURM_JOB_ID"]) * 8 + int(os.environ["SLURM_STEP_ID"])) % 15_000
+    found = {
+        "RANK": os.environ["SLURM_PROCID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(slurm_tasks_here()),
+        "MASTER_ADDR": "127.0.0.1" if one_node else _first_host(os.environ["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": str(port),
+    }
+    for name, value in found.items():
+        os.environ.setdefault(name, value)
+
+
+def slurm_tasks_here() -> int:
+    """How many tasks of this process's Slurm step run on this machine; 1 outside of Slurm."""
+    # Slurm's short form: `2(x3),1` is [2, 2, 2, 1].
+    pairs = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    tasks = [int(tasks) for tasks, nodes in pairs for _ in range(int(nodes or 1))]
+    return tasks[int(os.environ.get("SLURM_NODEID", "0"))]
+
+
+def _first_host(nodelist: str) -> str:
+    """The first of `gpu[03-05,7]-ib,login1` is `gpu03-ib`."""
+    prefix, number, suffix = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodelist).groups()
+    return prefix + (number or "") + suffix
 
 
 def use_this_interpreter(repository: str) -> None:

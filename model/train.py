@@ -3,8 +3,9 @@
 Command: `python -m model.train --run-name NAME --images P --captions P --visual STORE --panoptic STORE --settings JSON
 --output RUN_DIR --state STATE_DIR --threads T --device auto --processes N`.
 
-Several processes train as one, started by `--processes`, by torchrun or by `accelerate launch`: the batch, its statistics
-and its hardest negatives are those of one process, and so is the result but for rounding (and for other dropout masks).
+Several processes train as one, started by `--processes`, by `srun`, by torchrun or by `accelerate launch`: the batch, its
+statistics and its hardest negatives are those of one process, and so is the result but for rounding (and for other
+dropout masks).
 
 The resume state lies outside the run folder, because a workflow manager deletes the outputs of a job that failed.
 Killed at any moment and started again with the same settings and data, training goes on from the last saved step; on a
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import UserError, atomic_path, digest_json, progress, read_mapping, run_cli
-from runtime import claim_gpu
+from runtime import claim_gpu, join_slurm_step, slurm_tasks_here
 
 if TYPE_CHECKING:
     import torch
@@ -169,6 +170,8 @@ def train(
     model = _across_processes(network) if processes > 1 else network
     writer = None
     if main:
+        if processes > 1:
+            print(f"{run}: {processes} processes train as one", file=sys.stderr)
         writer = _writer(output / TENSORBOARD, now.step)
         _remove_leftovers(output)
 
@@ -329,7 +332,7 @@ def _accelerator(device: str, precision: str) -> Any:
     if device != "cpu" and cuda and local > torch.cuda.device_count():
         raise UserError(
             f"started as {local} processes, but torch finds {torch.cuda.device_count()} CUDA devices on this machine; "
-            "start one process per device, or use --device cpu"
+            "start one process per device (and let each see all of them), or use --device cpu"
         )
     # Left to itself Accelerate would not connect processes without a GPU.
     on_cpu = device == "cpu" or (not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1)
@@ -702,10 +705,12 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="run folder to write")
     parser.add_argument("--state", required=True, type=Path, help="folder of the resume state")
-    parser.add_argument("--threads", type=int, default=1, help="of all processes on this machine together")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of all processes on this machine (of a Slurm task) together"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
-        "--processes", type=int, default=1, help="to train in, on this machine; several machines: start with torchrun"
+        "--processes", type=int, default=1, help="to train in, on this machine; several machines: srun or torchrun"
     )
     arguments = parser.parse_args()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -729,7 +734,8 @@ def main() -> None:
 
     from model.precision import matmul_precision
 
-    torch.set_num_threads(max(1, arguments.threads // local))
+    # Each task of a Slurm step has processors of its own.
+    torch.set_num_threads(max(1, arguments.threads * slurm_tasks_here() // local))
     if arguments.device == "cpu" or not torch.cuda.is_available():
         torch.set_float32_matmul_precision(matmul_precision("cpu"))
     train_run(
@@ -782,4 +788,5 @@ def _one_of_several() -> None:
 
 
 if __name__ == "__main__":
+    join_slurm_step()
     run_cli(_one_of_several if _launched() else main)

@@ -19,12 +19,13 @@ rule train_model:
     resources:
         gpu=GPUS_PER_JOB,
         processes=1,
+        launcher="",
     params:
         settings=run_settings,
         state=f"{RESULTS}/runs/{{run}}.state",
     shell:
         """
-        python -m model.train \
+        {resources.launcher} python -m model.train \
             --run-name {wildcards.run:q} \
             --images {input.images:q} \
             --captions {input.captions:q} \

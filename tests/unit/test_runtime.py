@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import runtime
 
 
@@ -64,3 +66,70 @@ def test_a_cluster_s_choice_of_gpus_stands(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     runtime.claim_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5"
+
+
+STEP = {
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_NUM_NODES": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+    "SLURM_STEP_NODELIST": "gpu[03-04,7]-ib",
+    "SLURM_JOB_ID": "20000",
+    "SLURM_STEP_ID": "1",
+}
+TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def step(monkeypatch):
+    """Sets the variables of one task of a step; the test's own are back afterwards."""
+    for name in TORCH:
+        monkeypatch.setenv(name, "")  # so that it is restored, whoever sets it
+        monkeypatch.delenv(name)
+
+    def task(**variables: str) -> None:
+        for name, value in (STEP | variables).items():
+            monkeypatch.setenv(name, value)
+
+    return task
+
+
+def test_a_task_of_a_slurm_step_is_one_of_torchs_processes(step):
+    step(SLURM_PROCID="4", SLURM_LOCALID="0", SLURM_NODEID="2")
+    runtime.join_slurm_step()
+    found = {name: os.environ[name] for name in TORCH}
+    port = int(found.pop("MASTER_PORT"))
+    assert found == {
+        "RANK": "4",
+        "WORLD_SIZE": "5",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "gpu03-ib",
+    }
+    assert 15_000 <= port < 30_000
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "nodes", "first"),
+    [("a1,a2", "2", "a1"), ("host-[1-3]", "3", "host-1"), ("n[007]", "2", "n007"), ("alone", "1", "127.0.0.1")],
+)
+def test_the_first_node_is_where_they_meet(step, nodelist, nodes, first):
+    step(
+        SLURM_PROCID="1",
+        SLURM_LOCALID="1",
+        SLURM_NODEID="0",
+        SLURM_STEP_NODELIST=nodelist,
+        SLURM_STEP_NUM_NODES=nodes,
+    )
+    runtime.join_slurm_step()
+    assert os.environ["MASTER_ADDR"] == first
+    assert os.environ["LOCAL_WORLD_SIZE"] == "2"
+
+
+def test_a_process_alone_and_what_torchrun_started_stay_as_they_are(step, monkeypatch):
+    step(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0", SLURM_STEP_NUM_TASKS="1")
+    runtime.join_slurm_step()
+    assert "RANK" not in os.environ
+    step(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    runtime.join_slurm_step()
+    assert os.environ["LOCAL_RANK"] == "3" and "RANK" not in os.environ

@@ -126,6 +126,23 @@ def test_overhead_is_reported(clustered, capsys):
     assert all(slurm[rule] + 3 >= useful[rule] > 0 for rule in useful)
 
 
+def test_a_run_trains_as_two_tasks(clustered, cluster, no_job_left):
+    """As on two nodes: one job, two tasks that srun starts, one training; by options of the profile alone."""
+    workflow, before = clustered
+    target = "results/runs/region/model.safetensors"
+    (workflow.folder / target).unlink()
+    resources = ["tasks=2", "tasks_per_gpu=0", "mpi=srun", "launcher=srun --ntasks=2 --kill-on-bad-exit=1"]
+    code = start(
+        workflow, cluster, target, "--set-resources", *(f"train_model:{resource}" for resource in resources)
+    ).wait(300)
+    assert code == 0, output(workflow)
+    jobs = jobs_of(cluster, workflow)[len(before) :]
+    assert [(rule_of(job), job["NumTasks"], job["JobState"]) for job in jobs] == [("train_model", "2", "COMPLETED")]
+    log = (workflow.results / "logs" / "train_model" / "region.log").read_text()
+    assert log.count("2 processes train as one") == 1 and log.count("epoch 1/1: loss") == 1, log
+    assert (workflow.folder / target).is_file()
+
+
 def test_a_failing_job_gets_more_memory_and_its_log_is_shown(make_workflow, cluster, no_job_left):
     config = {"datasets": {"bad": {"source": "folder", "images": "images", "captions": "captions.tsv"}}}
     workflow = make_workflow(config)
