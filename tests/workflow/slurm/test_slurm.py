@@ -22,8 +22,10 @@ CONFIG = copy.deepcopy(TINY)
 CONFIG["datasets"]["tiny"] |= {"shards": 1, "splits": {"train": 12, "val": 5, "test": 10}}
 
 
-def start(workflow: Workflow, cluster: Cluster, *arguments: str, config: dict = CONFIG) -> subprocess.Popen:
-    """Snakemake with the Slurm profile, its output in `snakemake.log` of the workflow's folder."""
+def start(
+    workflow: Workflow, cluster: Cluster, *arguments: str, config: dict = CONFIG, profile: str = "slurm"
+) -> subprocess.Popen:
+    """Snakemake with a profile of a cluster, its output in `snakemake.log` of the workflow's folder."""
     workflow.configfile.write_text(yaml.safe_dump({"results": "results"} | config))
     command = [
         sys.executable,
@@ -31,10 +33,11 @@ def start(workflow: Workflow, cluster: Cluster, *arguments: str, config: dict = 
         "snakemake",
         *arguments,
         "--profile",
-        str(workflow.repository / "profiles" / "slurm"),
+        str(workflow.repository / "profiles" / profile),
     ]
     # Jobs last seconds here, and the machine is smaller than a node.
-    command += ["--slurm-init-seconds-before-status-checks", "1"]
+    if profile == "slurm":
+        command += ["--slurm-init-seconds-before-status-checks", "1"]
     command += ["--set-threads", *(f"{rule}=1" for rule in ("extract_shard", "train_model", "encode_testset"))]
     command += ["--snakefile", str(workflow.repository / "Snakefile"), "--configfile", str(workflow.configfile)]
     with (workflow.folder / "snakemake.log").open("wb") as log:
@@ -159,37 +162,64 @@ def test_a_failing_job_gets_more_memory_and_its_log_is_shown(make_workflow, clus
     assert log.startswith("error: ") and log.splitlines()[0] in text
 
 
-def test_a_killed_master_is_taken_up_again(make_workflow, cluster, no_job_left):
-    """SIGKILL while a shard's job runs; the orphan goes on and the second call neither waits for it nor trips over it."""
-    config = {"datasets": {"tiny": TINY["datasets"]["tiny"]}}
-    workflow = make_workflow(config)
+def test_a_killed_master_is_taken_up_again(clustered, cluster, no_job_left):
+    """SIGKILL while one shard's job runs and one waits: the second call minds neither, nor what was sealed before."""
+    workflow, _ = clustered
     features = workflow.results / "tiny" / "features"
-    target = "results/tiny/features/grids.zarr/zarr.json"
-    receipts = [features / "grids.receipts" / f"{k}.json" for k in range(2)]
-    first = start(workflow, cluster, target, config=config)
-    # One GPU: one shard is done while the other has just started or waits.
+    targets = [f"results/tiny/features/{feature}.zarr/zarr.json" for feature in ("grids", "panoptic", "regions")]
+    for feature in ("grids", "regions"):
+        (features / f"{feature}.receipts" / "0.json").unlink()
+        (features / f"{feature}.zarr" / "zarr.json").unlink()
+    kept = [*features.glob("panoptic.*/**/*"), *workflow.results.glob("tiny/index/*")]
+    before = {path: path.stat().st_mtime_ns for path in kept if path.is_file()}
+    known = len(jobs_of(cluster, workflow))
+
+    def new_jobs() -> list[dict[str, str]]:
+        return jobs_of(cluster, workflow)[known:]
+
+    first = start(workflow, cluster, *targets)
     end = time.monotonic() + 200
-    while not any(r.exists() for r in receipts):
+    while sorted(job["JobState"] for job in new_jobs()) != ["PENDING", "RUNNING"]:
         assert first.poll() is None and time.monotonic() < end, output(workflow)
         time.sleep(0.05)
-    # Not earlier: only what Slurm calls done is known to be whole.
-    shards = [job for job in jobs_of(cluster, workflow) if rule_of(job) == "extract_shard"]
-    while not any(job["JobState"] == "COMPLETED" for job in shards):
-        assert first.poll() is None and time.monotonic() < end, output(workflow)
-        time.sleep(0.1)
-        shards = [job for job in jobs_of(cluster, workflow) if rule_of(job) == "extract_shard"]
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    before = jobs_of(cluster, workflow)
-    assert any(job["JobState"] in ("RUNNING", "PENDING") for job in before), "an orphan is what this is about"
-    scenes = (workflow.results / "tiny" / "index" / "images.parquet").stat().st_mtime_ns
 
-    locked = start(workflow, cluster, target, config=config)
+    locked = start(workflow, cluster, *targets)
     assert locked.wait(100) != 0 and "--unlock" in output(workflow)
-    assert start(workflow, cluster, "--unlock", config=config).wait(100) == 0, output(workflow)
-    code = start(workflow, cluster, target, config=config).wait(300)
+    assert start(workflow, cluster, *targets, "--unlock").wait(100) == 0, output(workflow)
+    orphans = new_jobs()
+    assert any(job["JobState"] in ("RUNNING", "PENDING") for job in orphans), "orphans are what this is about"
+    assert start(workflow, cluster, *targets).wait(300) == 0, output(workflow)
+    again = sorted(rule_of(job) for job in new_jobs()[len(orphans) :])
+    assert again == ["extract_shard"] * 2 + ["seal_store"] * 2
+    assert all((workflow.folder / target).is_file() for target in targets)
+    assert {path: path.stat().st_mtime_ns for path in kept if path.is_file()} == before
+
+
+def test_the_generic_profile_submits_with_sbatch(make_workflow, cluster, no_job_left):
+    config = {"datasets": {"tiny": TINY["datasets"]["tiny"] | {"shards": 1}}}
+    workflow = make_workflow(config)
+    target = "results/tiny/features/grids.zarr/zarr.json"
+    code = start(workflow, cluster, target, config=config, profile="generic").wait(300)
     assert code == 0, output(workflow)
-    again = [rule_of(job) for job in jobs_of(cluster, workflow)[len(before) :]]
-    assert "render_scenes" not in again and "index_dataset" not in again and again.count("seal_store") == 1, again
-    assert scenes == (workflow.results / "tiny" / "index" / "images.parquet").stat().st_mtime_ns
-    assert (features / "grids.zarr" / "zarr.json").is_file()
+    jobs = jobs_of(cluster, workflow)
+    rules = ["render_scenes", "index_dataset", "extract_shard", "seal_store"]
+    assert [(job["JobName"], job["JobState"]) for job in jobs] == [(rule, "COMPLETED") for rule in rules]
+    assert [("gpu:1" in job.get("TresPerNode", "")) for job in jobs] == [False, False, True, False]
+    assert (workflow.folder / target).is_file()
+
+
+def test_the_generic_profile_notices_a_job_that_slurm_ended(make_workflow, cluster, no_job_left):
+    """Such a job says nothing to Snakemake itself."""
+    config = {"datasets": {"tiny": TINY["datasets"]["tiny"]}}
+    workflow = make_workflow(config)
+    target = "results/tiny/scenes"
+    master = start(workflow, cluster, target, "--retries", "0", config=config, profile="generic")
+    end = time.monotonic() + 100
+    while not jobs_of(cluster, workflow):
+        assert master.poll() is None and time.monotonic() < end, output(workflow)
+        time.sleep(0.05)
+    cluster.cancel_all()
+    assert master.wait(100) != 0
+    assert "Error in rule render_scenes" in output(workflow)
