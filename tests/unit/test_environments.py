@@ -54,3 +54,17 @@ def test_every_engine_has_an_environment_and_detectron2_one_commit(repository):
     script = (repository / "envs/detectron2.post-deploy.sh").read_text()
     assert INSTALL.removeprefix("pip ") in script
     assert INSTALL in (repository / "README.md").read_text()
+
+
+def test_the_images_install_the_locks_on_the_python_of_the_conda_environment(repository):
+    pipeline = yaml.safe_load((repository / "envs/pipeline.yaml").read_text())
+    python = next(d for d in pipeline["dependencies"] if str(d).startswith("python ")).split("=")[1]
+    docker, apptainer = ((repository / "envs" / name).read_text() for name in ("Dockerfile", "apptainer.def"))
+    assert f"\nFROM python:{python}-slim\n" in docker and f"\nFrom: python:{python}-slim\n" in apptainer
+    for text in (docker, apptainer):
+        copied = set(re.findall(r"^(?:COPY|   ) (.*) /opt/requirements", text, re.M))
+        files = {name for line in copied for name in line.split()}
+        assert files == {"requirements/uv.txt", "requirements/runtime.txt"}
+        assert all((repository / name).is_file() for name in files)
+        installed = re.findall(r"install .*--require-hashes -r /opt/requirements/(\S+)", text)
+        assert installed == ["uv.txt", "runtime.txt"]
