@@ -62,7 +62,7 @@ def test_the_images_install_the_locks_on_the_python_of_the_conda_environment(rep
     docker, apptainer = ((repository / "envs" / name).read_text() for name in ("Dockerfile", "apptainer.def"))
     assert f"\nFROM python:{python}-slim\n" in docker and f"\nFrom: python:{python}-slim\n" in apptainer
     for text in (docker, apptainer):
-        copied = set(re.findall(r"^(?:COPY|   ) (.*) /opt/requirements", text, re.M))
+        copied = set(re.findall(r"^(?:COPY|   ) (requirements/.*) /opt/requirements", text, re.M))
         files = {name for line in copied for name in line.split()}
         assert files == {"requirements/uv.txt", "requirements/runtime.txt"}
         assert all((repository / name).is_file() for name in files)
