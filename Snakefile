@@ -29,7 +29,7 @@ rule all:
         all_features(),
         metrics_files(),
         table_files(),
-        f"{RESULTS}/report/index.html",
+        kept(f"{RESULTS}/report/index.html"),
 
 
 include: "rules/targets.smk"

@@ -375,6 +375,8 @@ class Settings(Section):
     @field_validator("results")
     @classmethod
     def _results_is_a_folder_name(cls, value: str) -> str:
+        if "://" in value and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/+[^/]+)+/*", value):
+            raise ValueError("must be a folder, or a folder in a bucket: s3://BUCKET/FOLDER")
         return _folder_name(value)
 
 

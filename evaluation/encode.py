@@ -16,6 +16,7 @@ import numpy as np
 from console import UserError, run_cli
 from evaluation.embeddings import Embeddings, write_embeddings
 from runtime import claim_gpu
+from stores.places import Location, location
 
 _CAPTIONS_PER_IMAGE = 5  # as the field scores
 # Settings that do not change what a feature means: where the weights lie (their digest is compared), and speed.
@@ -61,8 +62,8 @@ def encode(
     images: Path,
     captions: Path,
     split: str,
-    visual: Path,
-    panoptic: Path,
+    visual: Location,
+    panoptic: Location,
     batch_size: int = 128,
     device: str = "cpu",
 ) -> Embeddings:
@@ -136,9 +137,9 @@ def main() -> None:
     parser.add_argument("--captions", required=True, type=Path, help="captions.parquet of the index")
     parser.add_argument("--split", required=True)
     parser.add_argument(
-        "--visual", required=True, type=Path, help="store of regions or grids, as the run was trained on"
+        "--visual", required=True, type=location, help="store of regions or grids, as the run was trained on"
     )
-    parser.add_argument("--panoptic", required=True, type=Path, help="store of panoptic features")
+    parser.add_argument("--panoptic", required=True, type=location, help="store of panoptic features")
     parser.add_argument("--output", required=True, type=Path, help="Zarr group to write")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int, help="of the network on the CPU (default: torch's)")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from catalog.index import read_images
 from console import UserError, read_mapping, run_cli
+from stores.places import location
 from stores.plan import ShardPlan
 from stores.schema import FEATURES
 from stores.writer import check_store_path
@@ -73,13 +74,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--images", required=True, type=Path, help="the index' images.parquet")
     command.add_argument("--shard", type=int, default=0, help="0-based")
     command.add_argument("--shards", type=int, default=1, help="how many shards the store is made in")
-    command.add_argument("--store", required=True, type=Path, help="folder ending in .zarr")
+    command.add_argument("--store", required=True, type=location, help="folder or s3:// address ending in .zarr")
     command.add_argument("--receipt", required=True, type=Path, help="JSON file, written last")
     command.add_argument("--recipe", type=int, help="the importer's RECIPE, as the workflow read it")
     command = commands.add_parser("export", help="stores -> .npy and .txt as SCAN, VSE-infinity and 3SHNet read them")
     command.add_argument("--index", required=True, type=Path, help="folder of images.parquet and captions.parquet")
-    command.add_argument("--visual", required=True, type=Path, help="store of regions or grids")
-    command.add_argument("--panoptic", type=Path, help="store of panoptic features, for 3SHNet's three arrays")
+    command.add_argument("--visual", required=True, type=location, help="store of regions or grids")
+    command.add_argument("--panoptic", type=location, help="store of panoptic features, for 3SHNet's three arrays")
     command.add_argument("--output", required=True, type=Path, help="folder")
     command.add_argument(
         "--names", default='{"val": "dev"}', help="file prefix by split, as JSON (default: %(default)s)"

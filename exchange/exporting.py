@@ -14,6 +14,7 @@ from catalog.index import listing, read_index
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, PANOPTIC_FILES, array_path
 from catalog.precomputed import standardised
 from console import UserError, atomic_path, progress
+from stores.places import Location
 from stores.reader import Store, open_store
 
 _BLOCK_BYTES = 32 << 20
@@ -22,8 +23,8 @@ _BLOCK_BYTES = 32 << 20
 def export_dataset(
     *,
     index: Path,
-    visual: Path,
-    panoptic: Path | None,
+    visual: Location,
+    panoptic: Location | None,
     output: Path,
     names: dict[str, str] | None = None,
     class_order: str = "upsnet",

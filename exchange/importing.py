@@ -10,6 +10,7 @@ from typing import Any
 
 from console import UserError, progress
 from exchange.readers import NpzReader, PthReader, ScanReader, TsvReader
+from stores.places import Location
 from stores.plan import ShardPlan
 from stores.receipts import write_receipt
 from stores.schema import describe_store
@@ -58,7 +59,7 @@ def import_shard(
     image_ids: Sequence[str],
     paths: Sequence[str],
     index_digest: str,
-    store: Path,
+    store: Location,
     receipt: Path,
     shard: int,
     shards: int,

@@ -15,6 +15,7 @@ import numpy as np
 from catalog.index import read_images
 from console import UserError, progress, read_mapping, run_cli
 from runtime import claim_gpu
+from stores.places import Location, location
 from stores.plan import ShardPlan
 from stores.receipts import write_receipt
 from stores.schema import FEATURES, describe_store
@@ -31,7 +32,7 @@ def extract_shard(
     paths: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     index_digest: str,
-    store: Path,
+    store: Location,
     receipt: Path,
     shard: int,
     shards: int,
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", required=True, type=Path, help="the index' images.parquet")
     parser.add_argument("--shard", required=True, type=int, help="0-based")
     parser.add_argument("--shards", required=True, type=int, help="how many shards the store is made in")
-    parser.add_argument("--store", required=True, type=Path, help="folder ending in .zarr")
+    parser.add_argument("--store", required=True, type=location, help="folder or s3:// address ending in .zarr")
     parser.add_argument("--receipt", required=True, type=Path, help="JSON file, written last")
     parser.add_argument("--settings", required=True, help="the feature's settings: JSON, or a JSON or YAML file")
     parser.add_argument("--recipe", required=True, type=int, help="the extractor's RECIPE, as the workflow read it")

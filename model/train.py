@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from console import UserError, atomic_path, digest_json, progress, read_mapping, run_cli
 from runtime import claim_gpu, join_slurm_step, slurm_tasks_here
+from stores.places import Location, location
 
 if TYPE_CHECKING:
     import torch
@@ -614,8 +615,8 @@ def train_run(
     run: str,
     images: Path,
     captions: Path,
-    visual: Path,
-    panoptic: Path,
+    visual: Location,
+    panoptic: Location,
     settings: Mapping[str, Any],
     output: Path,
     state: Path,
@@ -698,8 +699,8 @@ def main() -> None:
     parser.add_argument("--run-name", "--run", dest="run", required=True, help="name of the run")
     parser.add_argument("--images", required=True, type=Path, help="images.parquet of the index")
     parser.add_argument("--captions", required=True, type=Path, help="captions.parquet of the index")
-    parser.add_argument("--visual", required=True, type=Path, help="store of visual tokens (regions or grids)")
-    parser.add_argument("--panoptic", required=True, type=Path, help="store of panoptic features")
+    parser.add_argument("--visual", required=True, type=location, help="store of visual tokens (regions or grids)")
+    parser.add_argument("--panoptic", required=True, type=location, help="store of panoptic features")
     parser.add_argument(
         "--settings", required=True, help="inline JSON or a file: train_split, val_split, seed, model, ..."
     )

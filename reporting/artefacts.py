@@ -93,10 +93,14 @@ class Embeddings:
 
 @dataclass
 class Artefacts:
-    """Reader of one results folder for one configuration; `notes` collects what was looked for and not found."""
+    """Reader of one results folder for one configuration; `notes` collects what was looked for and not found.
+
+    `stores` is where the data of the stores lies, if not in the results folder.
+    """
 
     results: Path
     config: dict[str, Any]
+    stores: str | None = None
     notes: list[str] = field(default_factory=list)
     _indexes: dict[str, Index | None] = field(default_factory=dict)
     _stores: dict[tuple[str, str], Store | None] = field(default_factory=dict)
@@ -149,8 +153,9 @@ class Artefacts:
         """The sealed store of a feature; None if it does not exist or is not sealed."""
         key = (dataset, feature)
         if key not in self._stores:
-            path = self.results / dataset / "features" / f"{feature}.zarr"
-            self._stores[key] = open_store(path) if (path / "zarr.json").is_file() else None
+            store = f"{dataset}/features/{feature}.zarr"
+            sealed = (self.results / store / "zarr.json").is_file()
+            self._stores[key] = open_store(f"{self.stores or self.results}/{store}") if sealed else None
         return self._stores[key]
 
     def stage(self, dataset: str, feature: str) -> Stage | None:

@@ -13,6 +13,10 @@ MAX_QUERIES = 24
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m reporting.run", description=__doc__.split("\n")[0])
     parser.add_argument("--results", required=True, help="the results folder")
+    parser.add_argument(
+        "--stores",
+        help="where {dataset}/features/{feature}.zarr lie: a folder or s3:// address (default: the results folder)",
+    )
     parser.add_argument("--config", required=True, help="the whole configuration: JSON, or a JSON or YAML file")
     parser.add_argument("--output", required=True, help="HTML file to write")
     parser.add_argument("--seed", type=int, help="of the examples that are shown (default: the configuration's)")
@@ -30,7 +34,7 @@ def main() -> None:
     from reporting.artefacts import Artefacts
     from reporting.report import build, render
 
-    page = render(build(Artefacts(results, config), queries=args.queries, seed=seed))
+    page = render(build(Artefacts(results, config, args.stores or args.results), queries=args.queries, seed=seed))
     with atomic_path(args.output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"report: {args.output} ({len(page.encode()) / 1e6:.1f} MB)")

@@ -60,6 +60,9 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = SETTINGS.results
+# In a bucket lies what the workflow makes; logs, benchmarks, states to resume from and rendered images stay on this file system.
+REMOTE = RESULTS.startswith("s3://")
+WORK = RESULTS.replace("s3://", "results/") if REMOTE else RESULTS
 FEATURES = ("regions", "grids", "panoptic")
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.
 GPUS_PER_JOB = int(gpu_present())
@@ -116,8 +119,18 @@ def needed_features(dataset):
     ]
 
 
+def kept(path):
+    """A file or folder below RESULTS as rules name it. Data of stores is no such file: commands read and write it in place."""
+    return storage.s3(path) if REMOTE else path
+
+
+def kept_folder(path):
+    """A folder below RESULTS that is a rule's output."""
+    return storage.s3(path) if REMOTE else directory(path)
+
+
 def index_file(dataset, table):
-    return f"{RESULTS}/{dataset}/index/{table}.parquet"
+    return kept(f"{RESULTS}/{dataset}/index/{table}.parquet")
 
 
 def store(dataset, feature):
@@ -125,13 +138,13 @@ def store(dataset, feature):
 
 
 def sealed(dataset, feature):
-    return f"{store(dataset, feature)}/zarr.json"
+    return kept(f"{store(dataset, feature)}/zarr.json")
 
 
 def receipts(dataset, feature):
     count = SETTINGS.datasets[dataset].shards
     return [
-        f"{RESULTS}/{dataset}/features/{feature}.receipts/{k}.json"
+        kept(f"{RESULTS}/{dataset}/features/{feature}.receipts/{k}.json")
         for k in range(count)
     ]
 
@@ -153,7 +166,7 @@ def stores_of(feature):
 def export_folders():
     """What target `export` makes: a folder per dataset and visual feature in use."""
     return [
-        f"{RESULTS}/{d}/export/{f}"
+        kept(f"{RESULTS}/{d}/export/{f}")
         for d in SETTINGS.datasets
         for f in needed_features(d)
         if f != "panoptic" and f in SETTINGS.export.features
@@ -165,7 +178,7 @@ def metrics_files():
     models = [f"{RESULTS}/evaluation/{run}" for run in SETTINGS.runs]
     models += [f"{RESULTS}/ensembles/{ensemble}" for ensemble in SETTINGS.ensembles]
     return [
-        f"{model}/{testset}/metrics.json"
+        kept(f"{model}/{testset}/metrics.json")
         for model in models
         for testset in SETTINGS.testsets
     ]
@@ -196,7 +209,7 @@ def index_sources(wildcards):
     """What an index is made from: the rendered folder, or the user's captions."""
     dataset = SETTINGS.datasets[wildcards.dataset]
     if dataset.source == "scenes":
-        return [f"{RESULTS}/{wildcards.dataset}/scenes"]
+        return [f"{WORK}/{wildcards.dataset}/scenes"]
     if dataset.source == "karpathy":
         return [dataset.annotations]
     if dataset.source == "precomputed":
@@ -221,7 +234,7 @@ def index_files(wildcards):
 
 def annotations_flag(wildcards):
     if SETTINGS.datasets[wildcards.dataset].source == "scenes":
-        return ["--annotations", f"{RESULTS}/{wildcards.dataset}/scenes"]
+        return ["--annotations", f"{WORK}/{wildcards.dataset}/scenes"]
     return []
 
 
@@ -275,10 +288,9 @@ def export_inputs(wildcards):
     return inputs
 
 
-def export_panoptic_flag(wildcards):
-    if exports_panoptic(wildcards.dataset):
-        return ["--panoptic", store(wildcards.dataset, "panoptic")]
-    return []
+def export_stores(wildcards):
+    dataset = wildcards.dataset
+    return store_flags(dataset, wildcards.feature, exports_panoptic(dataset))
 
 
 def export_flags():
@@ -356,11 +368,28 @@ def run_settings(wildcards):
     )
 
 
+def run_stores(wildcards):
+    """Flags of a command that reads the stores a run is trained on."""
+    run = SETTINGS.runs[wildcards.run]
+    return store_flags(run.dataset, run.visual)
+
+
+def testset_stores(wildcards):
+    run, testset = SETTINGS.runs[wildcards.run], SETTINGS.testsets[wildcards.testset]
+    return store_flags(testset.dataset, run.visual)
+
+
+def store_flags(dataset, visual, panoptic=True):
+    flags = ["--visual", store(dataset, visual)]
+    return flags + (["--panoptic", store(dataset, "panoptic")] if panoptic else [])
+
+
 def encode_inputs(wildcards):
     run, testset = SETTINGS.runs[wildcards.run], SETTINGS.testsets[wildcards.testset]
     return {
-        "model": f"{RESULTS}/runs/{wildcards.run}/model.safetensors",
-        "config": f"{RESULTS}/runs/{wildcards.run}/config.json",
+        "model": kept(f"{RESULTS}/runs/{wildcards.run}/model.safetensors"),
+        "config": kept(f"{RESULTS}/runs/{wildcards.run}/config.json"),
+        "vocabulary": kept(f"{RESULTS}/runs/{wildcards.run}/vocab.txt"),
         "images": index_file(testset.dataset, "images"),
         "captions": index_file(testset.dataset, "captions"),
         "visual": sealed(testset.dataset, run.visual),
@@ -401,7 +430,7 @@ def protocol_files(wildcards):
 def ensemble_inputs(wildcards):
     runs = SETTINGS.ensembles[wildcards.ensemble].runs
     return [
-        f"{RESULTS}/evaluation/{run}/{wildcards.testset}/embeddings.zarr"
+        kept(f"{RESULTS}/evaluation/{run}/{wildcards.testset}/embeddings.zarr")
         for run in runs
     ]
 
@@ -409,7 +438,7 @@ def ensemble_inputs(wildcards):
 def table_files():
     """The results as tables, if there is anything to score."""
     formats = ("csv", "md", "tex") if metrics_files() else ()
-    return [f"{RESULTS}/tables/results.{suffix}" for suffix in formats]
+    return [kept(f"{RESULTS}/tables/results.{suffix}") for suffix in formats]
 
 
 def table_settings(wildcards):
@@ -437,11 +466,11 @@ def report_inputs(wildcards):
             files += [sealed(dataset, feature), *receipts(dataset, feature)]
     for run in SETTINGS.runs:
         files += [
-            f"{RESULTS}/runs/{run}/config.json",
-            f"{RESULTS}/runs/{run}/history.csv",
+            kept(f"{RESULTS}/runs/{run}/config.json"),
+            kept(f"{RESULTS}/runs/{run}/history.csv"),
         ]
         files += [
-            f"{RESULTS}/evaluation/{run}/{testset}/embeddings.zarr"
+            kept(f"{RESULTS}/evaluation/{run}/{testset}/embeddings.zarr")
             for testset in SETTINGS.testsets
         ]
     return files + metrics_files()

@@ -5,13 +5,11 @@ rule encode_testset:
     input:
         unpack(encode_inputs),
     output:
-        embeddings=directory(
-            f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr"
-        ),
+        embeddings=kept_folder(f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr"),
     log:
-        f"{RESULTS}/logs/encode_testset/{{run}}/{{testset}}.log",
+        f"{WORK}/logs/encode_testset/{{run}}/{{testset}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/encode_testset/{{run}}/{{testset}}.tsv"
+        f"{WORK}/benchmarks/encode_testset/{{run}}/{{testset}}.tsv"
     conda:
         "../envs/pipeline.yaml"
     threads: 1
@@ -19,6 +17,7 @@ rule encode_testset:
         gpu=GPUS_PER_JOB,
     params:
         split=testset_split,
+        stores=testset_stores,
     shell:
         """
         python -m evaluation.encode \
@@ -26,8 +25,7 @@ rule encode_testset:
             --images {input.images:q} \
             --captions {input.captions:q} \
             --split {params.split:q} \
-            --visual "$(dirname {input.visual:q})" \
-            --panoptic "$(dirname {input.panoptic:q})" \
+            {params.stores:q} \
             --output {output.embeddings:q} \
             --threads {threads} \
             > {log:q} 2>&1
@@ -36,12 +34,12 @@ rule encode_testset:
 
 rule compute_metrics:
     input:
-        embeddings=f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr",
+        embeddings=kept(f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr"),
         positives=protocol_files,
     output:
-        metrics=f"{RESULTS}/evaluation/{{run}}/{{testset}}/metrics.json",
+        metrics=kept(f"{RESULTS}/evaluation/{{run}}/{{testset}}/metrics.json"),
     log:
-        f"{RESULTS}/logs/compute_metrics/{{run}}/{{testset}}.log",
+        f"{WORK}/logs/compute_metrics/{{run}}/{{testset}}.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 1
@@ -64,9 +62,9 @@ rule compute_ensemble:
         embeddings=ensemble_inputs,
         positives=protocol_files,
     output:
-        metrics=f"{RESULTS}/ensembles/{{ensemble}}/{{testset}}/metrics.json",
+        metrics=kept(f"{RESULTS}/ensembles/{{ensemble}}/{{testset}}/metrics.json"),
     log:
-        f"{RESULTS}/logs/compute_ensemble/{{ensemble}}/{{testset}}.log",
+        f"{WORK}/logs/compute_ensemble/{{ensemble}}/{{testset}}.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 1
@@ -88,11 +86,11 @@ rule write_tables:
     input:
         metrics=metrics_files(),
     output:
-        csv=f"{RESULTS}/tables/results.csv",
-        markdown=f"{RESULTS}/tables/results.md",
-        latex=f"{RESULTS}/tables/results.tex",
+        csv=kept(f"{RESULTS}/tables/results.csv"),
+        markdown=kept(f"{RESULTS}/tables/results.md"),
+        latex=kept(f"{RESULTS}/tables/results.tex"),
     log:
-        f"{RESULTS}/logs/write_tables.log",
+        f"{WORK}/logs/write_tables.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 1

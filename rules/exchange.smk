@@ -3,14 +3,16 @@
 
 rule import_shard:
     input:
-        images=f"{RESULTS}/{{dataset}}/index/images.parquet",
+        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
         sources=import_files,
     output:
-        receipt=f"{RESULTS}/{{dataset}}/features/{{feature}}.receipts/{{shard}}.json",
+        receipt=kept(
+            f"{RESULTS}/{{dataset}}/features/{{feature}}.receipts/{{shard}}.json"
+        ),
     log:
-        f"{RESULTS}/logs/import_shard/{{dataset}}_{{feature}}_{{shard}}.log",
+        f"{WORK}/logs/import_shard/{{dataset}}_{{feature}}_{{shard}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/import_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
+        f"{WORK}/benchmarks/import_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
     wildcard_constraints:
         dataset=datasets_that(import_feature=True),
     conda:
@@ -40,21 +42,20 @@ rule export_features:
     input:
         unpack(export_inputs),
     output:
-        folder=directory(f"{RESULTS}/{{dataset}}/export/{{feature}}"),
+        folder=kept_folder(f"{RESULTS}/{{dataset}}/export/{{feature}}"),
     log:
-        f"{RESULTS}/logs/export_features/{{dataset}}_{{feature}}.log",
+        f"{WORK}/logs/export_features/{{dataset}}_{{feature}}.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        panoptic=export_panoptic_flag,
+        stores=export_stores,
         options=export_flags(),
     shell:
         """
         python -m exchange export \
             --index "$(dirname {input.images:q})" \
-            --visual "$(dirname {input.visual:q})" \
-            {params.panoptic:q} \
+            {params.stores:q} \
             --output {output.folder:q} \
             {params.options:q} \
             > {log:q} 2>&1

@@ -4,14 +4,16 @@
 
 rule extract_shard:
     input:
-        images=f"{RESULTS}/{{dataset}}/index/images.parquet",
+        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
         weights=feature_weights,
     output:
-        receipt=f"{RESULTS}/{{dataset}}/features/{{feature}}.receipts/{{shard}}.json",
+        receipt=kept(
+            f"{RESULTS}/{{dataset}}/features/{{feature}}.receipts/{{shard}}.json"
+        ),
     log:
-        f"{RESULTS}/logs/extract_shard/{{dataset}}_{{feature}}_{{shard}}.log",
+        f"{WORK}/logs/extract_shard/{{dataset}}_{{feature}}_{{shard}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/extract_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
+        f"{WORK}/benchmarks/extract_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
     wildcard_constraints:
         dataset=datasets_that(import_feature=False),
     conda:
@@ -43,12 +45,12 @@ rule extract_shard:
 
 rule seal_store:
     input:
-        images=f"{RESULTS}/{{dataset}}/index/images.parquet",
+        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
         receipts=store_receipts,
     output:
-        store=f"{RESULTS}/{{dataset}}/features/{{feature}}.zarr/zarr.json",
+        store=kept(f"{RESULTS}/{{dataset}}/features/{{feature}}.zarr/zarr.json"),
     log:
-        f"{RESULTS}/logs/seal_store/{{dataset}}_{{feature}}.log",
+        f"{WORK}/logs/seal_store/{{dataset}}_{{feature}}.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 1
@@ -61,6 +63,7 @@ rule seal_store:
             --store {params.store:q} \
             --receipts {input.receipts:q} \
             --images {input.images:q} \
+            --marker {output.store:q} \
             --on-bad-image {params.on_bad_image:q} \
             > {log:q} 2>&1
         """

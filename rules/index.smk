@@ -3,9 +3,9 @@
 
 rule render_scenes:
     output:
-        scenes=directory(f"{RESULTS}/{{dataset}}/scenes"),
+        scenes=directory(f"{WORK}/{{dataset}}/scenes"),
     log:
-        f"{RESULTS}/logs/render_scenes/{{dataset}}.log",
+        f"{WORK}/logs/render_scenes/{{dataset}}.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 1
@@ -25,10 +25,10 @@ rule index_dataset:
     input:
         sources=index_sources,
     output:
-        images=f"{RESULTS}/{{dataset}}/index/images.parquet",
-        captions=f"{RESULTS}/{{dataset}}/index/captions.parquet",
+        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
+        captions=kept(f"{RESULTS}/{{dataset}}/index/captions.parquet"),
     log:
-        f"{RESULTS}/logs/index_dataset/{{dataset}}.log",
+        f"{WORK}/logs/index_dataset/{{dataset}}.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 2

@@ -6,7 +6,7 @@ rule fetch_published:
     output:
         file=f"{SETTINGS.published.folder}/{{published}}",
     log:
-        f"{RESULTS}/logs/fetch_published/{{published}}.log",
+        f"{WORK}/logs/fetch_published/{{published}}.log",
     localrule: True
     conda:
         "../envs/pipeline.yaml"

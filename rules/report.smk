@@ -5,18 +5,20 @@ rule build_report:
     input:
         artefacts=report_inputs,
     output:
-        page=f"{RESULTS}/report/index.html",
+        page=kept(f"{RESULTS}/report/index.html"),
     log:
-        f"{RESULTS}/logs/build_report.log",
+        f"{WORK}/logs/build_report.log",
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
         settings=report_settings,
+        stores=RESULTS,
     shell:
         """
         python -m reporting.run \
             --results "$(dirname "$(dirname {output.page:q})")" \
+            --stores {params.stores:q} \
             --config {params.settings:q} \
             --output {output.page:q} \
             > {log:q} 2>&1

@@ -32,7 +32,7 @@ rule features:
 
 rule train:
     input:
-        [f"{RESULTS}/runs/{run}/model.safetensors" for run in SETTINGS.runs],
+        [kept(f"{RESULTS}/runs/{run}/model.safetensors") for run in SETTINGS.runs],
 
 
 rule evaluate:
@@ -43,7 +43,7 @@ rule evaluate:
 
 rule report:
     input:
-        f"{RESULTS}/report/index.html",
+        kept(f"{RESULTS}/report/index.html"),
 
 
 rule export:

@@ -6,13 +6,14 @@ rule train_model:
     input:
         unpack(run_inputs),
     output:
-        model=f"{RESULTS}/runs/{{run}}/model.safetensors",
-        config=f"{RESULTS}/runs/{{run}}/config.json",
-        history=f"{RESULTS}/runs/{{run}}/history.csv",
+        model=kept(f"{RESULTS}/runs/{{run}}/model.safetensors"),
+        config=kept(f"{RESULTS}/runs/{{run}}/config.json"),
+        vocabulary=kept(f"{RESULTS}/runs/{{run}}/vocab.txt"),
+        history=kept(f"{RESULTS}/runs/{{run}}/history.csv"),
     log:
-        f"{RESULTS}/logs/train_model/{{run}}.log",
+        f"{WORK}/logs/train_model/{{run}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/train_model/{{run}}.tsv"
+        f"{WORK}/benchmarks/train_model/{{run}}.tsv"
     conda:
         "../envs/pipeline.yaml"
     threads: training_threads
@@ -22,15 +23,15 @@ rule train_model:
         launcher="",
     params:
         settings=run_settings,
-        state=f"{RESULTS}/runs/{{run}}.state",
+        stores=run_stores,
+        state=f"{WORK}/runs/{{run}}.state",
     shell:
         """
         {resources.launcher} python -m model.train \
             --run-name {wildcards.run:q} \
             --images {input.images:q} \
             --captions {input.captions:q} \
-            --visual "$(dirname {input.visual:q})" \
-            --panoptic "$(dirname {input.panoptic:q})" \
+            {params.stores:q} \
             --settings {params.settings:q} \
             --output "$(dirname {output.model:q})" \
             --state {params.state:q} \

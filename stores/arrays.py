@@ -41,7 +41,7 @@ def open_array(folder: Path) -> RowArray:
         raise UserError(f"there is no array {folder.name!r} in the store {folder.parent}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{folder / 'zarr.json'} is damaged ({error}); make the store again") from error
-    return ShardedArray(folder, metadata) if _is_ours(metadata) else ZarrArray(folder)
+    return ShardedArray(folder, metadata) if _is_ours(metadata) else ZarrArray(str(folder.parent), folder.name)
 
 
 def _is_ours(metadata: dict[str, Any]) -> bool:
@@ -161,24 +161,34 @@ class ShardedArray:
 
 
 class ZarrArray:
-    """Any Zarr array, through zarr-python."""
+    """Any Zarr array, through zarr-python: array `name` of the group in `store`, which zarr opens or is given open.
 
-    def __init__(self, folder: Path) -> None:
+    Raises:
+        UserError: there is no such array; in `read`, its data is damaged.
+    """
+
+    def __init__(self, store: str, name: str, opened: Any = None) -> None:
         import zarr
 
-        self.folder = folder
-        array = zarr.open_array(str(folder), mode="r")
-        self.shape = tuple(array.shape)
-        self.dtype = array.dtype
+        self.store, self.name = store, name
+        try:
+            self._array = zarr.open_array(opened or store, path=name, mode="r")
+        except FileNotFoundError as error:
+            raise UserError(f"there is no array {name!r} in the store {store}") from error
+        self.shape = tuple(self._array.shape)
+        self.dtype = self._array.dtype
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Rows (n,) int64, ascending and unique -> (n, ...)."""
-        import zarr
-
-        array = zarr.open_array(str(self.folder), mode="r")
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-            return np.asarray(array[int(rows[0]) : int(rows[-1]) + 1])
-        return np.asarray(array.oindex[rows])
+        try:
+            if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+                return np.asarray(self._array[int(rows[0]) : int(rows[-1]) + 1])
+            return np.asarray(self._array.oindex[rows])
+        except (ValueError, RuntimeError, OSError) as error:  # checksums, codecs, files
+            raise UserError(
+                f"array {self.name!r} of {self.store} is damaged or cannot be reached ({error}); sealing the store again "
+                "says which shard to make again"
+            ) from error
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, slice]]:

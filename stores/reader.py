@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from console import UserError
-from stores.arrays import RowArray, open_array
+from stores.arrays import RowArray, ZarrArray, open_array
+from stores.places import Bucket, Location, location, place_of
 from stores.schema import IMAGE_IDS, SCHEMA_VERSION
 
 
@@ -21,17 +21,18 @@ class Store:
     be pickled and handed to loader workers, and used after a fork.
 
     Attributes:
-        path: the folder. attributes: the root attributes (see `stores.schema`).
+        path: the folder, or the address as text. attributes: the root attributes (see `stores.schema`).
 
     Raises:
         UserError: not a store, not sealed, or of another schema version.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        root = self.path / "zarr.json"
+    def __init__(self, path: Location) -> None:
+        self._place = place_of(path)
+        self.path: Path | str = location(str(self._place))
+        root = f"{self.path}/zarr.json"
         try:
-            metadata = json.loads(root.read_text(encoding="utf-8"))
+            metadata = json.loads(self._place.read("zarr.json"))
             self.attributes: dict[str, Any] = metadata["attributes"]
             version = self.attributes["schema_version"]
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -63,7 +64,9 @@ class Store:
     @property
     def arrays(self) -> tuple[str, ...]:
         """Names of the store's arrays, `image_ids` apart."""
-        return tuple(sorted(f.parent.name for f in self.path.glob("*/zarr.json") if f.parent.name != IMAGE_IDS))
+        paths = (key.split("/") for key in self._place.keys())
+        names = {path[0] for path in paths if path[1:] == ["zarr.json"]}
+        return tuple(sorted(names - {IMAGE_IDS}))
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -121,10 +124,13 @@ class Store:
 
     def _array(self, name: str) -> RowArray:
         if name not in self._arrays:
-            self._arrays[name] = open_array(self.path / name)
+            if isinstance(self._place, Bucket):
+                self._arrays[name] = ZarrArray(str(self.path), name, self._place.zarr_store())
+            else:
+                self._arrays[name] = open_array(Path(self.path, name))
         return self._arrays[name]
 
 
-def open_store(path: str | os.PathLike[str]) -> Store:
-    """Open a sealed store. UserError if it is unsealed, damaged or of another schema version."""
+def open_store(path: Location) -> Store:
+    """Open a sealed store in a folder or at an `s3://` address. UserError if it is unsealed, damaged or of another schema version."""
     return Store(path)

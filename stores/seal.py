@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from catalog.index import read_images
-from console import UserError, digest_file, progress, run_cli
+from console import UserError, atomic_path, progress, run_cli
 from runtime import snakemake_command
+from stores.places import Location, Place, location, place_of
 from stores.plan import ShardPlan
 from stores.receipts import read_receipt
 from stores.schema import SCHEMA_VERSION, described_arrays, shard_key
@@ -21,21 +22,23 @@ REDO_COMMAND = snakemake_command().replace("{", "{{").replace("}", "}}") + " --f
 
 def seal(
     *,
-    store: Path,
+    store: Location,
     receipts: Sequence[Path],
     image_ids: Sequence[str],
     index_digest: str,
     on_bad_image: str = "fail",
     redo_command: str = REDO_COMMAND,
+    marker: Path | None = None,
 ) -> dict[str, Any]:
     """Verify all parts of `store` and seal it; safe to repeat. Files below `store` that are no part of it are removed.
 
     Args:
-        store: folder ending in `.zarr`. receipts: one path per shard job, in order, whether or not there is a file.
+        store: folder or address ending in `.zarr`. receipts: one path per shard job, in order, whether or not there is a file.
         image_ids: of the index, in its row order. index_digest: of the index.
         on_bad_image: "fail" refuses a store with images that could not be read, "drop" lists them in its attribute
             `dropped`.
         redo_command: how to make one shard again; `{receipt}` and `{shard}` are filled in.
+        marker: a copy of the root metadata, written last, for who waits for the seal and does not see the store's place.
 
     Returns:
         The store's root attributes.
@@ -44,8 +47,9 @@ def seal(
         UserError: listing every missing, foreign, changed or failed part, and the command that makes it again. The
             store stays unsealed.
     """
-    store = check_store_path(store)
+    check_store_path(store)
     unseal(store)
+    place = place_of(store)
     plan = ShardPlan(len(image_ids), len(receipts))
 
     def redo(shard: int) -> str:
@@ -72,7 +76,7 @@ def seal(
         else:
             contents[shard] = content
     problems += _mixtures(contents, receipts, redo)
-    problems += _damaged_files(store, contents, plan, redo)
+    problems += _damaged_files(place, contents, plan, redo)
     failures = [failure for content in contents.values() for failure in content["failures"]]
     if failures and on_bad_image == "fail":
         problems += [f"image {f['image_id']!r} ({f['path']}): {f['error']}" for f in failures]
@@ -87,7 +91,7 @@ def seal(
 
     description = contents[0]["store"]
     arrays = described_arrays(description)
-    _remove_foreign(store, {key for content in contents.values() for key in content["files"]})
+    _remove_foreign(place, {key for content in contents.values() for key in content["files"]})
     attributes = {
         **description["attributes"],
         "schema_version": SCHEMA_VERSION,
@@ -99,7 +103,10 @@ def seal(
         "dropped": [failure["image_id"] for failure in failures],
         "failures": failures,
     }
-    write_metadata(store, arrays, plan, image_ids, attributes)
+    root = write_metadata(store, arrays, plan, image_ids, attributes)
+    if marker is not None:
+        with atomic_path(marker) as temporary:
+            temporary.write_bytes(root)
     return attributes
 
 
@@ -120,7 +127,7 @@ def _mixtures(contents: dict[int, dict[str, Any]], receipts: Sequence[Path], red
 
 
 def _damaged_files(
-    store: Path, contents: dict[int, dict[str, Any]], plan: ShardPlan, redo: Callable[[int], str]
+    place: Place, contents: dict[int, dict[str, Any]], plan: ShardPlan, redo: Callable[[int], str]
 ) -> list[str]:
     """Shard files that are not what their receipts say."""
     problems = []
@@ -131,28 +138,31 @@ def _damaged_files(
         if keys != content["files"].keys():
             problems.append(f"shard {shard}: its receipt names other files than the plan; {redo(shard)}")
         wanted += [(shard, key, content["files"][key]) for key in sorted(keys & content["files"].keys())]
-    for shard, key, digest in progress(wanted, total=len(wanted), desc=f"verify {store.name}", unit="file"):
-        file = store / key
-        if not file.is_file():
-            problems.append(f"shard {shard}: {file} is missing; {redo(shard)}")
-        elif digest_file(file) != digest:
-            problems.append(f"shard {shard}: {file} is not what was written (damaged or changed); {redo(shard)}")
+    for shard, key, digest in progress(
+        wanted, total=len(wanted), desc=f"verify {str(place).rsplit('/', 1)[-1]}", unit="file"
+    ):
+        found = place.digest(key)
+        if found is None:
+            problems.append(f"shard {shard}: {place}/{key} is missing; {redo(shard)}")
+        elif found != digest:
+            problems.append(f"shard {shard}: {place}/{key} is not what was written (damaged or changed); {redo(shard)}")
     return problems
 
 
-def _remove_foreign(store: Path, keys: set[str]) -> None:
+def _remove_foreign(place: Place, keys: set[str]) -> None:
     """Remove what other settings or killed jobs left: a store holds its own files and nothing else."""
-    for path in sorted(store.rglob("*"), reverse=True):  # children before their folders
-        if path.is_symlink() or not path.is_dir():
-            if path.relative_to(store).as_posix() not in keys:
-                path.unlink(missing_ok=True)
-        elif not any(path.iterdir()):
-            path.rmdir()
+    for key in place.keys():
+        if key not in keys:
+            place.remove(key)
+    place.prune()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m stores.seal", description=__doc__.splitlines()[0])
-    parser.add_argument("--store", required=True, type=Path, help="folder ending in .zarr")
+    parser.add_argument("--store", required=True, type=location, help="folder or s3:// address ending in .zarr")
+    parser.add_argument(
+        "--marker", type=Path, help="file that gets a copy of the root metadata when the store is sealed"
+    )
     parser.add_argument("--receipts", required=True, nargs="+", type=Path, help="one per shard, in order")
     parser.add_argument("--images", required=True, type=Path, help="the index' images.parquet")
     parser.add_argument("--on-bad-image", choices=("fail", "drop"), default="fail")
@@ -170,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         index_digest=digest,
         on_bad_image=args.on_bad_image,
         redo_command=args.redo_command_template,
+        marker=args.marker,
     )
     dropped = attributes["dropped"]
     print(f"sealed {args.store}: {images.num_rows} images, {len(dropped)} of them dropped as unreadable")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from console import UserError, atomic_path, digest_file
+from console import UserError
+from stores.places import Location, place_of
 from stores.plan import ShardPlan
 from stores.schema import IMAGE_IDS, ZSTD_LEVEL, ArraySpec, shard_key
 
@@ -50,38 +50,35 @@ def encode_shard(values: np.ndarray, spec: ArraySpec, shard_rows: int) -> bytes:
     return content[shard_key("", 0, spec).removeprefix("/")].to_bytes()
 
 
-def check_store_path(store: str | os.PathLike[str]) -> Path:
-    """A path that may become a store. UserError unless it ends in `.zarr`: sealing removes foreign files below it."""
-    path = Path(store)
-    if path.suffix != ".zarr":
-        raise UserError(f"--store {path}: a store's folder ends in .zarr (files that are no part of it are removed)")
-    return path
+def check_store_path(store: Location) -> None:
+    """UserError unless a path or address ends in `.zarr`: sealing removes foreign files below it."""
+    if not os.fspath(store).endswith(".zarr"):
+        raise UserError(f"--store {store}: a store's folder ends in .zarr (files that are no part of it are removed)")
 
 
-def unseal(store: str | os.PathLike[str]) -> None:
+def unseal(store: Location) -> None:
     """Remove a store's root metadata: its parts are about to change, nobody may open it until it is sealed again."""
-    Path(store, "zarr.json").unlink(missing_ok=True)
+    place_of(store).remove("zarr.json")
 
 
-def publish(store: str | os.PathLike[str], key: str, data: bytes) -> str:
+def publish(store: Location, key: str, data: bytes) -> str:
     """Put file `key` of a store in place, atomically; returns its sha256.
 
     A file that already holds `data` is left alone. Otherwise the store is unsealed before and after: a job that was
     believed dead and comes back after the seal can make a store unopenable, but not wrong.
     """
-    path = Path(store, key)
+    place = place_of(store)
     digest = hashlib.sha256(data).hexdigest()
-    if path.is_file() and path.stat().st_size == len(data) and digest_file(path) == digest:
+    if place.size(key) == len(data) and place.digest(key) == digest:
         return digest
     unseal(store)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    place.write(key, data)
     unseal(store)
     return digest
 
 
 def write_zarr_shard(
-    store: str | os.PathLike[str],
+    store: Location,
     index: int,
     rows: Mapping[str, np.ndarray],
     arrays: Mapping[str, ArraySpec],
@@ -142,17 +139,21 @@ def encode_metadata(
 
 
 def write_metadata(
-    store: str | os.PathLike[str],
+    store: Location,
     arrays: Mapping[str, ArraySpec],
     plan: ShardPlan,
     image_ids: Sequence[str],
     attributes: Mapping[str, Any],
-) -> None:
-    """Write the arrays' metadata and `image_ids`, then, last and atomically, the root that makes the store openable."""
+) -> bytes:
+    """Write the arrays' metadata and `image_ids`, then, last and atomically, the root that makes the store openable.
+
+    Returns:
+        The root, `zarr.json`.
+    """
+    place = place_of(store)
     files = encode_metadata(arrays, plan, image_ids, attributes)
     root = files.pop("zarr.json")
     for key, data in sorted(files.items()):
-        with atomic_path(Path(store, key)) as temporary:
-            temporary.write_bytes(data)
-    with atomic_path(Path(store, "zarr.json")) as temporary:
-        temporary.write_bytes(root)
+        place.write(key, data)
+    place.write("zarr.json", root)
+    return root
