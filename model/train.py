@@ -724,7 +724,7 @@ def main() -> None:
 
     settings = complete(read_mapping(arguments.settings, flag="--settings"))
     for path in (arguments.images, arguments.captions, arguments.visual, arguments.panoptic):
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():
             raise UserError(f"{path} does not exist; make the index and the features first")
     if arguments.processes > 1 and not _launched():
         _launch(arguments.processes, arguments.threads)

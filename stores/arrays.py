@@ -7,14 +7,15 @@ zarr-python.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from console import UserError
+from stores.places import Bucket, Place
 
 _CRC_BYTES = 4
 _ABSENT = np.iinfo(np.uint64).max
@@ -33,15 +34,19 @@ class RowArray(Protocol):
         ...
 
 
-def open_array(folder: Path) -> RowArray:
-    """The array in `folder`. UserError if there is none."""
+def open_array(place: Place, name: str) -> RowArray:
+    """Array `name` of the store at `place`. UserError if there is none."""
     try:
-        metadata = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+        metadata = json.loads(place.read(f"{name}/zarr.json"))
     except FileNotFoundError as error:
-        raise UserError(f"there is no array {folder.name!r} in the store {folder.parent}") from error
+        raise UserError(f"there is no array {name!r} in the store {place}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder / 'zarr.json'} is damaged ({error}); make the store again") from error
-    return ShardedArray(folder, metadata) if _is_ours(metadata) else ZarrArray(str(folder.parent), folder.name)
+        raise UserError(f"{place}/{name}/zarr.json is damaged ({error}); make the store again") from error
+    if not _is_ours(metadata):
+        return ZarrArray(place, name)
+    if isinstance(place, Bucket):
+        return BucketArray(place, name, metadata)
+    return ShardedArray(place, name, metadata)
 
 
 def _is_ours(metadata: dict[str, Any]) -> bool:
@@ -75,8 +80,8 @@ class ShardedArray:
     Files are opened anew for every read, so nothing is shared with a fork.
     """
 
-    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, place: Place, name: str, metadata: dict[str, Any]) -> None:
+        self.place, self.name = place, name
         self.shape = tuple(metadata["shape"])
         self.dtype = np.dtype(metadata["data_type"])
         self._stored = self.dtype.newbyteorder("<")
@@ -99,13 +104,11 @@ class ShardedArray:
     def _read_shard(self, shard: int, rows: np.ndarray, result: np.ndarray) -> None:
         from numcodecs.zstd import Zstd
 
-        path = self._path(shard)
         codec = Zstd()
+        runs = list(_runs(rows // self._chunk_rows))
         try:
-            with open(path, "rb", buffering=0) as file:
-                index = self._index(shard, file)
-                for chunk, span in _runs(rows // self._chunk_rows):
-                    data = self._chunk(shard, chunk, index[chunk], file)
+            with contextlib.closing(self._chunks(shard, [chunk for chunk, _ in runs])) as chunks:
+                for (chunk, span), data in zip(runs, chunks, strict=True):
                     if self._chunk_rows == 1:
                         codec.decode(data, out=result[span])
                     else:
@@ -117,30 +120,43 @@ class ShardedArray:
         except (RuntimeError, ValueError) as error:  # what zstd and reshape raise
             raise self._damage(shard, f"cannot be decoded ({error})") from error
 
-    def _index(self, shard: int, file: Any) -> np.ndarray:
-        index = self._indices.get(shard)
-        if index is None:
-            length = 16 * (self._shard_rows // self._chunk_rows)
-            size = file.seek(0, 2)
-            if size < length + _CRC_BYTES:
-                raise self._damage(shard, f"{size} bytes are too few")
-            file.seek(size - length - _CRC_BYTES)
-            data = self._checked(shard, file.read(length + _CRC_BYTES), "the index")
-            index = np.frombuffer(data, "<u8").reshape(-1, 2)
-            self._indices[shard] = index
-        return index
+    def _chunks(self, shard: int, chunks: list[int]) -> Iterator[bytes]:
+        """The chunks' compressed bytes, their checksums taken off."""
+        with open(f"{self.place}/{self._key(shard)}", "rb", buffering=0) as file:
+            if shard not in self._indices:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - self._index_bytes))
+                self._indices[shard] = self._parse_index(shard, file.read(self._index_bytes))
+            for chunk in chunks:
+                offset, length = self._where(shard, chunk)
+                file.seek(offset)
+                yield self._content(shard, chunk, file.read(length), length)
 
-    def _chunk(self, shard: int, chunk: int, place: np.ndarray, file: Any) -> bytes:
-        offset, length = (int(value) for value in place)
-        first = shard * self._shard_rows + chunk * self._chunk_rows
-        what = f"row {first}" if self._chunk_rows == 1 else f"rows {first} to {first + self._chunk_rows - 1}"
+    @property
+    def _index_bytes(self) -> int:
+        return 16 * (self._shard_rows // self._chunk_rows) + _CRC_BYTES
+
+    def _parse_index(self, shard: int, data: bytes) -> np.ndarray:
+        if len(data) < self._index_bytes:
+            raise self._damage(shard, f"{len(data)} bytes are too few")
+        return np.frombuffer(self._checked(shard, data, "the index"), "<u8").reshape(-1, 2)
+
+    def _where(self, shard: int, chunk: int) -> tuple[int, int]:
+        """Offset and length of a chunk in its shard's file."""
+        offset, length = (int(value) for value in self._indices[shard][chunk])
         if offset == _ABSENT or length < _CRC_BYTES:
-            raise self._damage(shard, f"{what} missing")
-        file.seek(offset)
-        data = file.read(length)
+            raise self._damage(shard, f"{self._rows_of(shard, chunk)} missing")
+        return offset, length
+
+    def _content(self, shard: int, chunk: int, data: bytes, length: int) -> bytes:
+        what = self._rows_of(shard, chunk)
         if len(data) != length:
             raise self._damage(shard, f"{what} cut off")
         return self._checked(shard, data, what)
+
+    def _rows_of(self, shard: int, chunk: int) -> str:
+        first = shard * self._shard_rows + chunk * self._chunk_rows
+        return f"row {first}" if self._chunk_rows == 1 else f"rows {first} to {first + self._chunk_rows - 1}"
 
     def _checked(self, shard: int, data: bytes, what: str) -> bytes:
         import google_crc32c
@@ -150,44 +166,60 @@ class ShardedArray:
             raise self._damage(shard, f"{what} fails its checksum")
         return content
 
-    def _path(self, shard: int) -> Path:
-        return self.folder / "c" / str(shard) / Path(*["0"] * (len(self.shape) - 1))
+    def _key(self, shard: int) -> str:
+        return f"{self.name}/c/{shard}" + "/0" * (len(self.shape) - 1)
 
     def _damage(self, shard: int, what: str) -> UserError:
         return UserError(
-            f"array {self.folder.name!r} of {self.folder.parent} is damaged: {self._path(shard)}: {what}; "
+            f"array {self.name!r} of {self.place} is damaged: {self.place}/{self._key(shard)}: {what}; "
             "sealing the store again says which shard to make again"
         )
 
 
+class BucketArray(ShardedArray):
+    """The same array in a bucket: one request for a shard's index, one for all chunks wanted of it."""
+
+    place: Bucket
+
+    def _chunks(self, shard: int, chunks: list[int]) -> Iterator[bytes]:
+        key = self._key(shard)
+        if shard not in self._indices:
+            self._indices[shard] = self._parse_index(shard, self.place.read_end(key, self._index_bytes))
+        places = [self._where(shard, chunk) for chunk in chunks]
+        found = self.place.read_ranges(key, places)
+        for chunk, (_, length), data in zip(chunks, places, found, strict=True):
+            yield self._content(shard, chunk, data, length)
+
+
 class ZarrArray:
-    """Any Zarr array, through zarr-python: array `name` of the group in `store`, which zarr opens or is given open.
+    """Any Zarr array, through zarr-python. UserError: there is no such array; in `read`, its data is damaged."""
 
-    Raises:
-        UserError: there is no such array; in `read`, its data is damaged.
-    """
+    def __init__(self, place: Place, name: str) -> None:
+        self.place, self.name = place, name
+        array = self._open()
+        self.shape = tuple(array.shape)
+        self.dtype = array.dtype
 
-    def __init__(self, store: str, name: str, opened: Any = None) -> None:
+    def _open(self) -> Any:
         import zarr
 
-        self.store, self.name = store, name
+        store = self.place.zarr_store() if isinstance(self.place, Bucket) else str(self.place)
         try:
-            self._array = zarr.open_array(opened or store, path=name, mode="r")
+            return zarr.open_array(store, path=self.name, mode="r")
         except FileNotFoundError as error:
-            raise UserError(f"there is no array {name!r} in the store {store}") from error
-        self.shape = tuple(self._array.shape)
-        self.dtype = self._array.dtype
+            raise UserError(f"there is no array {self.name!r} in the store {self.place}") from error
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Rows (n,) int64, ascending and unique -> (n, ...)."""
+        array = self._open()
         try:
             if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-                return np.asarray(self._array[int(rows[0]) : int(rows[-1]) + 1])
-            return np.asarray(self._array.oindex[rows])
+                return np.asarray(array[int(rows[0]) : int(rows[-1]) + 1])
+            return np.asarray(array.oindex[rows])
         except (ValueError, RuntimeError, OSError) as error:  # checksums, codecs, files
             raise UserError(
-                f"array {self.name!r} of {self.store} is damaged or cannot be reached ({error}); sealing the store again "
-                "says which shard to make again"
+                f"array {self.name!r} of {self.place} is damaged or cannot be read ({error}); sealing the store again says "
+                "which shard to make again"
             ) from error
 
 

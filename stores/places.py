@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,6 +143,17 @@ class Bucket:
 
     def prune(self) -> None:
         pass
+
+    def read_end(self, key: str, length: int) -> bytes:
+        """The last `length` bytes of a file, or all if it has fewer."""
+        with self._reached():
+            return bytes(_client(self.url).get(key, options={"range": {"suffix": length}}).bytes())
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Bytes at (offset, length), in one go; those beyond the end of the file are left out."""
+        starts, lengths = [offset for offset, _ in ranges], [length for _, length in ranges]
+        with self._reached():
+            return [bytes(data) for data in _client(self.url).get_ranges(key, starts=starts, lengths=lengths)]
 
     def zarr_store(self) -> Any:
         """For zarr-python, to read from."""

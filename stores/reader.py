@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from console import UserError
-from stores.arrays import RowArray, ZarrArray, open_array
-from stores.places import Bucket, Location, location, place_of
+from stores.arrays import RowArray, open_array
+from stores.places import Location, location, place_of
 from stores.schema import IMAGE_IDS, SCHEMA_VERSION
 
 
@@ -124,10 +124,7 @@ class Store:
 
     def _array(self, name: str) -> RowArray:
         if name not in self._arrays:
-            if isinstance(self._place, Bucket):
-                self._arrays[name] = ZarrArray(str(self.path), name, self._place.zarr_store())
-            else:
-                self._arrays[name] = open_array(Path(self.path, name))
+            self._arrays[name] = open_array(self._place, name)
         return self._arrays[name]
 
 

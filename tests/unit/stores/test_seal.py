@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import stores.writer
+import stores.places
 from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, write_index
 from console import UserError
 from stores import open_store
@@ -200,14 +200,14 @@ def test_a_seal_that_dies_leaves_the_store_unsealed_and_repeatable(parts, monkey
     made = parts().write()
     made.seal()
     wanted = made.digests()
-    real = stores.writer.atomic_path
+    real = stores.places.atomic_path
 
     def die_at_the_root(path):
         if path == made.store / "zarr.json":
             raise KeyboardInterrupt
         return real(path)
 
-    monkeypatch.setattr(stores.writer, "atomic_path", die_at_the_root)
+    monkeypatch.setattr(stores.places, "atomic_path", die_at_the_root)
     with pytest.raises(KeyboardInterrupt):
         made.seal()
     with pytest.raises(UserError, match="not a finished store"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-import stores.writer
+import stores.places
 from console import UserError
 from stores.plan import ShardPlan
 from stores.schema import ArraySpec
@@ -93,7 +93,7 @@ def test_a_job_that_dies_while_publishing_leaves_the_old_file_and_no_root(tmp_pa
 
 def test_two_writers_of_one_shard_never_show_half_a_file(tmp_path, monkeypatch):
     # Make every publication a real one, also where the bytes are the same.
-    monkeypatch.setattr(stores.writer, "digest_file", lambda _: "")
+    monkeypatch.setattr(stores.places, "digest_file", lambda _: "")
     spec = ArraySpec((400,), "float32", 0)
     values = np.random.default_rng(0).random((6, 400), np.float32)
     plan = ShardPlan(6, 1)
