@@ -117,7 +117,7 @@ class Bucket:
             return bytes(_client(self.url).get(key).bytes())
 
     def write(self, key: str, data: bytes) -> None:
-        with self._reached():
+        with self._reached(reading=False):
             _client(self.url).put(key, data)
 
     def remove(self, key: str) -> None:
@@ -162,14 +162,15 @@ class Bucket:
         return ObjectStore(_client(self.url), read_only=True)
 
     @contextlib.contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _reached(self, reading: bool = True) -> Iterator[None]:
+        _client(self.url)  # its errors say more
         from obstore.exceptions import BaseError
 
         try:
             yield
-        except FileNotFoundError:
-            raise
-        except BaseError as error:
+        except (BaseError, FileNotFoundError) as error:
+            if reading and isinstance(error, FileNotFoundError):
+                raise
             reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"{self.url} cannot be reached: {reason}; check the bucket's name, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and "

@@ -1,0 +1,72 @@
+"""The whole workflow with its results in an S3 bucket, on a server of its own."""
+
+import io
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from stores.places import place_of
+
+from .conftest import TINY
+
+pytestmark = pytest.mark.workflow
+
+
+def run(workflow, results, *arguments):
+    return workflow.run(*arguments, config=TINY | {"results": results})
+
+
+def planned(workflow, results):
+    return workflow.planned(config=TINY | {"results": results})
+
+
+def test_results_in_a_bucket_are_those_of_a_folder(make_workflow, make_bucket, finished):
+    results = f"{make_bucket()}/lab/tiny"
+    workflow = make_workflow(TINY)
+    made = run(workflow, results)
+    assert made.returncode == 0, made.stdout + made.stderr
+    place = place_of(results)
+    keys = place.keys()
+
+    # The same features, byte for byte, but for the digests of an index that names other paths of images.
+    features = finished.results / "tiny" / "features"
+    shards = [f.relative_to(features).as_posix() for f in features.glob("*.zarr/*/c/**/*") if f.is_file()]
+    assert len(shards) > 10
+    for shard in shards:
+        assert place.read(f"tiny/features/{shard}") == (features / shard).read_bytes(), shard
+    for path in ("evaluation/region", "evaluation/grid", "ensembles/both"):
+        path = f"{path}/tiny_test/metrics.json"
+        assert json.loads(place.read(path))["i2t"] == json.loads((finished.results / path).read_text())["i2t"]
+    assert b"<html" in place.read("report/index.html") and b"data:image/jpeg" in place.read("report/index.html")
+    for key in ("tables/results.csv", "runs/region/model.safetensors", "runs/region/vocab.txt"):
+        assert key in keys
+    assert any(key.startswith("evaluation/region/tiny_test/embeddings.zarr/") for key in keys)
+
+    # What is there is not made again, and a store without its seal is sealed again, nothing else of it.
+    assert planned(workflow, results) == {}
+    place.remove("tiny/features/grids.zarr/zarr.json")
+    jobs = planned(workflow, results)
+    assert jobs["seal_store"] == 1 and "extract_shard" not in jobs and "index_dataset" not in jobs
+
+
+def test_a_job_that_fails_leaves_no_seal(make_workflow, make_bucket):
+    results = f"{make_bucket()}/broken"
+    workflow = make_workflow(TINY)
+    made = run(workflow, results, "index")
+    assert made.returncode == 0, made.stdout + made.stderr
+    images = pq.read_table(io.BytesIO(place_of(results).read("tiny/index/images.parquet")))
+    (workflow.folder / images["path"][3].as_py()).write_bytes(b"no image")
+    made = run(workflow, results, "grids", "--rerun-triggers", "input")
+    assert made.returncode != 0 and "unusable image" in made.stdout + made.stderr
+    keys = place_of(results).keys()
+    assert any("grids.receipts/" in key for key in keys) and "tiny/features/grids.zarr/zarr.json" not in keys
+
+
+@pytest.mark.parametrize("results", ["gs://bucket/x", "s3://bucket", "s3:///x"])
+def test_other_addresses_are_refused(make_workflow, results):
+    workflow = make_workflow(TINY)
+    workflow.configfile.write_text(yaml.safe_dump(TINY))
+    made = run(workflow, results, "--dry-run")
+    assert made.returncode != 0 and "s3://BUCKET/FOLDER" in made.stdout + made.stderr
