@@ -490,3 +490,8 @@ def extraction_threads(wildcards):
     """Shards are extracted side by side; more than four threads for one network are seldom well used."""
     jobs = sum(d.shards for d in SETTINGS.datasets.values()) * len(FEATURES)
     return max(1, min(4, CORES // jobs))
+
+
+def results_place(wildcards):
+    """Where commands find the data of stores below."""
+    return RESULTS

@@ -5,7 +5,9 @@ rule encode_testset:
     input:
         unpack(encode_inputs),
     output:
-        embeddings=kept_folder(f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr"),
+        embeddings=kept_folder(
+            f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr"
+        ),
     log:
         f"{WORK}/logs/encode_testset/{{run}}/{{testset}}.log",
     benchmark:

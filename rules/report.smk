@@ -13,7 +13,7 @@ rule build_report:
     threads: 1
     params:
         settings=report_settings,
-        stores=RESULTS,
+        stores=results_place,
     shell:
         """
         python -m reporting.run \
