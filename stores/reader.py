@@ -11,7 +11,7 @@ import numpy as np
 from console import UserError
 from stores.arrays import RowArray, open_array
 from stores.places import Location, location, place_of
-from stores.schema import IMAGE_IDS, SCHEMA_VERSION
+from stores.schema import CONTENT_HASHES, IMAGE_IDS, SCHEMA_VERSION
 
 
 class Store:
@@ -63,10 +63,10 @@ class Store:
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Names of the store's arrays, `image_ids` apart."""
+        """Names of the store's arrays of features: without `image_ids` and `content_hashes`."""
         paths = (key.split("/") for key in self._place.keys())
         names = {path[0] for path in paths if path[1:] == ["zarr.json"]}
-        return tuple(sorted(names - {IMAGE_IDS}))
+        return tuple(sorted(names - {IMAGE_IDS, CONTENT_HASHES}))
 
     @property
     def image_ids(self) -> np.ndarray:

@@ -21,6 +21,7 @@ def write_receipt(
     seconds: dict[str, float],
     device: str,
     files: dict[str, str],
+    taken_over: int = 0,
     notes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a shard's receipt, atomically, and return it.
@@ -30,6 +31,7 @@ def write_receipt(
         failures: per bad image {image_id, path, error}, in row order.
         seconds: `total`, `startup` (imports, weights), `decode` (waiting for images), `network`, `write`.
         device: the network's, in words. files: sha256 of every shard file by its path relative to the store.
+        taken_over: how many of the rows came from a former store; the images per second are of the others.
         notes: further entries, for people: nothing is decided by them.
     """
     busy = seconds["total"] - seconds["startup"]
@@ -41,9 +43,10 @@ def write_receipt(
         "shards": description["plan"]["shards"],
         "rows": [rows.start, rows.stop],
         "images": len(rows),
+        "taken_over": taken_over,
         "failures": failures,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "images_per_second": round(len(rows) / busy, 2) if busy > 0 else 0.0,
+        "images_per_second": round((len(rows) - taken_over) / busy, 2) if busy > 0 else 0.0,
         "device": device,
         "files": files,
         "store": description,

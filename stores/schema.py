@@ -5,8 +5,8 @@ or, where a row is small, all of the shard's. Chunks are compressed with zstd, a
 CRC-32C, so a flipped byte is an error, not a feature.
 
 Root attributes: `schema_version`, `feature`, `extractor` (settings and recipe), `weights_digest`, `index_digest`,
-`fingerprint`, `dropped` (ids of images without features), `failures` (why), and what the extractor adds, e.g.
-`class_names`.
+`fingerprint`, `arrays` (as described below), `dropped` (ids of images without features), `failures` (why), and what the
+extractor adds, e.g. `class_names`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 ZSTD_LEVEL = 1
 FEATURES = ("regions", "grids", "panoptic")
 IMAGE_IDS = "image_ids"
+CONTENT_HASHES = "content_hashes"  # of the image files, as in the index
 
 # A row below this many bytes is not worth a chunk of its own: a chunk costs 16 bytes of index and about 20 of framing
 # on disk, and as much time to read as some kilobytes of data.

@@ -11,6 +11,7 @@ from typing import Any
 from catalog.index import read_images
 from console import UserError, atomic_path, progress, run_cli
 from runtime import snakemake_command
+from stores.former import drop_formers
 from stores.places import Location, Place, location, place_of
 from stores.plan import ShardPlan
 from stores.receipts import read_receipt
@@ -26,6 +27,7 @@ def seal(
     receipts: Sequence[Path],
     image_ids: Sequence[str],
     index_digest: str,
+    content_hashes: Sequence[str] | None = None,
     on_bad_image: str = "fail",
     redo_command: str = REDO_COMMAND,
     marker: Path | None = None,
@@ -35,6 +37,7 @@ def seal(
     Args:
         store: folder or address ending in `.zarr`. receipts: one path per shard job, in order, whether or not there is a file.
         image_ids: of the index, in its row order. index_digest: of the index.
+        content_hashes: of the index; without them no later extraction can take rows over (see `stores.former`).
         on_bad_image: "fail" refuses a store with images that could not be read, "drop" lists them in its attribute
             `dropped`.
         redo_command: how to make one shard again; `{receipt}` and `{shard}` are filled in.
@@ -96,6 +99,7 @@ def seal(
         **description["attributes"],
         "schema_version": SCHEMA_VERSION,
         "feature": description["feature"],
+        "arrays": description["arrays"],
         "extractor": description["extractor"],
         "weights_digest": description["weights_digest"],
         "index_digest": index_digest,
@@ -103,10 +107,11 @@ def seal(
         "dropped": [failure["image_id"] for failure in failures],
         "failures": failures,
     }
-    root = write_metadata(store, arrays, plan, image_ids, attributes)
+    root = write_metadata(store, arrays, plan, image_ids, attributes, content_hashes)
     if marker is not None:
         with atomic_path(marker) as temporary:
             temporary.write_bytes(root)
+    drop_formers(store)
     return attributes
 
 
@@ -178,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         receipts=args.receipts,
         image_ids=images.column("image_id").to_pylist(),
         index_digest=digest,
+        content_hashes=images.column("content_hash").to_pylist(),
         on_bad_image=args.on_bad_image,
         redo_command=args.redo_command_template,
         marker=args.marker,

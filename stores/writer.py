@@ -12,7 +12,7 @@ import numpy as np
 from console import UserError
 from stores.places import Location, place_of
 from stores.plan import ShardPlan
-from stores.schema import IMAGE_IDS, ZSTD_LEVEL, ArraySpec, shard_key
+from stores.schema import CONTENT_HASHES, IMAGE_IDS, ZSTD_LEVEL, ArraySpec, shard_key
 
 
 def create_array(store: Any, path: str, spec: ArraySpec, rows: int, shard_rows: int):
@@ -114,9 +114,13 @@ def write_zarr_shard(
 
 
 def encode_metadata(
-    arrays: Mapping[str, ArraySpec], plan: ShardPlan, image_ids: Sequence[str], attributes: Mapping[str, Any]
+    arrays: Mapping[str, ArraySpec],
+    plan: ShardPlan,
+    image_ids: Sequence[str],
+    attributes: Mapping[str, Any],
+    content_hashes: Sequence[str] | None = None,
 ) -> dict[str, bytes]:
-    """Every file of a store that is not a shard, by its path relative to the store: metadata and `image_ids`."""
+    """Every file of a store that is not a shard, by its path relative to the store: metadata, `image_ids` and hashes."""
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
     from zarr.storage import MemoryStore
@@ -126,15 +130,18 @@ def encode_metadata(
     group = zarr.create_group(memory, attributes=dict(attributes), zarr_format=3)
     for name, spec in arrays.items():
         create_array(memory, name, spec, plan.images, plan.shard_rows)
-    ids = group.create_array(
-        IMAGE_IDS,
-        shape=(len(image_ids),),
-        dtype=str,
-        chunks=(len(image_ids),),
-        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
-        config={"write_empty_chunks": True},
-    )
-    ids[:] = np.array(image_ids, dtype=object)
+    for name, texts in ((IMAGE_IDS, image_ids), (CONTENT_HASHES, content_hashes)):
+        if texts is None:
+            continue
+        array = group.create_array(
+            name,
+            shape=(len(texts),),
+            dtype=str,
+            chunks=(len(texts),),
+            compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+            config={"write_empty_chunks": True},
+        )
+        array[:] = np.array(texts, dtype=object)
     return {key: value.to_bytes() for key, value in content.items()}
 
 
@@ -144,6 +151,7 @@ def write_metadata(
     plan: ShardPlan,
     image_ids: Sequence[str],
     attributes: Mapping[str, Any],
+    content_hashes: Sequence[str] | None = None,
 ) -> bytes:
     """Write the arrays' metadata and `image_ids`, then, last and atomically, the root that makes the store openable.
 
@@ -151,7 +159,7 @@ def write_metadata(
         The root, `zarr.json`.
     """
     place = place_of(store)
-    files = encode_metadata(arrays, plan, image_ids, attributes)
+    files = encode_metadata(arrays, plan, image_ids, attributes, content_hashes)
     root = files.pop("zarr.json")
     for key, data in sorted(files.items()):
         place.write(key, data)

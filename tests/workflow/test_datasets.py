@@ -189,6 +189,20 @@ def test_a_new_folder_needs_images_only(make_workflow, repository, photos):
     assert list(open_store(folder / "regions.zarr").image_ids) == ["a", "more/b"]
     assert [path.name for path in folder.glob("*.zarr")] == ["regions.zarr"]
 
+    # More images, one of them before the others: only they are looked at.
+    before = open_store(folder / "regions.zarr").rows("features", [0, 1])
+    for name in ("0.jpg", "more/c.jpg"):
+        photos(workflow.folder / "my photos" / name)
+    result = workflow.run("regions", "--config", "datasets={mine: {source: folder, images: my photos}}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    store = open_store(folder / "regions.zarr")
+    assert list(store.image_ids) == ["0", "a", "more/b", "more/c"]
+    np.testing.assert_array_equal(store.rows("features", [1, 2]), before)
+    assert store.rows("counts", [0, 3]).min() > 0
+    receipts = [json.loads(path.read_text()) for path in folder.glob("regions.receipts/*.json")]
+    assert sum(r["taken_over"] for r in receipts) == 2 and sum(r["extracted"] for r in receipts) == 2
+    assert [path.name for path in folder.glob("*.zarr")] == ["regions.zarr"]
+
 
 def test_precomputed_features_go_all_the_way(coco, make_workflow, repository):
     """Our own export read back: the same features, in stores of other rows, and a model trained on them."""

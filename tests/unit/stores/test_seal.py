@@ -24,6 +24,7 @@ def test_sealed_store_says_where_it_comes_from(parts):
     store = open_store(made.store)
     assert store.attributes == attributes
     assert len(attributes.pop("fingerprint")) == 64
+    assert attributes.pop("arrays")["features"]["shape"] == [3, 200]
     assert attributes == {
         "schema_version": 1,
         "feature": "regions",
