@@ -16,6 +16,7 @@ import heapq
 import json
 import math
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -29,8 +30,10 @@ from typing import Any
 import torch
 
 from benchmarks.common import machine
-from benchmarks.extraction import DEFAULTS, write_photographs, write_weights
+from benchmarks.extraction import DEFAULTS, write_photographs
+from benchmarks.parity import seed_weights
 from console import UserError, run_cli, write_json
+from extractors.networks import build
 
 DATASETS = {"COCO": 123_287, "1 million": 1_000_000, "100 million": 100_000_000}
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -202,7 +205,10 @@ def measure(feature: str, architecture: str, counts: Sequence[int], args: argpar
             weights = Path("weights", f"{architecture}.safetensors").resolve()
         else:
             weights = folder / "model_final.pkl"
-            write_weights(architecture, weights, with_detectron2=False)
+            network = build(architecture)
+            seed_weights(network)
+            state = {name: value.numpy() for name, value in network.state_dict().items()}
+            weights.write_bytes(pickle.dumps({"model": state, "__author__": "seeded"}))
         settings = {"architecture": architecture, "weights": str(weights), "batch_size": args.batch}
         settings |= {"precision": args.precision}
         for workers in counts:
