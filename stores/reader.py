@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from console import UserError
-from runtime import snakemake_command
+from runtime import snakemake_command, snakemake_target
 from stores.arrays import DamagedRows, RowArray, open_array
 from stores.places import Location, location, place_of
 from stores.plan import ShardPlan
@@ -134,7 +133,7 @@ class Store:
         if plan is None:
             return "make the store again"
         shard = ShardPlan(plan["images"], plan["shards"]).shard_of(row)
-        receipt = shlex.quote(f"{str(self.path).removesuffix('.zarr')}.receipts/{shard}.json")
+        receipt = snakemake_target(f"{str(self.path).removesuffix('.zarr')}.receipts/{shard}.json")
         return f"make its shard again with: {snakemake_command()} --force {receipt}"
 
     def _array(self, name: str) -> RowArray:

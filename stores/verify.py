@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from catalog.index import read_images
 from console import UserError, run_cli, write_json
-from runtime import snakemake_command
+from runtime import snakemake_command, snakemake_target
 from stores.arrays import ShardedArray, open_array
 from stores.places import Location, location, place_of
 from stores.plan import ShardPlan
@@ -46,7 +45,7 @@ def verify(
     place = place_of(store)
     plan = ShardPlan(len(image_ids), len(receipts))
     seal_again = "seal the store again with: " + (
-        seal_command or f"{snakemake_command()} --force {shlex.quote(f'{store}/zarr.json')}"
+        seal_command or f"{snakemake_command()} --force {snakemake_target(f'{store}/zarr.json')}"
     )
 
     def explain(key: str) -> str:
