@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,11 +21,20 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` ends it with its message on stderr and exit status 1."""
+    """Run a command's `main`; a `UserError` or a full disk ends it with its message on stderr and exit status 1."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" for {error.filename}" if error.filename else ""
+        print(
+            f"error: the disk is full{place} ({error.strerror}); make room and start again: finished parts are kept",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

@@ -106,6 +106,11 @@ def snakemake_command() -> str:
     return os.environ.get(SNAKEMAKE_COMMAND, "snakemake --cores all")
 
 
+def snakemake_target(path: object) -> str:
+    """How a command names a file of the workflow: one in a bucket by where Snakemake keeps its local copy."""
+    return shlex.quote(str(path).replace("s3://", ".snakemake/storage/s3/"))
+
+
 def _prepend(variable: str, entry: str) -> None:
     entries = [e for e in os.environ.get(variable, "").split(os.pathsep) if e and e != entry]
     os.environ[variable] = os.pathsep.join([entry, *entries])

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
+from catalog.files import is_archive
 from console import UserError
 from evaluation.positives import positives_files
 from published.registry import ENTRIES, PREFIX, by_hand, resolve, suggestion
@@ -70,7 +71,7 @@ class Imports(Section):
 
 
 class FolderDataset(Section):
-    """A folder of images, with captions in a file or none."""
+    """A folder or zip archive of images, with captions in a file or none."""
 
     source: Literal["folder"]
     images: str
@@ -601,7 +602,10 @@ def _cross_checks(salvage: _Salvage, config: dict[str, Any], check_files: bool) 
     def check_paths(name: str, dataset: Any) -> Iterator[str]:
         where = f"datasets.{name}"
         folder = getattr(dataset, "folder", None) or getattr(dataset, "images", None)
-        if folder is not None and not os.path.isdir(folder):
+        archive = isinstance(dataset, FolderDataset) and is_archive(dataset.images)
+        if archive and not os.path.isfile(dataset.images):
+            yield f"{where}.images: file {dataset.images!r} does not exist; correct the path"
+        elif folder is not None and not archive and not os.path.isdir(folder):
             key = "folder" if isinstance(dataset, PrecomputedDataset) else "images"
             yield f"{where}.{key}: folder {folder!r} does not exist; correct the path or create it"
         files = {"captions": getattr(dataset, "captions", None), "annotations": getattr(dataset, "annotations", None)}

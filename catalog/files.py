@@ -11,6 +11,11 @@ from console import UserError
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
+def is_archive(path: str) -> bool:
+    """Whether images are packed in a zip file."""
+    return path.lower().endswith(".zip")
+
+
 def _scan(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[os.DirEntry[str]]:
     """Entries of image files; linked folders are entered as well, unless they lead back up."""
     try:

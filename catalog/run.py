@@ -1,4 +1,4 @@
-"""Builds what the rest of the workflow starts from: `python -m catalog.run render | index`."""
+"""Builds what the rest of the workflow starts from: `python -m catalog.run render | unpack | index`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from catalog.archives import unpack_images
 from catalog.folder import Annotations, read_folder
 from catalog.index import CAPTIONS_SCHEMA, describe_images, write_index
 from catalog.karpathy import read_karpathy
@@ -36,6 +37,12 @@ def render(args: argparse.Namespace) -> None:
     write_dataset(args.output, seed=settings["seed"], splits=settings["splits"], style=settings["style"])
 
 
+def unpack(args: argparse.Namespace) -> None:
+    """Unpack a dataset's images."""
+    count = unpack_images(args.archive, args.output)
+    print(f"{args.dataset}: {count} images of {args.archive}")
+
+
 def index(args: argparse.Namespace) -> None:
     """Write images.parquet and captions.parquet of a dataset."""
     settings = json.loads(args.settings)
@@ -46,7 +53,7 @@ def index(args: argparse.Namespace) -> None:
         annotations: Annotations = read_dataset(args.annotations)
     elif source == "folder":
         annotations = read_folder(
-            settings["images"],
+            str(args.unpacked or settings["images"]),
             settings.get("captions"),
             settings.get("splits"),
             settings.get("seed", 0),
@@ -81,18 +88,23 @@ def index(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m catalog.run", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("render", "index"):
+    for name in ("render", "unpack", "index"):
         command = commands.add_parser(name)
         command.add_argument("--dataset", required=True)
+        if name == "unpack":
+            command.add_argument("--archive", required=True, type=Path, help="zip file")
+            command.add_argument("--output", required=True, type=Path, help="folder; an earlier one is replaced")
+            continue
         command.add_argument("--settings", required=True, help="the dataset's settings as JSON")
     commands.choices["render"].add_argument("--output", required=True, type=Path)
     command = commands.choices["index"]
     command.add_argument("--annotations", type=Path, help="folder that `render` made (source scenes)")
+    command.add_argument("--unpacked", type=Path, help="folder that `unpack` made (source folder, images in a zip)")
     command.add_argument("--images", required=True, type=Path)
     command.add_argument("--captions", required=True, type=Path)
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    {"render": render, "index": index}[args.command](args)
+    {"render": render, "unpack": unpack, "index": index}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 REPOSITORY = str(workflow.basedir)
 if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
-from catalog.files import folder_state
+from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, array_path, layout_files
 from console import UserError
 from evaluation.positives import positives_files
@@ -223,17 +224,40 @@ def index_sources(wildcards):
         ]
         return texts + list(dict.fromkeys(arrays))
     lists = (dataset.split_files or {}).values()
-    return [*filter(None, [dataset.captions]), *lists]
+    unpacked = (
+        [unpacked_images(wildcards.dataset)] if is_archive(dataset.images) else []
+    )
+    return [*filter(None, [dataset.captions]), *lists, *unpacked]
+
+
+PACKED = [
+    name
+    for name, dataset in SETTINGS.datasets.items()
+    if dataset.source == "folder" and is_archive(dataset.images)
+]
+
+
+def unpacked_images(dataset):
+    return f"{WORK}/{dataset}/images"
+
+
+def images_archive(wildcards):
+    return SETTINGS.datasets[wildcards.dataset].images
 
 
 def index_files(wildcards):
     """The state of a folder's images. As an input the folder would miss its subfolders and files that were replaced."""
     dataset = SETTINGS.datasets[wildcards.dataset]
-    return folder_state(dataset.images) if dataset.source == "folder" else ""
+    if dataset.source != "folder" or is_archive(dataset.images):
+        return ""
+    return folder_state(dataset.images)
 
 
 def annotations_flag(wildcards):
-    if SETTINGS.datasets[wildcards.dataset].source == "scenes":
+    dataset = SETTINGS.datasets[wildcards.dataset]
+    if dataset.source == "folder" and is_archive(dataset.images):
+        return ["--unpacked", unpacked_images(wildcards.dataset)]
+    if dataset.source == "scenes":
         return ["--annotations", f"{WORK}/{wildcards.dataset}/scenes"]
     return []
 
@@ -490,6 +514,10 @@ def extraction_threads(wildcards):
     """Shards are extracted side by side; more than four threads for one network are seldom well used."""
     jobs = sum(d.shards for d in SETTINGS.datasets.values()) * len(FEATURES)
     return max(1, min(4, CORES // jobs))
+
+
+def this_moment(wildcards):
+    return time.time_ns()
 
 
 def results_place(wildcards):

@@ -67,3 +67,30 @@ rule seal_store:
             --on-bad-image {params.on_bad_image:q} \
             > {log:q} 2>&1
         """
+
+
+# Made anew whenever it is asked for, by a parameter that never stays: what was whole yesterday need not be whole today.
+rule verify_store:
+    input:
+        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
+        receipts=store_receipts,
+        sealed=kept(f"{RESULTS}/{{dataset}}/features/{{feature}}.zarr/zarr.json"),
+    output:
+        report=f"{WORK}/verified/{{dataset}}/{{feature}}.json",
+    log:
+        f"{WORK}/logs/verify_store/{{dataset}}_{{feature}}.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        store=store_path,
+        asked=this_moment,
+    shell:
+        """
+        python -m stores.verify \
+            --store {params.store:q} \
+            --receipts {input.receipts:q} \
+            --images {input.images:q} \
+            --report {output.report:q} \
+            > {log:q} 2>&1
+        """

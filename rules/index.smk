@@ -21,6 +21,28 @@ rule render_scenes:
         """
 
 
+rule unpack_images:
+    input:
+        archive=images_archive,
+    output:
+        images=directory(f"{WORK}/{{dataset}}/images"),
+    log:
+        f"{WORK}/logs/unpack_images/{{dataset}}.log",
+    wildcard_constraints:
+        dataset=alternatives(PACKED),
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    shell:
+        """
+        python -m catalog.run unpack \
+            --dataset {wildcards.dataset:q} \
+            --archive {input.archive:q} \
+            --output {output.images:q} \
+            > {log:q} 2>&1
+        """
+
+
 rule index_dataset:
     input:
         sources=index_sources,

@@ -49,3 +49,12 @@ rule report:
 rule export:
     input:
         export_folders(),
+
+
+rule verify:
+    input:
+        [
+            f"{WORK}/verified/{dataset}/{feature}.json"
+            for dataset in SETTINGS.datasets
+            for feature in needed_features(dataset)
+        ],

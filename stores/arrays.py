@@ -23,6 +23,14 @@ _INNER_CODECS = ("bytes", "zstd", "crc32c")
 _INDEX_CODECS = ("bytes", "crc32c")
 
 
+class DamagedRows(UserError):
+    """`what` of a file is missing or damaged; `row` is its first row."""
+
+    def __init__(self, array: str, file: str, what: str, row: int) -> None:
+        super().__init__(f"array {array!r} is damaged: {file}: {what}")
+        self.what, self.row = what, row
+
+
 class RowArray(Protocol):
     """What `Store` needs of an array; picklable, usable after a fork."""
 
@@ -169,11 +177,19 @@ class ShardedArray:
     def _key(self, shard: int) -> str:
         return f"{self.name}/c/{shard}" + "/0" * (len(self.shape) - 1)
 
-    def _damage(self, shard: int, what: str) -> UserError:
-        return UserError(
-            f"array {self.name!r} of {self.place} is damaged: {self.place}/{self._key(shard)}: {what}; "
-            "sealing the store again says which shard to make again"
-        )
+    def damage(self, shard: int) -> list[str]:
+        """What is wrong with a Zarr shard's file: nothing, or a message per chunk, or one for all of it."""
+        messages = []
+        rows = range(shard * self._shard_rows, min((shard + 1) * self._shard_rows, self.shape[0]))
+        for row in rows[:: self._chunk_rows]:
+            try:
+                self.read(np.array([row]))
+            except DamagedRows as error:
+                messages.append(error.what)
+        return list(dict.fromkeys(messages))
+
+    def _damage(self, shard: int, what: str) -> DamagedRows:
+        return DamagedRows(self.name, f"{self.place}/{self._key(shard)}", what, shard * self._shard_rows)
 
 
 class BucketArray(ShardedArray):
@@ -218,7 +234,7 @@ class ZarrArray:
             return np.asarray(array.oindex[rows])
         except (ValueError, RuntimeError, OSError) as error:  # checksums, codecs, files
             raise UserError(
-                f"array {self.name!r} of {self.place} is damaged or cannot be read ({error}); sealing the store again says "
+                f"array {self.name!r} of {self.place} is damaged or cannot be read ({error}); the target `verify` says "
                 "which shard to make again"
             ) from error
 

@@ -28,7 +28,7 @@ from stores.writer import unseal
 
 # Of a store's root attributes, those that are not the extractor's own.
 _OURS = ("schema_version", "feature", "arrays", "extractor", "weights_digest")
-_OF_THE_INDEX = ("index_digest", "fingerprint", "dropped", "failures")
+_OF_THE_INDEX = ("plan", "index_digest", "fingerprint", "dropped", "failures")
 
 
 @dataclass(frozen=True)

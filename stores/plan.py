@@ -53,6 +53,10 @@ class ShardPlan:
         size = self.shard_rows * self.zarr_shards_per_job
         return range(min(self.images, shard * size), min(self.images, (shard + 1) * size))
 
+    def shard_of(self, row: int) -> int:
+        """The job that owns a row."""
+        return row // (self.shard_rows * self.zarr_shards_per_job)
+
     def zarr_shard_rows(self, index: int) -> range:
         """Rows of Zarr shard `index`."""
         return range(index * self.shard_rows, min((index + 1) * self.shard_rows, self.images))

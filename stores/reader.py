@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from console import UserError
-from stores.arrays import RowArray, open_array
+from runtime import snakemake_command, snakemake_target
+from stores.arrays import DamagedRows, RowArray, open_array
 from stores.places import Location, location, place_of
+from stores.plan import ShardPlan
 from stores.schema import CONTENT_HASHES, IMAGE_IDS, SCHEMA_VERSION
 
 
@@ -117,10 +119,22 @@ class Store:
                 f"its {count} rows are numbered from 0"
             )
         indices = indices.astype(np.int64)
-        if (indices[1:] > indices[:-1]).all():
-            return source.read(indices)
-        unique, inverse = np.unique(indices, return_inverse=True)
-        return source.read(unique)[inverse]
+        try:
+            if (indices[1:] > indices[:-1]).all():
+                return source.read(indices)
+            unique, inverse = np.unique(indices, return_inverse=True)
+            return source.read(unique)[inverse]
+        except DamagedRows as error:
+            raise UserError(f"{error}; {self._cure(error.row)}") from error
+
+    def _cure(self, row: int) -> str:
+        """How the shard of a row is made again."""
+        plan = self.attributes.get("plan")
+        if plan is None:
+            return "make the store again"
+        shard = ShardPlan(plan["images"], plan["shards"]).shard_of(row)
+        receipt = snakemake_target(f"{str(self.path).removesuffix('.zarr')}.receipts/{shard}.json")
+        return f"make its shard again with: {snakemake_command()} --force {receipt}"
 
     def _array(self, name: str) -> RowArray:
         if name not in self._arrays:

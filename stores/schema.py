@@ -5,7 +5,8 @@ or, where a row is small, all of the shard's. Chunks are compressed with zstd, a
 CRC-32C, so a flipped byte is an error, not a feature.
 
 Root attributes: `schema_version`, `feature`, `extractor` (settings and recipe), `weights_digest`, `index_digest`,
-`fingerprint`, `arrays` (as described below), `dropped` (ids of images without features), `failures` (why), and what the
+`fingerprint`, `arrays` and `plan` (as in
+`describe_store`), `dropped` (ids of images without features), `failures` (why), and what the
 extractor adds, e.g. `class_names`.
 """
 

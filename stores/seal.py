@@ -54,11 +54,47 @@ def seal(
     unseal(store)
     place = place_of(store)
     plan = ShardPlan(len(image_ids), len(receipts))
+    redo = redo_with(redo_command, receipts)
+    contents, problems = read_parts(receipts, plan, index_digest, redo)
+    problems += _mixtures(contents, receipts, redo)
+    problems += damaged_files(place, contents, plan, redo)
+    failures = [failure for content in contents.values() for failure in content["failures"]]
+    if failures and on_bad_image == "fail":
+        problems += [f"image {f['image_id']!r} ({f['path']}): {f['error']}" for f in failures]
+        problems.append(
+            f"{len(failures)} unusable image(s): mend or remove them and start again, or set features.on_bad_image: "
+            "drop to go on without them"
+        )
+    elif len(failures) == len(image_ids):
+        problems.append(f"none of the {len(image_ids)} images could be read, the first because: {failures[0]['error']}")
+    if problems:
+        raise UserError(f"{store} cannot be sealed:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+    arrays = described_arrays(contents[0]["store"])
+    _remove_foreign(place, {key for content in contents.values() for key in content["files"]})
+    attributes = store_attributes(contents)
+    root = write_metadata(store, arrays, plan, image_ids, attributes, content_hashes)
+    if marker is not None:
+        with atomic_path(marker) as temporary:
+            temporary.write_bytes(root)
+    drop_formers(store)
+    return attributes
+
+
+def redo_with(command: str, receipts: Sequence[Path]) -> Callable[[int], str]:
+    """A function that says how a shard is made again; `{receipt}` and `{shard}` of `command` are filled in."""
 
     def redo(shard: int) -> str:
-        command = redo_command.replace("{receipt}", shlex.quote(str(receipts[shard])))
-        return "make it again with: " + command.replace("{shard}", str(shard))
+        filled = command.replace("{receipt}", shlex.quote(str(receipts[shard])))
+        return "make it again with: " + filled.replace("{shard}", str(shard))
 
+    return redo
+
+
+def read_parts(
+    receipts: Sequence[Path], plan: ShardPlan, index_digest: str, redo: Callable[[int], str]
+) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """Receipts by shard, and what is wrong with the others."""
     problems: list[str] = []
     contents: dict[int, dict[str, Any]] = {}
     for shard, path in enumerate(receipts):
@@ -78,41 +114,26 @@ def seal(
             problems.append(f"shard {shard}: {path} {error}; {redo(shard)}")
         else:
             contents[shard] = content
-    problems += _mixtures(contents, receipts, redo)
-    problems += _damaged_files(place, contents, plan, redo)
-    failures = [failure for content in contents.values() for failure in content["failures"]]
-    if failures and on_bad_image == "fail":
-        problems += [f"image {f['image_id']!r} ({f['path']}): {f['error']}" for f in failures]
-        problems.append(
-            f"{len(failures)} unusable image(s): mend or remove them and start again, or set features.on_bad_image: "
-            "drop to go on without them"
-        )
-    elif len(failures) == len(image_ids):
-        problems.append(f"none of the {len(image_ids)} images could be read, the first because: {failures[0]['error']}")
-    if problems:
-        raise UserError(f"{store} cannot be sealed:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return contents, problems
 
+
+def store_attributes(contents: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Root attributes of the store that all shards' receipts describe."""
     description = contents[0]["store"]
-    arrays = described_arrays(description)
-    _remove_foreign(place, {key for content in contents.values() for key in content["files"]})
-    attributes = {
+    failures = [failure for _, content in sorted(contents.items()) for failure in content["failures"]]
+    return {
         **description["attributes"],
         "schema_version": SCHEMA_VERSION,
         "feature": description["feature"],
         "arrays": description["arrays"],
+        "plan": description["plan"],
         "extractor": description["extractor"],
         "weights_digest": description["weights_digest"],
-        "index_digest": index_digest,
+        "index_digest": description["index_digest"],
         "fingerprint": contents[0]["fingerprint"],
         "dropped": [failure["image_id"] for failure in failures],
         "failures": failures,
     }
-    root = write_metadata(store, arrays, plan, image_ids, attributes, content_hashes)
-    if marker is not None:
-        with atomic_path(marker) as temporary:
-            temporary.write_bytes(root)
-    drop_formers(store)
-    return attributes
 
 
 def _mixtures(contents: dict[int, dict[str, Any]], receipts: Sequence[Path], redo: Callable[[int], str]) -> list[str]:
@@ -131,10 +152,14 @@ def _mixtures(contents: dict[int, dict[str, Any]], receipts: Sequence[Path], red
     return problems
 
 
-def _damaged_files(
-    place: Place, contents: dict[int, dict[str, Any]], plan: ShardPlan, redo: Callable[[int], str]
+def damaged_files(
+    place: Place,
+    contents: dict[int, dict[str, Any]],
+    plan: ShardPlan,
+    redo: Callable[[int], str],
+    explain: Callable[[str], str] = lambda key: "damaged or changed",
 ) -> list[str]:
-    """Shard files that are not what their receipts say."""
+    """Shard files that are not what their receipts say; `explain` adds what is wrong with one."""
     problems = []
     wanted: list[tuple[int, str, str]] = []
     for shard, content in contents.items():
@@ -150,7 +175,7 @@ def _damaged_files(
         if found is None:
             problems.append(f"shard {shard}: {place}/{key} is missing; {redo(shard)}")
         elif found != digest:
-            problems.append(f"shard {shard}: {place}/{key} is not what was written (damaged or changed); {redo(shard)}")
+            problems.append(f"shard {shard}: {place}/{key} is not what was written ({explain(key)}); {redo(shard)}")
     return problems
 
 

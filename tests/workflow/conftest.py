@@ -29,7 +29,19 @@ TINY = {
 # A copy all the way down: a test that changes one run must not change the other.
 TINY["runs"]["grid"] = copy.deepcopy(TINY["runs"]["region"]) | {"visual": "grids"}
 
-TARGETS = ("all", "index", "regions", "grids", "panoptic", "features", "train", "evaluate", "report", "export")
+TARGETS = (
+    "all",
+    "index",
+    "regions",
+    "grids",
+    "panoptic",
+    "features",
+    "train",
+    "evaluate",
+    "report",
+    "export",
+    "verify",
+)
 
 
 class Workflow:
@@ -46,7 +58,8 @@ class Workflow:
         self.configfile = folder / "config.yaml"
         (folder / "weights").symlink_to(repository / "weights")
 
-    def run(self, *arguments: str, config: dict | None = None) -> subprocess.CompletedProcess:
+    def command(self, *arguments: str, config: dict | None = None) -> dict:
+        """What `subprocess` needs to start Snakemake."""
         content = {"results": "results"} | (self.config if config is None else config)
         self.configfile.write_text(yaml.safe_dump(content))
         # Targets first: --configfile takes all that follows it for files.
@@ -54,7 +67,17 @@ class Workflow:
         command += ["--snakefile", str(self.repository / "Snakefile"), "--configfile", str(self.configfile)]
         # Without the test's interpreter on PATH: the workflow must find its own.
         environment = os.environ | {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=900)
+        return {"args": command, "cwd": self.folder, "env": environment}
+
+    def run(self, *arguments: str, config: dict | None = None) -> subprocess.CompletedProcess:
+        return subprocess.run(**self.command(*arguments, config=config), capture_output=True, text=True, timeout=900)
+
+    def start(self, *arguments: str, config: dict | None = None) -> subprocess.Popen:
+        """Snakemake in a process group of its own, its output in `snakemake.log`."""
+        with (self.folder / "snakemake.log").open("ab") as log:
+            return subprocess.Popen(
+                **self.command(*arguments, config=config), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def planned(self, *arguments: str, config: dict | None = None) -> dict[str, int]:
         """Jobs a dry run would start, by rule, without those that only name a target."""

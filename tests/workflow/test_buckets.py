@@ -44,6 +44,19 @@ def test_results_in_a_bucket_are_those_of_a_folder(make_workflow, make_bucket, f
         assert key in keys
     assert any(key.startswith("evaluation/region/tiny_test/embeddings.zarr/") for key in keys)
 
+    # Damage is found and mended by the command that the message names.
+    key = "tiny/features/grids.zarr/features/c/1/0/0"
+    whole = place.read(key)
+    place.write(key, whole[:100] + b"?" + whole[101:])
+    report = f"{results.replace('s3://', 'results/')}/verified/tiny/grids.json"
+    damaged = run(workflow, results, report)
+    receipt = f"{results.replace('s3://', '.snakemake/storage/s3/')}/tiny/features/grids.receipts/1.json"
+    assert damaged.returncode != 0 and f"--force {receipt}" in damaged.stdout + damaged.stderr
+    assert run(workflow, results, "--force", receipt).returncode == 0
+    assert place.read(key) == whole
+    mended = run(workflow, results)
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+
     # What is there is not made again, and a store without its seal is sealed again, nothing else of it.
     assert planned(workflow, results) == {}
     place.remove("tiny/features/grids.zarr/zarr.json")

@@ -151,3 +151,14 @@ def test_the_seal_names_a_damaged_file_and_the_command_that_mends_it(finished):
     assert result.returncode != 0
     assert "grids.zarr/features/c/0/0/0" in output and "--force" in output and "grids.receipts/0.json" in output
     assert not (folder / "grids.zarr" / "zarr.json").exists()
+
+
+def test_verify_reads_every_store_whenever_it_is_asked(finished):
+    for _ in range(2):
+        assert finished.planned("verify") == {"verify_store": 3}
+        result = finished.run("verify")
+        assert result.returncode == 0, result.stdout + result.stderr
+        logs = [
+            (finished.results / f"logs/verify_store/tiny_{f}.log").read_text() for f in ("regions", "grids", "panoptic")
+        ]
+        assert all(" is whole: " in log for log in logs)

@@ -168,7 +168,7 @@ def test_a_flipped_byte_anywhere_in_a_shard_is_an_error(sealed):
             bad = bytearray(good)
             bad[place] ^= 1 << place % 8
             path.write_bytes(bad)
-            with pytest.raises(UserError, match=f"array '{name}' .* is damaged"):
+            with pytest.raises(UserError, match=f"array '{name}' is damaged"):
                 open_store(sealed.store).rows(name, range(21))
         path.write_bytes(good)
         np.testing.assert_array_equal(open_store(sealed.store).rows(name, range(21)), sealed.values[name])
@@ -179,7 +179,7 @@ def test_missing_and_cut_off_shards_are_errors(sealed):
     good = path.read_bytes()
     for length in (0, 3, 100, len(good) // 2, len(good) - 1):
         path.write_bytes(good[:length])
-        with pytest.raises(UserError, match="array 'features' .* is damaged"):
+        with pytest.raises(UserError, match="array 'features' is damaged"):
             open_store(sealed.store).rows("features", [8])
     path.unlink()
     with pytest.raises(UserError, match="features/c/1/0/0: missing file"):

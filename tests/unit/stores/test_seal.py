@@ -25,6 +25,7 @@ def test_sealed_store_says_where_it_comes_from(parts):
     assert store.attributes == attributes
     assert len(attributes.pop("fingerprint")) == 64
     assert attributes.pop("arrays")["features"]["shape"] == [3, 200]
+    assert attributes.pop("plan") == {"images": 21, "shards": 2, "shard_rows": 6}
     assert attributes == {
         "schema_version": 1,
         "feature": "regions",

@@ -1,0 +1,108 @@
+"""Images packed in a zip file, unpacked with suspicion: the archive may come from anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import unicodedata
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from catalog.files import SUFFIXES
+from catalog.index import listing
+from console import UserError, progress
+
+# Photographs hardly get smaller in a zip; a thousandfold is an attack. What is small anyway may be anything.
+_MAX_RATIO = 50
+_ALWAYS_ALLOWED = 100 << 20
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 1024
+
+
+def _complaint(member: zipfile.ZipInfo) -> str | None:
+    """Why a member must not be unpacked; None if it may."""
+    name = member.orig_filename
+    parts = PurePosixPath(name).parts
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if name.startswith("/") or "\\" in name or (len(name) > 1 and name[1] == ":"):
+        return "absolute paths, or paths of another system"
+    if ".." in parts:
+        return "paths that lead out of the archive"
+    if any(unicodedata.category(c) == "Cc" for c in name):
+        return "names with control characters"
+    if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in parts) or len(os.fsencode(name)) > _MAX_PATH_BYTES:
+        return "names that are too long"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "links or devices"
+    if member.flag_bits & 1:
+        return "encrypted files"
+    return None
+
+
+def unpack_images(archive: Path, output: Path) -> int:
+    """Unpack the images of a zip file, and nothing else of it; returns how many there are.
+
+    Hidden files, and what macOS adds (`__MACOSX`), are left out. Nothing is written unless all names are harmless; the folder
+    appears when all of it is there.
+
+    Args:
+        archive: zip file. output: folder, replaced if it exists.
+
+    Raises:
+        UserError: no zip file; names that lead elsewhere, links, encrypted files, two names that are one on some systems,
+            contents out of proportion, damaged members, no images; or no space.
+    """
+    try:
+        opened = zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{archive} is no zip file that can be read ({error}); copy it again") from error
+    with opened:
+        problems: dict[str, list[str]] = {}
+        images: list[zipfile.ZipInfo] = []
+        seen: dict[str, str] = {}
+        for member in opened.infolist():
+            if complaint := _complaint(member):
+                problems.setdefault(complaint, []).append(member.orig_filename[:80])
+                continue
+            parts = PurePosixPath(member.filename).parts
+            hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+            if member.is_dir() or hidden or not member.filename.lower().endswith(SUFFIXES):
+                continue
+            same = unicodedata.normalize("NFC", "/".join(parts)).casefold()
+            if same in seen:
+                what = "names that differ in case or Unicode form only, or occur twice"
+                problems.setdefault(what, []).append(f"{seen[same]} and {member.filename}")
+            seen[same] = member.filename
+            images.append(member)
+        unpacked, packed = sum(member.file_size for member in images), os.path.getsize(archive)
+        if unpacked > max(_ALWAYS_ALLOWED, _MAX_RATIO * packed):
+            problems["contents out of proportion"] = [f"{unpacked:,} bytes in an archive of {packed:,}"]
+        if problems:
+            lines = "\n".join(f"  {listing(what, names)}" for what, names in problems.items())
+            raise UserError(f"{archive} is refused, nothing was unpacked:\n{lines}")
+        if not images:
+            raise UserError(f"no images in {archive}; looked for {', '.join(SUFFIXES)}")
+
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = output.with_name(f".{output.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(output.parent).free
+        if unpacked > free:
+            raise UserError(
+                f"{output} needs {unpacked:,} bytes, {free:,} are free; make room or set `results` elsewhere"
+            )
+        for member in progress(images, total=len(images), desc="unpack", unit="image"):
+            target = temporary.joinpath(*PurePosixPath(member.filename).parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with opened.open(member) as source, target.open("xb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+                raise UserError(
+                    f"{archive}: {member.filename!r} is damaged ({error}); copy the archive again"
+                ) from error
+    shutil.rmtree(output, ignore_errors=True)
+    temporary.rename(output)
+    return len(images)

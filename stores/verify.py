@@ -1,0 +1,105 @@
+"""Checks sealed stores: `python -m stores.verify` reads every file and says which are damaged and how to mend them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from catalog.index import read_images
+from console import UserError, run_cli, write_json
+from runtime import snakemake_command, snakemake_target
+from stores.arrays import ShardedArray, open_array
+from stores.places import Location, location, place_of
+from stores.plan import ShardPlan
+from stores.reader import open_store
+from stores.schema import described_arrays
+from stores.seal import REDO_COMMAND, damaged_files, read_parts, redo_with, store_attributes
+from stores.writer import encode_metadata
+
+
+def verify(
+    *,
+    store: Location,
+    receipts: Sequence[Path],
+    image_ids: Sequence[str],
+    index_digest: str,
+    content_hashes: Sequence[str] | None = None,
+    redo_command: str = REDO_COMMAND,
+    seal_command: str | None = None,
+) -> dict[str, int]:
+    """Read all of a sealed store and compare it with its receipts; nothing is changed.
+
+    Args:
+        store, receipts, image_ids, index_digest, content_hashes, redo_command: as for `seal.seal`.
+        seal_command: how the store is sealed again, for messages.
+
+    Returns:
+        `files` and `bytes` of the store.
+
+    Raises:
+        UserError: the store is not sealed; or a list of all files that are missing, damaged or too many, with array, chunk
+            and the command that makes them again.
+    """
+    opened = open_store(store)
+    place = place_of(store)
+    plan = ShardPlan(len(image_ids), len(receipts))
+    seal_again = "seal the store again with: " + (
+        seal_command or f"{snakemake_command()} --force {snakemake_target(f'{store}/zarr.json')}"
+    )
+
+    def explain(key: str) -> str:
+        name, _, index = key.split("/")[:3]
+        try:
+            array = open_array(place, name)
+            found = array.damage(int(index)) if isinstance(array, ShardedArray) else []
+        except UserError as error:
+            return str(error)
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        return f"array {name!r}: " + (", ".join(found[:3]) + more if found else "readable, but other data")
+
+    redo = redo_with(redo_command, receipts)
+    contents, problems = read_parts(receipts, plan, index_digest, redo)
+    problems += damaged_files(place, contents, plan, redo, explain)
+    others = {
+        shard for shard, content in contents.items() if content["fingerprint"] != opened.attributes["fingerprint"]
+    }
+    problems += [f"shard {shard}: was made again after the seal; {seal_again}" for shard in sorted(others)]
+    keys = place.keys()
+    if len(contents) == plan.shards and not others:
+        arrays = described_arrays(contents[0]["store"])
+        metadata = encode_metadata(arrays, plan, image_ids, store_attributes(contents), content_hashes)
+        for key, data in sorted(metadata.items()):
+            if key not in keys:
+                problems.append(f"{place}/{key} is missing; {seal_again}")
+            elif place.read(key) != data:
+                problems.append(f"{place}/{key} is not what was written; {seal_again}")
+        wanted = {key for content in contents.values() for key in content["files"]} | metadata.keys()
+        problems += [f"{place}/{key} is no part of the store; {seal_again}" for key in keys if key not in wanted]
+    if problems:
+        raise UserError(f"{store} is damaged:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return {"files": len(keys), "bytes": sum(place.size(key) or 0 for key in keys)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m stores.verify", description=__doc__.splitlines()[0])
+    parser.add_argument("--store", required=True, type=location, help="folder or s3:// address ending in .zarr")
+    parser.add_argument("--receipts", required=True, nargs="+", type=Path, help="one per shard, in order")
+    parser.add_argument("--images", required=True, type=Path, help="the index' images.parquet")
+    parser.add_argument("--report", type=Path, help="JSON file to write when nothing is wrong")
+    args = parser.parse_args(argv)
+    images, digest = read_images(args.images)
+    found = verify(
+        store=args.store,
+        receipts=args.receipts,
+        image_ids=images.column("image_id").to_pylist(),
+        index_digest=digest,
+        content_hashes=images.column("content_hash").to_pylist(),
+    )
+    print(f"{args.store} is whole: {found['files']} files, {found['bytes'] / 1e6:.1f} MB")
+    if args.report:
+        write_json(args.report, found)
+
+
+if __name__ == "__main__":
+    run_cli(main)

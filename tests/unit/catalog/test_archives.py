@@ -1,0 +1,156 @@
+"""Zip files of images: what is harmless is unpacked, everything hostile is refused before anything is written."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import stat
+import zipfile
+
+import pytest
+from PIL import Image
+
+from catalog.archives import unpack_images
+from console import UserError
+
+
+def picture(colour=(200, 30, 30)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pack(tmp_path):
+    """`pack({name: bytes, ...})` writes a zip file; a `ZipInfo` may stand for a name."""
+
+    def write(members: dict, compression: int = zipfile.ZIP_DEFLATED):
+        path = tmp_path / "photos.zip"
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        return path
+
+    return write
+
+
+def everything_below(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_images_are_unpacked_and_nothing_else(pack, tmp_path):
+    archive = pack(
+        {
+            "train/": b"",
+            "train/ä b.png": picture(),
+            "c.JPG": b"broken, but that is for the index to say",
+            "readme.txt": b"hello",
+            "script.sh": b"rm -rf /",
+            "train/.hidden.png": picture(),
+            "__MACOSX/train/._a.png": b"rubbish",
+        }
+    )
+    output = tmp_path / "out" / "images"
+    assert unpack_images(archive, output) == 2
+    assert everything_below(tmp_path / "out") == {"images", "images/c.JPG", "images/train", "images/train/ä b.png"}
+    assert (output / "train/ä b.png").read_bytes() == picture()
+    # Again, with other contents: nothing of before is left.
+    assert unpack_images(pack({"d.png": picture()}), output) == 1
+    assert everything_below(output) == {"d.png"}
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+HOSTILE = {
+    "up": ({"../evil.png": b"x"}, "lead out of the archive"),
+    "up within": ({"a/../../evil.png": b"x"}, "lead out of the archive"),
+    "absolute": ({"/tmp/evil.png": b"x"}, "absolute paths"),
+    "drive": ({"C:/evil.png": b"x"}, "absolute paths"),
+    "backslash": ({"..\\evil.png": b"x"}, "absolute paths, or paths of another system"),
+    "symbolic link": ({link("evil.png"): b"/etc/passwd"}, "links or devices"),
+    "link to a folder": ({link("folder"): b"/tmp", "folder/evil.png": b"x"}, "links or devices"),
+    "control character": ({"a\nb.png": b"x"}, "control characters"),
+    "long": ({"a" * 300 + ".png": b"x"}, "too long"),
+    "case": ({"A.png": b"x", "a.png": b"y"}, "differ in case"),
+    "unicode forms": ({"\u00e9.png": b"x", "e\u0301.png": b"y"}, "differ in case"),
+    "bomb": ({"bomb.png": bytes(200 << 20)}, "out of proportion"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_archives_are_refused_before_anything_is_written(pack, tmp_path, name):
+    members, message = HOSTILE[name]
+    archive = pack({"good.png": picture(), **members})
+    before = everything_below(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        unpack_images(archive, tmp_path / "out" / "images")
+    assert "refused, nothing was unpacked" in str(caught.value)
+    assert everything_below(tmp_path) == before
+
+
+def test_a_nul_in_a_name_is_seen(pack, tmp_path):
+    archive = pack({"good.pngX.png": picture()})
+    archive.write_bytes(archive.read_bytes().replace(b"good.pngX", b"good.png\0"))
+    with pytest.raises(UserError, match="control characters"):
+        unpack_images(archive, tmp_path / "images")
+
+
+def test_encrypted_archives_are_refused(pack, tmp_path):
+    archive = pack({"a.png": picture()})
+    data = bytearray(archive.read_bytes())
+    directory = data.index(b"PK\1\2")
+    data[6] |= 1
+    data[directory + 8] |= 1
+    archive.write_bytes(data)
+    with pytest.raises(UserError, match="encrypted"):
+        unpack_images(archive, tmp_path / "images")
+
+
+def test_a_member_that_lies_about_its_size_is_damage(pack, tmp_path):
+    archive = pack({"a.png": bytes(1 << 20)})
+    data = bytearray(archive.read_bytes())
+    for place in (data.index(b"PK\3\4") + 22, data.index(b"PK\1\2") + 24):
+        data[place : place + 4] = (1000).to_bytes(4, "little")
+    archive.write_bytes(data)
+    with pytest.raises(UserError, match="'a.png' is damaged"):
+        unpack_images(archive, tmp_path / "images")
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_damaged_member_is_named(pack, tmp_path):
+    archive = pack({"a.png": os.urandom(5000)}, zipfile.ZIP_STORED)
+    data = bytearray(archive.read_bytes())
+    data[2000] ^= 1
+    archive.write_bytes(data)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "old.png").write_bytes(b"old")
+    with pytest.raises(UserError, match="'a.png' is damaged .*copy the archive again"):
+        unpack_images(archive, tmp_path / "images")
+    assert everything_below(tmp_path / "images") == {"old.png"}, "what was there stays until all is well"
+
+
+def test_no_space_is_said_before_it_is_missed(pack, tmp_path, monkeypatch):
+    archive = pack({"a.png": picture()})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(UserError, match="10 are free; make room"):
+        unpack_images(archive, tmp_path / "images")
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", None])
+def test_no_archive(tmp_path, content):
+    archive = tmp_path / "photos.zip"
+    if content is not None:
+        archive.write_bytes(content)
+    with pytest.raises(UserError, match="no zip file that can be read"):
+        unpack_images(archive, tmp_path / "images")
+
+
+def test_an_archive_without_images(pack, tmp_path):
+    with pytest.raises(UserError, match="no images in"):
+        unpack_images(pack({"a.txt": b"x"}), tmp_path / "images")
