@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +20,8 @@ from console import UserError
 from stores.places import Bucket, Place
 
 _CRC_BYTES = 4
+_ROWS_PER_PIECE = 32
+_MIN_ROWS_FOR_THREADS = 16
 _ABSENT = np.iinfo(np.uint64).max
 _INNER_CODECS = ("bytes", "zstd", "crc32c")
 _INDEX_CODECS = ("bytes", "crc32c")
@@ -37,8 +41,8 @@ class RowArray(Protocol):
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (n,) int64, ascending and unique, within bounds -> (n, ...)."""
+    def read(self, rows: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+        """Rows (n,) int64, ascending and unique, within bounds -> (n, ...), row i at `places[i]` (default: i) of it."""
         ...
 
 
@@ -102,14 +106,30 @@ class ShardedArray:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_indices": {}}
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
+    def read(self, rows: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
         """Rows (n,) int64, ascending and unique -> (n, *shape[1:]). UserError for missing or damaged data."""
         result = np.empty((len(rows), *self.shape[1:]), self._stored)
-        for shard, span in _runs(rows // self._shard_rows):
-            self._read_shard(shard, rows[span] - shard * self._shard_rows, result[span])
+        places = np.arange(len(rows)) if places is None else places
+
+        def read_piece(piece: tuple[int, slice]) -> None:
+            shard, span = piece
+            self._read_shard(shard, rows[span] - shard * self._shard_rows, result, places[span])
+
+        pieces = [(shard, piece) for shard, span in _runs(rows // self._shard_rows) for piece in self._pieces(span)]
+        if self._chunk_rows == 1 and len(rows) >= _MIN_ROWS_FOR_THREADS:
+            # Decoding holds no lock of Python's, so threads do it side by side.
+            list(_threads().map(read_piece, pieces))
+        else:
+            for piece in pieces:
+                read_piece(piece)
         return result.astype(self.dtype, copy=False)
 
-    def _read_shard(self, shard: int, rows: np.ndarray, result: np.ndarray) -> None:
+    def _pieces(self, span: slice) -> Iterator[slice]:
+        """A shard's rows in pieces that several threads can share; in a bucket all of them are one request."""
+        for start in range(span.start, span.stop, _ROWS_PER_PIECE):
+            yield slice(start, min(start + _ROWS_PER_PIECE, span.stop))
+
+    def _read_shard(self, shard: int, rows: np.ndarray, result: np.ndarray, places: np.ndarray) -> None:
         from numcodecs.zstd import Zstd
 
         codec = Zstd()
@@ -118,11 +138,12 @@ class ShardedArray:
             with contextlib.closing(self._chunks(shard, [chunk for chunk, _ in runs])) as chunks:
                 for (chunk, span), data in zip(runs, chunks, strict=True):
                     if self._chunk_rows == 1:
-                        codec.decode(data, out=result[span])
+                        place = places[span.start]
+                        codec.decode(data, out=result[place : place + 1])
                     else:
                         decoded = np.frombuffer(codec.decode(data), self._stored)
                         decoded = decoded.reshape(self._chunk_rows, *self.shape[1:])
-                        result[span] = decoded[rows[span] - chunk * self._chunk_rows]
+                        result[places[span]] = decoded[rows[span] - chunk * self._chunk_rows]
         except FileNotFoundError as error:
             raise self._damage(shard, "missing file") from error
         except (RuntimeError, ValueError) as error:  # what zstd and reshape raise
@@ -135,10 +156,11 @@ class ShardedArray:
                 size = file.seek(0, 2)
                 file.seek(max(0, size - self._index_bytes))
                 self._indices[shard] = self._parse_index(shard, file.read(self._index_bytes))
-            for chunk in chunks:
-                offset, length = self._where(shard, chunk)
-                file.seek(offset)
-                yield self._content(shard, chunk, file.read(length), length)
+            for chunk, (offset, length) in zip(chunks, self._where(shard, chunks), strict=True):
+                # Twice: cutting the checksum off would copy the rest.
+                content = os.pread(file.fileno(), length - _CRC_BYTES, offset)
+                checksum = os.pread(file.fileno(), _CRC_BYTES, offset + length - _CRC_BYTES)
+                yield self._content(shard, chunk, content, checksum, length)
 
     @property
     def _index_bytes(self) -> int:
@@ -147,32 +169,28 @@ class ShardedArray:
     def _parse_index(self, shard: int, data: bytes) -> np.ndarray:
         if len(data) < self._index_bytes:
             raise self._damage(shard, f"{len(data)} bytes are too few")
-        return np.frombuffer(self._checked(shard, data, "the index"), "<u8").reshape(-1, 2)
+        if not _sound(data[:-_CRC_BYTES], data[-_CRC_BYTES:]):
+            raise self._damage(shard, "the index fails its checksum")
+        return np.frombuffer(data[:-_CRC_BYTES], "<u8").reshape(-1, 2)
 
-    def _where(self, shard: int, chunk: int) -> tuple[int, int]:
-        """Offset and length of a chunk in its shard's file."""
-        offset, length = (int(value) for value in self._indices[shard][chunk])
-        if offset == _ABSENT or length < _CRC_BYTES:
-            raise self._damage(shard, f"{self._rows_of(shard, chunk)} missing")
-        return offset, length
+    def _where(self, shard: int, chunks: list[int]) -> list[tuple[int, int]]:
+        """Offset and length of chunks in their shard's file."""
+        places = self._indices[shard][chunks].tolist()
+        for chunk, (offset, length) in zip(chunks, places, strict=True):
+            if offset == _ABSENT or length < _CRC_BYTES:
+                raise self._damage(shard, f"{self._rows_of(shard, chunk)} missing")
+        return places
 
-    def _content(self, shard: int, chunk: int, data: bytes, length: int) -> bytes:
-        what = self._rows_of(shard, chunk)
-        if len(data) != length:
-            raise self._damage(shard, f"{what} cut off")
-        return self._checked(shard, data, what)
+    def _content(self, shard: int, chunk: int, content: bytes, checksum: bytes, length: int) -> bytes:
+        if len(content) + len(checksum) != length:
+            raise self._damage(shard, f"{self._rows_of(shard, chunk)} cut off")
+        if not _sound(content, checksum):
+            raise self._damage(shard, f"{self._rows_of(shard, chunk)} fails its checksum")
+        return content
 
     def _rows_of(self, shard: int, chunk: int) -> str:
         first = shard * self._shard_rows + chunk * self._chunk_rows
         return f"row {first}" if self._chunk_rows == 1 else f"rows {first} to {first + self._chunk_rows - 1}"
-
-    def _checked(self, shard: int, data: bytes, what: str) -> bytes:
-        import google_crc32c
-
-        content = data[:-_CRC_BYTES]
-        if google_crc32c.value(content) != int.from_bytes(data[-_CRC_BYTES:], "little"):
-            raise self._damage(shard, f"{what} fails its checksum")
-        return content
 
     def _key(self, shard: int) -> str:
         return f"{self.name}/c/{shard}" + "/0" * (len(self.shape) - 1)
@@ -197,14 +215,17 @@ class BucketArray(ShardedArray):
 
     place: Bucket
 
+    def _pieces(self, span: slice) -> Iterator[slice]:
+        yield span
+
     def _chunks(self, shard: int, chunks: list[int]) -> Iterator[bytes]:
         key = self._key(shard)
         if shard not in self._indices:
             self._indices[shard] = self._parse_index(shard, self.place.read_end(key, self._index_bytes))
-        places = [self._where(shard, chunk) for chunk in chunks]
+        places = self._where(shard, chunks)
         found = self.place.read_ranges(key, places)
         for chunk, (_, length), data in zip(chunks, places, found, strict=True):
-            yield self._content(shard, chunk, data, length)
+            yield self._content(shard, chunk, data[:-_CRC_BYTES], data[-_CRC_BYTES:], length)
 
 
 class ZarrArray:
@@ -225,18 +246,38 @@ class ZarrArray:
         except FileNotFoundError as error:
             raise UserError(f"there is no array {self.name!r} in the store {self.place}") from error
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
+    def read(self, rows: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
         """Rows (n,) int64, ascending and unique -> (n, ...)."""
         array = self._open()
         try:
             if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-                return np.asarray(array[int(rows[0]) : int(rows[-1]) + 1])
-            return np.asarray(array.oindex[rows])
+                values = np.asarray(array[int(rows[0]) : int(rows[-1]) + 1])
+            else:
+                values = np.asarray(array.oindex[rows])
+            return values if places is None else values[np.argsort(places)]
         except (ValueError, RuntimeError, OSError) as error:  # checksums, codecs, files
             raise UserError(
                 f"array {self.name!r} of {self.place} is damaged or cannot be read ({error}); the target `verify` says "
                 "which shard to make again"
             ) from error
+
+
+def _sound(content: bytes, checksum: bytes) -> bool:
+    import google_crc32c
+
+    return google_crc32c.value(content) == int.from_bytes(checksum, "little")
+
+
+_pool: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def _threads() -> ThreadPoolExecutor:
+    """Threads that all readers of this process share; a fork has none of its parent's, so it gets its own."""
+    global _pool
+    if _pool is None or _pool[0] != os.getpid():
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        _pool = (os.getpid(), ThreadPoolExecutor(min(8, count), thread_name_prefix="rows"))
+    return _pool[1]
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, slice]]:

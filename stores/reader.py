@@ -122,6 +122,9 @@ class Store:
         try:
             if (indices[1:] > indices[:-1]).all():
                 return source.read(indices)
+            order = np.argsort(indices, kind="stable")
+            if len(indices) and (np.diff(indices[order]) > 0).all():
+                return source.read(indices[order], order)
             unique, inverse = np.unique(indices, return_inverse=True)
             return source.read(unique)[inverse]
         except DamagedRows as error:
