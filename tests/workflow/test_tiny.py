@@ -162,3 +162,17 @@ def test_verify_reads_every_store_whenever_it_is_asked(finished):
             (finished.results / f"logs/verify_store/tiny_{f}.log").read_text() for f in ("regions", "grids", "panoptic")
         ]
         assert all(" is whole: " in log for log in logs)
+
+
+def test_the_examples_of_the_documentation_run(finished, repository, monkeypatch):
+    text = (repository / "docs" / "stores.md").read_text().replace("results/scenes/", "results/tiny/")
+    examples = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(examples) == 2
+    monkeypatch.chdir(finished.folder)
+    for example in examples:
+        names: dict = {}
+        exec(example, names)
+        if "group" in names:
+            assert names["group"]["features"].shape == (44, 36, 512)
+        else:
+            assert len(names["store"]) == 44
