@@ -3,6 +3,7 @@ import json
 import re
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = str(workflow.basedir)
@@ -63,6 +64,10 @@ except UserError as error:
 RESULTS = SETTINGS.results
 # In a bucket lies what the workflow makes; logs, benchmarks, states to resume from and rendered images stay on this file system.
 REMOTE = RESULTS.startswith("s3://")
+if REMOTE and not find_spec("snakemake_storage_plugin_s3"):
+    raise WorkflowError(
+        f"results: {RESULTS} needs more packages: pip install --group s3"
+    )
 WORK = RESULTS.replace("s3://", "results/") if REMOTE else RESULTS
 FEATURES = ("regions", "grids", "panoptic")
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.
