@@ -316,11 +316,12 @@ class Testset(Section):
 
     `protocols` adds Crisscrossed Captions and ECCV Caption on COCO's 5K test split; `positives` is the folder of their
     files, without which those of the package eccv-caption are used. `benchmark` says that the test set is the field's:
-    the tables then show published numbers beside ours.
+    the tables then show published numbers beside ours. `precision` is that of the encoding.
     """
 
     dataset: str
     split: str = "test"
+    precision: Literal["fp32", "bf16"] = "fp32"
     folds: Annotated[int, Field(ge=0)] = 0
     protocols: list[Literal["cxc", "eccv"]] = []
     positives: str | None = None

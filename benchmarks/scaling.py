@@ -250,6 +250,10 @@ def simulations(costs: Mapping[str, tuple[float, float]], assumptions: Assumptio
     ]
 
 
+def _hours(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _pairs(values: Sequence[str]) -> dict[str, float]:
     result = {}
     for value in values:
@@ -322,8 +326,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         print(
-            f"| {row['dataset']} | {row['workers']} | {row['hours']:,.3g} | {row['extraction_hours']:,.3g} | "
-            f"{row['worker_hours']:,.4g} | {row['efficiency']:.2f} | {row['jobs']:,} | {row['failed']:,} |"
+            f"| {row['dataset']} | {row['workers']} | {_hours(row['hours'])} | {_hours(row['extraction_hours'])} | "
+            f"{_hours(row['worker_hours'])} | {row['efficiency']:.2f} | {row['jobs']:,} | {row['failed']:,} |"
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,7 @@ def encode(
     panoptic: Location,
     batch_size: int = 128,
     device: str = "cpu",
+    precision: str = "fp32",
 ) -> Embeddings:
     """Embed the images and captions of a split.
 
@@ -74,6 +75,7 @@ def encode(
     Args:
         run_dir: see `model.checkpoint.load_run`. images, captions: the index. split: its name.
         visual, panoptic: sealed stores of that index. batch_size: images at a time. device: a torch device.
+        precision: "fp32", or "bf16": bfloat16 where torch's autocast takes it. Embeddings are float32 either way.
 
     Raises:
         UserError: no such split, stores of another index or of another extractor than the run's, or a run without a
@@ -104,16 +106,22 @@ def encode(
         raise UserError(
             f"run {run} in {run_dir} has no vocabulary, so it cannot read captions: import it again with --vocabulary"
         )
+    import torch
+
     network = network.to(device)
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+        image_embeddings = embed_images(network, features, items.image_rows, batch_size=batch_size)
+        caption_embeddings = embed_captions(network, tokenizer, items.captions, batch_size=2 * batch_size)
     embeddings = Embeddings(
-        images=embed_images(network, features, items.image_rows, batch_size=batch_size),
-        captions=embed_captions(network, tokenizer, items.captions, batch_size=2 * batch_size),
+        images=image_embeddings,
+        captions=caption_embeddings,
         caption_image=items.caption_image.astype(np.int32),
         image_ids=np.array(items.image_ids, dtype=str),
         caption_ids=np.array(items.caption_ids, dtype=str),
         attributes={
             "run": run,
             "split": split,
+            "precision": precision,
             "index_digest": items.index_digest,
             "skipped_images": items.skipped,
             "features": features.describe(),
@@ -142,6 +150,7 @@ def main() -> None:
     parser.add_argument("--panoptic", required=True, type=location, help="store of panoptic features")
     parser.add_argument("--output", required=True, type=Path, help="Zarr group to write")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, help="of the network on the CPU (default: torch's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args()
@@ -175,6 +184,7 @@ def main() -> None:
         panoptic=args.panoptic,
         batch_size=args.batch_size,
         device=device,
+        precision=args.precision,
     )
     write_embeddings(args.output, embeddings)
     skipped = embeddings.attributes["skipped_images"]

@@ -430,6 +430,10 @@ def testset_split(wildcards):
     return SETTINGS.testsets[wildcards.testset].split
 
 
+def testset_precision(wildcards):
+    return SETTINGS.testsets[wildcards.testset].precision
+
+
 def testset_folds(wildcards):
     return SETTINGS.testsets[wildcards.testset].folds
 

@@ -19,6 +19,7 @@ rule encode_testset:
         gpu=GPUS_PER_JOB,
     params:
         split=testset_split,
+        precision=testset_precision,
         stores=testset_stores,
     shell:
         """
@@ -27,6 +28,7 @@ rule encode_testset:
             --images {input.images:q} \
             --captions {input.captions:q} \
             --split {params.split:q} \
+            --precision {params.precision} \
             {params.stores:q} \
             --output {output.embeddings:q} \
             --threads {threads} \

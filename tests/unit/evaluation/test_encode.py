@@ -151,6 +151,16 @@ def test_embeddings_equal_those_of_one_at_a_time(world):
     assert np.linalg.norm(found.images[0] - found.images[1]) > 1e-3, "the case must tell images apart"
 
 
+def test_bf16_embeddings_are_near_those_of_fp32(world):
+    exact = encode(**world["paths"], split="test", batch_size=3)
+    found = encode(**world["paths"], split="test", batch_size=3, precision="bf16")
+    assert (exact.attributes["precision"], found.attributes["precision"]) == ("fp32", "bf16")
+    for name in ("images", "captions"):
+        a, b = getattr(exact, name), getattr(found, name)
+        assert b.dtype == np.float32 and not np.array_equal(a, b)
+        np.testing.assert_allclose((a * b).sum(1), 1, atol=5e-3)
+
+
 def test_each_image_and_caption_is_encoded_once(world, monkeypatch):
     from model.network import ThreeSHNet
 
