@@ -111,8 +111,51 @@ def results_tables(artefacts: Artefacts) -> list[dict[str, Any]]:
                 "systems": systems,
                 "checks": checks,
                 "chance": chance,
+                "protocols": protocol_tables(artefacts, testset),
             }
         )
+    return tables
+
+
+#: Results of protocols whose columns are not the main table's: title, block of a metrics file, retrievals, columns by key.
+_PROTOCOL_TABLES = (
+    (
+        "Crisscrossed Captions, within images and within texts",
+        "cxc",
+        {"i2i": "Image → image", "t2t": "Text → text"},
+        {"r1": "R@1", "r5": "R@5", "r10": "R@10"},
+    ),
+    (
+        "ECCV Caption",
+        "eccv",
+        {"i2t": "Image → text", "t2i": "Text → image"},
+        {"map_at_r": "mAP@R", "r_precision": "R-P", "r1": "R@1"},
+    ),
+)
+
+
+def protocol_tables(artefacts: Artefacts, testset: str) -> list[dict[str, Any]]:
+    """Tables of the protocols that a test set was scored by beside the standard one; none where there are none."""
+    tables = []
+    for title, protocol, directions, columns in _PROTOCOL_TABLES:
+        rows = []
+        for system in artefacts.systems():
+            block = ((artefacts.metrics(system, testset) or {}).get("protocols") or {}).get(protocol)
+            if not block or not directions.keys() <= block.keys():
+                continue
+            bounds = block.get("intervals") or {}
+            cells = [
+                {
+                    "text": f"{block[direction][key]:.1f}",
+                    "interval": "{:.1f} – {:.1f}".format(*bounds[direction][key]) if direction in bounds else "",
+                }
+                for direction in directions
+                for key in columns
+            ]
+            rows.append({"label": system.name, "ensemble": system.ensemble, "cells": cells})
+        if rows:
+            groups = [{"title": title, "columns": list(columns.values())} for title in directions.values()]
+            tables.append({"title": title, "groups": groups, "rows": rows})
     return tables
 
 

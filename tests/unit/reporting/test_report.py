@@ -85,6 +85,35 @@ def test_results_table_shows_the_metrics(page, tree):
     assert "trained on" not in row_of(soup, "scenes_test", "region").text
 
 
+def test_further_protocols_have_tables_of_their_own(small_config, build_results, tmp_path):
+    config = build_results(tmp_path, small_config)
+    path = tmp_path / "evaluation" / "region" / "scenes_test" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    eccv = {
+        d: {"queries": 9, "map_at_r": 30.04 + k, "r_precision": 40.0 + k, "r1": 50.0 + k}
+        for k, d in enumerate(("i2t", "t2i"))
+    }
+    within = {
+        d: {"queries": 9, "r1": 61.0 + k, "r5": 71.0, "r10": 81.0, "medr": 1, "meanr": 2}
+        for k, d in enumerate(("i2i", "t2t"))
+    }
+    cxc = within | {d: metrics[d] for d in ("i2t", "t2i")} | {"rsum": metrics["rsum"]}
+    cxc["intervals"] = metrics["intervals"] | {"i2i": {"r1": [58.0, 64.0], "r5": [68.0, 74.0], "r10": [78.0, 84.0]}}
+    path.write_text(json.dumps(metrics | {"protocols": {"cxc": cxc, "eccv": eccv}}))
+    _, soup = make_page(tmp_path, config)
+    tables = {
+        label: soup.find("div", attrs={"aria-label": f"{label} on scenes_test"})
+        for label in ("Crisscrossed Captions, within images and within texts", "ECCV Caption")
+    }
+    rows = [[cell.text for cell in table.tbody.find_all("td")] for table in tables.values()]
+    assert rows == [["61.0", "71.0", "81.0", "62.0", "71.0", "81.0"], ["30.0", "40.0", "50.0", "31.0", "41.0", "51.0"]]
+    headings = [[cell.text for cell in table.thead.find_all("th")] for table in tables.values()]
+    assert headings[0] == ["System", "Image → image", "Text → text"] + ["R@1", "R@5", "R@10"] * 2
+    assert headings[1] == ["System", "Image → text", "Text → image"] + ["mAP@R", "R-P", "R@1"] * 2
+    cells = tables["Crisscrossed Captions, within images and within texts"].tbody.find_all("td")
+    assert cells[0]["title"] == "95 % interval: 58.0 – 64.0" and "title" not in cells[3].attrs
+
+
 def test_the_best_value_is_marked_once(page):
     _, soup = page
     systems = [row_of(soup, "scenes_test", name) for name in ("region", "grid", "region_grid")]
