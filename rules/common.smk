@@ -215,7 +215,10 @@ def index_sources(wildcards):
     """What an index is made from: the rendered folder, or the user's captions."""
     dataset = SETTINGS.datasets[wildcards.dataset]
     if dataset.source == "scenes":
-        return [f"{WORK}/{wildcards.dataset}/scenes"]
+        folder = f"{WORK}/{wildcards.dataset}/scenes"
+        # A bucket's times have no fractions of a second: an index made in the folder's second would look older. What the
+        # folder holds follows from the settings, which are a parameter of the index.
+        return [ancient(folder) if REMOTE else folder]
     if dataset.source == "karpathy":
         return [dataset.annotations]
     if dataset.source == "precomputed":

@@ -89,6 +89,31 @@ def test_features_mean_something(finished):
     assert ((maps < 133) | (maps == 255)).all()
 
 
+def test_the_examples_of_the_documentation_run(finished, repository, monkeypatch):
+    text = (repository / "docs" / "stores.md").read_text().replace("results/scenes/", "results/tiny/")
+    examples = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(examples) == 2
+    monkeypatch.chdir(finished.folder)
+    for example in examples:
+        names: dict = {}
+        exec(example, names)
+        if "group" in names:
+            assert names["group"]["features"].shape == (44, 36, 512)
+        else:
+            assert len(names["store"]) == 44
+
+
+def test_verify_reads_every_store_whenever_it_is_asked(finished):
+    for _ in range(2):
+        assert finished.planned("verify") == {"verify_store": 3}
+        result = finished.run("verify")
+        assert result.returncode == 0, result.stdout + result.stderr
+        logs = [
+            (finished.results / f"logs/verify_store/tiny_{f}.log").read_text() for f in ("regions", "grids", "panoptic")
+        ]
+        assert all(" is whole: " in log for log in logs)
+
+
 def test_a_second_run_does_nothing(finished):
     assert finished.planned() == {}
 
@@ -151,28 +176,3 @@ def test_the_seal_names_a_damaged_file_and_the_command_that_mends_it(finished):
     assert result.returncode != 0
     assert "grids.zarr/features/c/0/0/0" in output and "--force" in output and "grids.receipts/0.json" in output
     assert not (folder / "grids.zarr" / "zarr.json").exists()
-
-
-def test_verify_reads_every_store_whenever_it_is_asked(finished):
-    for _ in range(2):
-        assert finished.planned("verify") == {"verify_store": 3}
-        result = finished.run("verify")
-        assert result.returncode == 0, result.stdout + result.stderr
-        logs = [
-            (finished.results / f"logs/verify_store/tiny_{f}.log").read_text() for f in ("regions", "grids", "panoptic")
-        ]
-        assert all(" is whole: " in log for log in logs)
-
-
-def test_the_examples_of_the_documentation_run(finished, repository, monkeypatch):
-    text = (repository / "docs" / "stores.md").read_text().replace("results/scenes/", "results/tiny/")
-    examples = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(examples) == 2
-    monkeypatch.chdir(finished.folder)
-    for example in examples:
-        names: dict = {}
-        exec(example, names)
-        if "group" in names:
-            assert names["group"]["features"].shape == (44, 36, 512)
-        else:
-            assert len(names["store"]) == 44
