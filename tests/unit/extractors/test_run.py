@@ -313,7 +313,7 @@ def test_too_few_results_are_an_error(job, monkeypatch):
         ({"settings": "[]"}, "--settings"),
         ({"settings": '{"batch_size": 0}'}, "batch_size of regions must be a whole number of at least 1, not 0"),
         ({"settings": '{"batch_size": true}'}, "not True"),
-        ({"settings": "{}"}, "--settings of regions: missing a required argument: 'architecture'"),
+        ({"settings": "{}"}, "--settings of regions: missing a required (keyword-only )?argument: 'architecture'"),
         ({"settings": {"scael": 2}}, "--settings of regions: got an unexpected keyword argument 'scael'"),
         ({"device": "cuda:99"}, "--device cuda:99: this machine has"),
         ({"device": "gpu"}, "--device gpu: no such device"),
