@@ -374,7 +374,9 @@ def test_categories_come_from_ids_and_names():
 def test_unknown_settings_name_the_engine():
     with pytest.raises(UserError, match="settings of engine detectron2: .* 'architecture'"):
         regions.build_extractor(engine="detectron2", config="x", architecture="faster_rcnn_r50_c4")
-    with pytest.raises(UserError, match="settings of engine native: missing a required (keyword-only )?argument: 'architecture'"):
+    with pytest.raises(
+        UserError, match="settings of engine native: missing a required (keyword-only )?argument: 'architecture'"
+    ):
         regions.build_extractor(weights="x")
     with pytest.raises(UserError, match="unknown engine 'transformers'; choose one of native, detectron2"):
         regions.build_extractor(engine="transformers", weights="x")
