@@ -111,7 +111,7 @@ def encode(
     network = network.to(device)
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
         image_embeddings = embed_images(network, features, items.image_rows, batch_size=batch_size)
-        caption_embeddings = embed_captions(network, tokenizer, items.captions, batch_size=2 * batch_size)
+        caption_embeddings = embed_captions(network, tokenizer, items.captions)
     embeddings = Embeddings(
         images=image_embeddings,
         captions=caption_embeddings,
