@@ -236,9 +236,10 @@ def feature_files(section: Section) -> list[str]:
 
 
 class Features(Section):
-    """The three extractors and what to do with images that cannot be read."""
+    """The three extractors, what to do with images that cannot be read, and how stores are compressed."""
 
     on_bad_image: Literal["fail", "drop"] = "fail"
+    compression: Literal["lz4", "zstd", "none"] = "lz4"
     regions: RegionsEngine = Regions()
     grids: GridsEngine = Grids()
     panoptic: PanopticEngine = Panoptic()

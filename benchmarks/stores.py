@@ -5,12 +5,13 @@ turns, in rounds, and ratios are medians over the rounds. Random batches are 256
 reading processes; a scan reads all rows in order.
 
 Readers of our layout: `stores.Store`, zarr-python with its own codec pipeline and with `zarrs`, tensorstore. Beside them:
-`np.memmap`, one `.npy` per image, HDF5. The packages tensorstore, zarrs and h5py are left out where they are not installed.
+our layout with the other compressions, `np.memmap`, one `.npy` per image, HDF5. The packages tensorstore, zarrs and h5py are left out where they are not installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -31,7 +32,7 @@ from benchmarks import common
 from console import run_cli
 from stores import open_store
 from stores.plan import ShardPlan
-from stores.schema import ArraySpec
+from stores.schema import COMPRESSIONS, SCHEMA_VERSION, ArraySpec, compressed
 from stores.writer import create_array, write_metadata, write_zarr_shard
 
 SHAPE = (36, 2048)
@@ -121,6 +122,7 @@ def open_tensorstore(path: str) -> Reader:
 READERS: dict[str, tuple[str, str | None, Callable[[str], Reader]]] = {
     # name -> (layout, package, function)
     "ours": ("ours.zarr", None, open_ours),
+    **{f"ours, {name}": (f"{name}.zarr", None, open_ours) for name in COMPRESSIONS[1:]},
     "memmap": ("features.npy", None, open_memmap),
     "one .npy per image": ("files", None, open_npy_files),
     "HDF5, lzf": ("features.h5", "h5py", open_hdf5),
@@ -139,9 +141,9 @@ def available() -> list[str]:
 # Writers: rows of one Zarr shard's worth into a layout.
 
 
-def write_ours(path: str, part: range, values: np.ndarray, images: int) -> None:
+def write_ours(path: str, part: range, values: np.ndarray, images: int, compression: str = COMPRESSIONS[0]) -> None:
     plan = ShardPlan(images, 1)
-    write_zarr_shard(path, part.start // plan.shard_rows, {"features": values}, ARRAYS, plan)
+    write_zarr_shard(path, part.start // plan.shard_rows, {"features": values}, compressed(ARRAYS, compression), plan)
 
 
 def write_memmap(path: str, part: range, values: np.ndarray, images: int) -> None:
@@ -163,6 +165,7 @@ def write_zarr(path: str, part: range, values: np.ndarray, images: int) -> None:
 
 WRITERS = {
     "ours": ("ours.zarr", write_ours),
+    **{f"ours, {name}": (f"{name}.zarr", functools.partial(write_ours, compression=name)) for name in COMPRESSIONS[1:]},
     "zarr-python": ("zarr.zarr", write_zarr),
     "memmap": ("features.npy", write_memmap),
     "one .npy per image": ("files", write_npy_files),
@@ -216,14 +219,14 @@ def measure_writes(folder: Path, images: int) -> dict[str, dict[int, float]]:
     for processes in (1, 2):
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             for name, (layout, _) in WRITERS.items():
-                if name in ("ours", "zarr-python"):  # else files that hold the same are left alone
+                if name.startswith(("ours", "zarr-python")):  # else files that hold the same are left alone
                     for chunk in (folder / layout).glob("features/c"):
                         shutil.rmtree(chunk)
                 futures = [pool.submit(write_part, name, str(folder), start, stop, images) for start, stop in jobs]
                 speeds[name][processes] = megabytes(images) / (sum(f.result() for f in futures) / processes)
-    write_metadata(
-        folder / "ours.zarr", ARRAYS, ShardPlan(images, 1), [str(i) for i in range(images)], {"schema_version": 1}
-    )
+    for compression, store in zip(COMPRESSIONS, ("ours", *COMPRESSIONS[1:]), strict=True):
+        arrays, ids = compressed(ARRAYS, compression), [str(i) for i in range(images)]
+        write_metadata(folder / f"{store}.zarr", arrays, ShardPlan(images, 1), ids, {"schema_version": SCHEMA_VERSION})
     if importlib.util.find_spec("h5py"):
         import h5py
 
@@ -278,7 +281,7 @@ def measure_opening(folder: Path, images: int) -> dict[str, float]:
     values = {"features": np.ones((len(plan.zarr_shard_rows(0)), 2), np.float16)}
     write_zarr_shard(path, 0, values, {"features": spec}, plan)
     ids = [f"COCO_val2014_{i:012d}" for i in range(images)]
-    write_metadata(path, {"features": spec}, plan, ids, {"schema_version": 1})
+    write_metadata(path, {"features": spec}, plan, ids, {"schema_version": SCHEMA_VERSION})
 
     def once() -> tuple[float, float]:
         clock = time.perf_counter()
@@ -298,19 +301,24 @@ def layouts() -> dict[str, tuple[int, list[Any], bool]]:
     """name -> (rows of a chunk, codecs after the bytes, sharded): what our layout was chosen from."""
     from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-    def blosc(name: str) -> BloscCodec:
-        return BloscCodec(cname=name, clevel=1 if name == "zstd" else 5, shuffle="shuffle", typesize=2)
+    def blosc(name: str, level: int = 5, shuffle: str = "shuffle") -> list[Any]:
+        return [BloscCodec(cname=name, clevel=level, shuffle=shuffle, typesize=2), Crc32cCodec()]
 
-    zstd = [ZstdCodec(level=1), Crc32cCodec()]
+    def zstd(level: int) -> list[Any]:
+        return [ZstdCodec(level=level), Crc32cCodec()]
+
     return {
-        "chunk 1, zstd-1, sharded (ours)": (1, zstd, True),
-        "chunk 8, zstd-1, sharded": (8, zstd, True),
-        "chunk 32, zstd-1, sharded": (32, zstd, True),
-        "chunk 1, zstd-3, sharded": (1, [ZstdCodec(level=3), Crc32cCodec()], True),
-        "chunk 1, no compression, sharded": (1, [Crc32cCodec()], True),
-        "chunk 1, blosc lz4 shuffled, sharded": (1, [blosc("lz4"), Crc32cCodec()], True),
-        "chunk 1, blosc zstd-1 shuffled, sharded": (1, [blosc("zstd"), Crc32cCodec()], True),
-        "chunk 1, zstd-1, a file each": (1, zstd, False),
+        "chunk 1, blosc lz4hc-5 shuffled, sharded (lz4)": (1, blosc("lz4hc"), True),
+        "chunk 8, the same": (8, blosc("lz4hc"), True),
+        "chunk 32, the same": (32, blosc("lz4hc"), True),
+        "chunk 1, the same, a file each": (1, blosc("lz4hc"), False),
+        "chunk 1, blosc lz4hc-9 shuffled, sharded": (1, blosc("lz4hc", 9), True),
+        "chunk 1, blosc lz4hc-5 bits shuffled, sharded": (1, blosc("lz4hc", 5, "bitshuffle"), True),
+        "chunk 1, blosc lz4 shuffled, sharded": (1, blosc("lz4"), True),
+        "chunk 1, blosc zstd-1 shuffled, sharded": (1, blosc("zstd", 1), True),
+        "chunk 1, zstd-1, sharded (zstd)": (1, zstd(1), True),
+        "chunk 1, zstd-3, sharded": (1, zstd(3), True),
+        "chunk 1, no compression, sharded (none)": (1, [Crc32cCodec()], True),
     }
 
 
@@ -409,9 +417,11 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             if name == "memmap":
                 row["target"] = 0.25
         rows.append(row)
-    files = [file for file in (folder / "ours.zarr").rglob("*") if file.is_file()]
-    size = sum(file.stat().st_size for file in files) / (megabytes(images) * 1e6)
-    rows.append({"what": "size, of raw float16", "ours": size, "unit": "", "target": 0.75, "at_most": True})
+    for store in (*COMPRESSIONS[1:], "ours"):
+        files = [file for file in (folder / f"{store}.zarr").rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files) / (megabytes(images) * 1e6)
+        row = {"what": "size, of raw float16" + ("" if store == "ours" else f": {store}"), "ours": size, "unit": ""}
+        rows.append(row | ({"target": 0.75, "at_most": True} if store == "ours" else {}))
     row = {"what": "files of `features`", "ours": sum("/c/" in str(f) for f in files), "unit": "files"}
     rows.append(row | {"target": max(1, images / 200), "at_most": True})
     small, large = (measure_opening(folder, count) for count in (1000, args.rows))

@@ -10,7 +10,7 @@ from catalog.index import read_images
 from console import UserError, read_mapping, run_cli
 from stores.places import location
 from stores.plan import ShardPlan
-from stores.schema import FEATURES
+from stores.schema import COMPRESSIONS, FEATURES
 from stores.writer import check_store_path
 
 
@@ -39,6 +39,7 @@ def import_command(args: argparse.Namespace) -> None:
         receipt=args.receipt,
         shard=args.shard,
         shards=args.shards,
+        compression=args.compression,
     )
     rounding = content["rounding"]
     print(
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--store", required=True, type=location, help="folder or s3:// address ending in .zarr")
     command.add_argument("--receipt", required=True, type=Path, help="JSON file, written last")
     command.add_argument("--recipe", type=int, help="the importer's RECIPE, as the workflow read it")
+    command.add_argument("--compression", choices=COMPRESSIONS, default=COMPRESSIONS[0], help="(default: %(default)s)")
     command = commands.add_parser("export", help="stores -> .npy and .txt as SCAN, VSE-infinity and 3SHNet read them")
     command.add_argument("--index", required=True, type=Path, help="folder of images.parquet and captions.parquet")
     command.add_argument("--visual", required=True, type=location, help="store of regions or grids")

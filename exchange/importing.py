@@ -13,7 +13,7 @@ from exchange.readers import NpzReader, PthReader, ScanReader, TsvReader
 from stores.places import Location
 from stores.plan import ShardPlan
 from stores.receipts import write_receipt
-from stores.schema import describe_store
+from stores.schema import COMPRESSIONS, compressed, describe_store
 from stores.writer import check_store_path, unseal, write_zarr_shard
 
 # Raise when an import would give other bytes than before: stores made with another number are made again.
@@ -63,6 +63,7 @@ def import_shard(
     receipt: Path,
     shard: int,
     shards: int,
+    compression: str = COMPRESSIONS[0],
 ) -> dict[str, Any]:
     """Import the rows of one shard job, publish its Zarr shards and, last, its receipt; repeated, it gives the same bytes.
 
@@ -71,6 +72,7 @@ def import_shard(
 
     Args:
         reader: of `open_reader`. image_ids, paths: of the whole index. store, receipt: where to write.
+        compression: of the store, one of `COMPRESSIONS`.
 
     Returns:
         The receipt; its `rounding` counts what float16 does not hold exactly.
@@ -81,9 +83,10 @@ def import_shard(
     start = time.perf_counter()
     plan = ShardPlan(len(image_ids), shards)
     rows = plan.rows(shard)
+    arrays = compressed(reader.arrays, compression)
     description = describe_store(
         feature=feature,
-        arrays=reader.arrays,
+        arrays=arrays,
         plan=plan,
         extractor={"engine": "import", "recipe": RECIPE} | reader.settings,
         weights_digest=hashlib.sha256(reader.settings["provenance"].encode()).hexdigest(),
@@ -103,7 +106,7 @@ def import_shard(
         failures += [{"image_id": image_ids[row], "path": str(paths[row]), "error": error} for row, error in wrong]
         seconds["decode"] += time.perf_counter() - clock
         clock = time.perf_counter()
-        files.update(write_zarr_shard(store, index, values, reader.arrays, plan))
+        files.update(write_zarr_shard(store, index, values, arrays, plan))
         seconds["write"] += time.perf_counter() - clock
     seconds["total"] = time.perf_counter() - start
     return write_receipt(

@@ -8,6 +8,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stores.former import Former, claim_former, find_description, identity
 from stores.places import Location, location
 from stores.plan import ShardPlan
 from stores.receipts import write_receipt
-from stores.schema import FEATURES, ArraySpec, describe_store, described_arrays
+from stores.schema import COMPRESSIONS, FEATURES, ArraySpec, compressed, describe_store, described_arrays
 from stores.writer import check_store_path, unseal, write_zarr_shard
 
 
@@ -99,6 +100,7 @@ def extract_shard(
     receipt: Path,
     shard: int,
     shards: int,
+    compression: str = COMPRESSIONS[0],
     batch_size: int = 8,
     workers: int = 0,
     startup_seconds: float = 0.0,
@@ -106,8 +108,8 @@ def extract_shard(
     """Extract the rows of one shard job, publish its Zarr shards and, last, its receipt.
 
     Rows of images that a former store of the same extractor has (see `stores.former`) are taken from there. Repeated, it
-    gives the same bytes. The store is unsealed. Memory: the rows of one Zarr shard (at
-    most 512), twice where they are taken over, and a few batches of images.
+    gives the same bytes. The store is unsealed. Memory: the rows of two Zarr shards (at
+    most 512 each), of a third where they are taken over, and a few batches of images.
 
     Args:
         extractor: around one that has `input` (`InputSpec`), `arrays` (name -> `ArraySpec`), `weights_digest`, perhaps
@@ -116,6 +118,7 @@ def extract_shard(
         image_ids, paths, sizes: the whole index, sizes as upright (height, width), (0, 0) where unknown.
         content_hashes: of the whole index; None: extract all rows.
         receipt: JSON file written when all data of the shard is on disk (see `stores.receipts`).
+        compression: of the store, one of `COMPRESSIONS`.
         batch_size: images per batch at most. workers: decoding threads.
         startup_seconds: spent before this call, for the record.
 
@@ -129,9 +132,10 @@ def extract_shard(
     start = time.perf_counter()
     plan = ShardPlan(len(image_ids), shards)
     rows = plan.rows(shard)
+    arrays = compressed(extractor.arrays, compression)
     description = describe_store(
         feature=feature,
-        arrays=extractor.arrays,
+        arrays=arrays,
         plan=plan,
         extractor=settings | {"recipe": recipe},
         weights_digest=extractor.weights_digest,
@@ -148,24 +152,34 @@ def extract_shard(
     files: dict[str, str] = {}
     seconds = {"total": 0.0, "startup": startup_seconds, "decode": 0.0, "network": 0.0, "write": 0.0}
 
+    def write(index: int, values: dict[str, np.ndarray]) -> None:
+        clock = time.perf_counter()
+        files.update(write_zarr_shard(store, index, values, arrays, plan))
+        seconds["write"] += time.perf_counter() - clock
+
     def work() -> Iterator[int]:
         """Does all the work; yields the row of every image when it is done with."""
         nonlocal taken
-        for index, part in plan.zarr_shards(shard):
-            values, old = _former_rows(extractor.arrays, former, part)
-            taken += len(old)
-            yield from old
-            new = [row for row in part if row not in set(old)]
-            for row, result in _results(extractor, new, paths, sizes, batch_size, workers, seconds):
-                if isinstance(result, str):
-                    failures.append((row, {"image_id": image_ids[row], "path": str(paths[row]), "error": result}))
-                else:
-                    place = f"{feature} of image {image_ids[row]!r} ({paths[row]})"
-                    _store_row(values, row - part.start, result, place)
-                yield row
-            clock = time.perf_counter()
-            files.update(write_zarr_shard(store, index, values, extractor.arrays, plan))
-            seconds["write"] += time.perf_counter() - clock
+        # One Zarr shard is compressed and written while the network makes the next one's rows.
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+            writing: Future[None] | None = None
+            for index, part in plan.zarr_shards(shard):
+                values, old = _former_rows(arrays, former, part)
+                taken += len(old)
+                yield from old
+                new = [row for row in part if row not in set(old)]
+                for row, result in _results(extractor, new, paths, sizes, batch_size, workers, seconds):
+                    if isinstance(result, str):
+                        failures.append((row, {"image_id": image_ids[row], "path": str(paths[row]), "error": result}))
+                    else:
+                        place = f"{feature} of image {image_ids[row]!r} ({paths[row]})"
+                        _store_row(values, row - part.start, result, place)
+                    yield row
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(write, index, values)
+            if writing is not None:
+                writing.result()
 
     for _ in progress(work(), total=len(rows), desc=f"{feature} {shard + 1}/{shards}", unit="image"):
         pass
@@ -290,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--receipt", required=True, type=Path, help="JSON file, written last")
     parser.add_argument("--settings", required=True, help="the feature's settings: JSON, or a JSON or YAML file")
     parser.add_argument("--recipe", required=True, type=int, help="the extractor's RECIPE, as the workflow read it")
+    parser.add_argument("--compression", choices=COMPRESSIONS, default=COMPRESSIONS[0], help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the network on the CPU (default: 1)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads beside the network (default: 0)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
@@ -345,6 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         receipt=args.receipt,
         shard=args.shard,
         shards=args.shards,
+        compression=args.compression,
         batch_size=batch_size,
         workers=args.workers,
         startup_seconds=time.perf_counter() - start,

@@ -23,6 +23,7 @@ rule import_shard:
         recipe=IMPORT_RECIPE,
         shards=shard_count,
         store=store_path,
+        compression=SETTINGS.features.compression,
     shell:
         """
         python -m exchange import \
@@ -34,6 +35,7 @@ rule import_shard:
             --store {params.store:q} \
             --receipt {output.receipt:q} \
             --recipe {params.recipe} \
+            --compression {params.compression} \
             > {log:q} 2>&1
         """
 

@@ -26,6 +26,7 @@ rule extract_shard:
         recipe=feature_recipe,
         shards=shard_count,
         store=store_path,
+        compression=SETTINGS.features.compression,
     shell:
         """
         python -m extractors.run \
@@ -37,6 +38,7 @@ rule extract_shard:
             --receipt {output.receipt:q} \
             --settings {params.settings:q} \
             --recipe {params.recipe} \
+            --compression {params.compression} \
             --threads {threads} \
             --workers {threads} \
             > {log:q} 2>&1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -23,7 +23,8 @@ _CRC_BYTES = 4
 _ROWS_PER_PIECE = 32
 _MIN_ROWS_FOR_THREADS = 16
 _ABSENT = np.iinfo(np.uint64).max
-_INNER_CODECS = ("bytes", "zstd", "crc32c")
+# Between "bytes" and "crc32c": how a chunk is compressed, if it is.
+_COMPRESSORS = ([], ["zstd"], ["blosc"])
 _INDEX_CODECS = ("bytes", "crc32c")
 
 
@@ -61,6 +62,12 @@ def open_array(place: Place, name: str) -> RowArray:
     return ShardedArray(place, name, metadata)
 
 
+def _compressor(codecs: list[dict[str, Any]]) -> list[str] | None:
+    """Names of the codecs between "bytes" and "crc32c"; None where those are not the ends."""
+    first, *between, last = (codec["name"] for codec in codecs)
+    return between if (first, last) == _INDEX_CODECS else None
+
+
 def _is_ours(metadata: dict[str, Any]) -> bool:
     try:
         (sharding,) = metadata["codecs"]
@@ -70,7 +77,7 @@ def _is_ours(metadata: dict[str, Any]) -> bool:
             sharding["name"] == "sharding_indexed"
             and metadata["chunk_grid"]["name"] == "regular"
             and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
-            and tuple(codec["name"] for codec in settings["codecs"]) == _INNER_CODECS
+            and _compressor(settings["codecs"]) in _COMPRESSORS
             and tuple(codec["name"] for codec in settings["index_codecs"]) == _INDEX_CODECS
             and settings.get("index_location", "end") == "end"
             and all(
@@ -99,7 +106,7 @@ class ShardedArray:
         self._stored = self.dtype.newbyteorder("<")
         self._shard_rows = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
         self._chunk_rows = int(metadata["codecs"][0]["configuration"]["chunk_shape"][0])
-        self._chunk_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize * self._chunk_rows
+        self._compressor = "".join(_compressor(metadata["codecs"][0]["configuration"]["codecs"]) or [])
         # Per Zarr shard: (offset, length) of its chunks, uint64 (chunks, 2).
         self._indices: dict[int, np.ndarray] = {}
 
@@ -130,23 +137,21 @@ class ShardedArray:
             yield slice(start, min(start + _ROWS_PER_PIECE, span.stop))
 
     def _read_shard(self, shard: int, rows: np.ndarray, result: np.ndarray, places: np.ndarray) -> None:
-        from numcodecs.zstd import Zstd
-
-        codec = Zstd()
+        decode = _decoder(self._compressor)
         runs = list(_runs(rows // self._chunk_rows))
         try:
             with contextlib.closing(self._chunks(shard, [chunk for chunk, _ in runs])) as chunks:
                 for (chunk, span), data in zip(runs, chunks, strict=True):
                     if self._chunk_rows == 1:
                         place = places[span.start]
-                        codec.decode(data, out=result[place : place + 1])
+                        decode(data, result[place : place + 1])
                     else:
-                        decoded = np.frombuffer(codec.decode(data), self._stored)
+                        decoded = np.frombuffer(decode(data), self._stored)
                         decoded = decoded.reshape(self._chunk_rows, *self.shape[1:])
                         result[places[span]] = decoded[rows[span] - chunk * self._chunk_rows]
         except FileNotFoundError as error:
             raise self._damage(shard, "missing file") from error
-        except (RuntimeError, ValueError) as error:  # what zstd and reshape raise
+        except (RuntimeError, ValueError) as error:  # what decoders raise
             raise self._damage(shard, f"cannot be decoded ({error})") from error
 
     def _chunks(self, shard: int, chunks: list[int]) -> Iterator[bytes]:
@@ -260,6 +265,29 @@ class ZarrArray:
                 f"array {self.name!r} of {self.place} is damaged or cannot be read ({error}); the target `verify` says "
                 "which shard to make again"
             ) from error
+
+
+def _decoder(compressor: str) -> Callable[..., Any]:
+    """A function of a chunk's bytes and perhaps the array to fill, else it returns bytes; it holds no lock of Python's.
+
+    Whatever it cannot decode is a ValueError or a RuntimeError.
+    """
+    if compressor == "zstd":
+        from numcodecs.zstd import decompress
+
+        return decompress
+    if compressor == "blosc":
+        from numcodecs import blosc
+
+        blosc.use_threads = False  # as zarr-python sets it: our threads are enough
+        return blosc.decompress
+
+    def copy(data: bytes, target: np.ndarray | None = None) -> bytes:
+        if target is not None:
+            target[...] = np.frombuffer(data, target.dtype).reshape(target.shape)
+        return data
+
+    return copy
 
 
 def _sound(content: bytes, checksum: bytes) -> bool:

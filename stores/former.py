@@ -51,7 +51,8 @@ class Former:
 def identity(description: Mapping[str, Any]) -> str:
     """Digest of what decides a row beside its image: equal for stores whose rows may stand in for each other."""
     arrays = {
-        name: {key: value for key, value in array.items() if key != "chunk_rows"}  # a matter of the shards' size
+        # How large the shards are and how they are compressed makes no difference to a row.
+        name: {key: value for key, value in array.items() if key not in ("chunk_rows", "compression")}
         for name, array in description["arrays"].items()
     }
     return digest_json({**{key: description[key] for key in (*_OURS, "attributes")}, "arrays": arrays})

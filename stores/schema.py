@@ -1,8 +1,8 @@
 """What a feature store looks like on disk: Zarr v3 arrays, one row per image of the index, and root attributes.
 
 Every array is sharded along its first axis: a Zarr shard (one file) holds up to 512 images, a chunk in it one image,
-or, where a row is small, all of the shard's. Chunks are compressed with zstd, and they and the shard's index carry a
-CRC-32C, so a flipped byte is an error, not a feature.
+or, where a row is small, all of the shard's. Chunks are compressed (`COMPRESSIONS`), and they and the shard's index carry
+a CRC-32C, so a flipped byte is an error, not a feature.
 
 Root attributes: `schema_version`, `feature`, `extractor` (settings and recipe), `weights_digest`, `index_digest`,
 `fingerprint`, `arrays` and `plan` (as in
@@ -13,7 +13,7 @@ extractor adds, e.g. `class_names`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,10 @@ import numpy as np
 from stores.plan import ShardPlan
 
 SCHEMA_VERSION = 1
+# What a store's chunks may be compressed with; docs/stores.md says why and what it costs.
+COMPRESSIONS = ("lz4", "zstd", "none")
 ZSTD_LEVEL = 1
+LZ4_LEVEL = 5
 FEATURES = ("regions", "grids", "panoptic")
 IMAGE_IDS = "image_ids"
 CONTENT_HASHES = "content_hashes"  # of the image files, as in the index
@@ -33,11 +36,17 @@ _SMALL_ROW_BYTES = 1024
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a store: `shape` of a row, numpy `dtype` name, `fill` value of rows without an image."""
+    """One array of a store.
+
+    Attributes:
+        shape: of a row. dtype: numpy's name. fill: value of rows without an image.
+        compression: one of `COMPRESSIONS`.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     fill: float | int
+    compression: str = COMPRESSIONS[0]
 
     def empty(self, rows: int) -> np.ndarray:
         """(rows, *shape) filled with `fill`."""
@@ -81,10 +90,10 @@ def describe_store(
                 "dtype": np.dtype(spec.dtype).name,
                 "fill": spec.fill,
                 "chunk_rows": spec.chunk_rows(plan.shard_rows),
+                "compression": spec.compression,
             }
             for name, spec in sorted(arrays.items())
         },
-        "codecs": ["bytes", f"zstd:{ZSTD_LEVEL}", "crc32c"],
         "plan": {"images": plan.images, "shards": plan.shards, "shard_rows": plan.shard_rows},
         "extractor": extractor,
         "weights_digest": weights_digest,
@@ -96,6 +105,11 @@ def describe_store(
 def described_arrays(description: Mapping[str, Any]) -> dict[str, ArraySpec]:
     """The `arrays` of `describe_store`, as specs again."""
     return {
-        name: ArraySpec(tuple(array["shape"]), array["dtype"], array["fill"])
+        name: ArraySpec(tuple(array["shape"]), array["dtype"], array["fill"], array["compression"])
         for name, array in description["arrays"].items()
     }
+
+
+def compressed(arrays: Mapping[str, ArraySpec], compression: str) -> dict[str, ArraySpec]:
+    """The same arrays, compressed in another way."""
+    return {name: replace(spec, compression=compression) for name, spec in arrays.items()}

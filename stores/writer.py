@@ -12,13 +12,26 @@ import numpy as np
 from console import UserError
 from stores.places import Location, place_of
 from stores.plan import ShardPlan
-from stores.schema import CONTENT_HASHES, IMAGE_IDS, ZSTD_LEVEL, ArraySpec, shard_key
+from stores.schema import CONTENT_HASHES, IMAGE_IDS, LZ4_LEVEL, ZSTD_LEVEL, ArraySpec, shard_key
+
+
+def _compressors(spec: ArraySpec) -> list[Any]:
+    from zarr.codecs import BloscCodec, ZstdCodec
+
+    if spec.compression == "none":
+        return []
+    if spec.compression == "zstd":
+        return [ZstdCodec(level=ZSTD_LEVEL)]
+    # All high bytes, then all low ones: LZ4 finds repetitions in the former. "hc" is LZ4 made with more patience.
+    size = np.dtype(spec.dtype).itemsize
+    shuffle = "shuffle" if size > 1 else "noshuffle"
+    return [BloscCodec(cname="lz4hc", clevel=LZ4_LEVEL, shuffle=shuffle, typesize=size)]
 
 
 def create_array(store: Any, path: str, spec: ArraySpec, rows: int, shard_rows: int):
     """A sharded, compressed, checksummed Zarr array of `rows` rows at `path` in a zarr store."""
     import zarr
-    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
     return zarr.create_array(
         store,
@@ -29,7 +42,7 @@ def create_array(store: Any, path: str, spec: ArraySpec, rows: int, shard_rows: 
         fill_value=np.dtype(spec.dtype).type(spec.fill),
         serializer=ShardingCodec(
             chunk_shape=(spec.chunk_rows(shard_rows), *spec.shape),
-            codecs=[BytesCodec(), ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+            codecs=[BytesCodec(), *_compressors(spec), Crc32cCodec()],
             index_codecs=[BytesCodec(), Crc32cCodec()],
         ),
         compressors=None,

@@ -430,6 +430,24 @@ def test_nothing_new_needs_no_network(job, module):
     assert sum(r["taken_over"] for r in job.all_shards(settings=settings)) == 0
 
 
+def test_another_compression_needs_no_network(job, module):
+    (job.root / "weights.bin").write_bytes(b"weights")
+    settings = {"weights": str(job.root / "weights.bin")}
+    job.reindex([i for i in job.ids if i != f"photo-{BAD}"], [p for i, p in enumerate(job.paths) if i != BAD])
+    job.all_shards(settings=settings)
+    plain = job.digests()
+    features = open_store(job.store).rows("features", range(len(job.ids)))
+    module.built.clear()
+    receipts = job.all_shards(settings=settings, compression="zstd")
+    assert module.built == [] and sum(r["taken_over"] for r in receipts) == len(job.ids)
+    assert {a["compression"] for a in open_store(job.store).attributes["arrays"].values()} == {"zstd"}
+    np.testing.assert_array_equal(open_store(job.store).rows("features", range(len(job.ids))), features)
+    changed = job.digests()
+    assert changed.keys() == plain.keys() and changed["features/c/0/0/0"] != plain["features/c/0/0/0"]
+    job.all_shards(settings=settings, compression="lz4")
+    assert job.digests() == plain
+
+
 def test_rows_of_another_extractor_are_never_taken_over(job):
     job.all_shards()
     changed_dataset(job)

@@ -12,7 +12,7 @@ import pytest
 
 from stores.plan import ShardPlan
 from stores.receipts import write_receipt
-from stores.schema import ArraySpec, describe_store
+from stores.schema import COMPRESSIONS, ArraySpec, compressed, describe_store
 from stores.seal import seal
 from stores.writer import unseal, write_zarr_shard
 
@@ -36,12 +36,14 @@ class Parts:
     extractor: dict[str, Any] = field(default_factory=lambda: {"architecture": "tiny", "recipe": 1})
     index_digest: str = "index"
     weights_digest: str = "weights"
+    compression: str = COMPRESSIONS[0]
 
     def __post_init__(self) -> None:
         self.store = self.root / "regions.zarr"
         self.receipts = [self.root / "regions.receipts" / f"{shard}.json" for shard in range(self.shards)]
         self.ids = [f"image {i} é" for i in range(self.images)]
         self.plan = ShardPlan(self.images, self.shards)
+        self.arrays = compressed(ARRAYS, self.compression)
         self.failures: dict[int, dict[str, str]] = {}
         generator = np.random.default_rng(7)
         self.values = {
@@ -63,13 +65,13 @@ class Parts:
             files = {}
             for index, rows in self.plan.zarr_shards(shard):
                 values = {name: array[rows.start : rows.stop] for name, array in self.values.items()}
-                files |= write_zarr_shard(self.store, index, values, ARRAYS, self.plan)
+                files |= write_zarr_shard(self.store, index, values, self.arrays, self.plan)
             rows = self.plan.rows(shard)
             write_receipt(
                 self.receipts[shard],
                 description=describe_store(
                     feature="regions",
-                    arrays=ARRAYS,
+                    arrays=self.arrays,
                     plan=self.plan,
                     extractor=self.extractor,
                     weights_digest=self.weights_digest,

@@ -58,6 +58,25 @@ def test_random_batches_equal_the_naive_lookup(intact):
             np.testing.assert_array_equal(store.rows(name, indices), values[indices])
 
 
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_every_compression_is_read_directly_and_faults_are_found(parts, compression):
+    made = parts(21, 2, compression=compression).write()
+    made.seal()
+    store = open_store(made.store)
+    for name, values in made.values.items():
+        assert isinstance(store._array(name), ShardedArray)
+        for indices in ([20, 3, 3, 11], list(range(21))):
+            np.testing.assert_array_equal(store.rows(name, indices), values[indices])
+    path = made.store / "features/c/1/0/0"
+    good = path.read_bytes()
+    for place in range(0, len(good), 97):
+        bad = bytearray(good)
+        bad[place] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match="array 'features' is damaged"):
+            open_store(made.store).rows("features", range(21))
+
+
 def test_own_layout_is_read_directly_and_foreign_layouts_by_zarr(sealed):
     group = zarr.open_group(sealed.store, mode="r+")
     group.create_array("foreign", data=sealed.values["boxes"], chunks=(5, 3, 4))
