@@ -27,8 +27,8 @@ ACTIVATIONS = {
 }
 # Parts of published checkpoints that the last hidden states do not depend on.
 UNUSED_KEYS = re.compile(r"^(pooler\.|cls\.|embeddings\.position_ids$)")
-_FEW_TOKENS = 48
 _PREFIX = re.compile(r"^bert\.")
+_FEW_TOKENS = 48  # from 64 on, torch's fused attention is as fast as step by step
 
 
 @dataclass(frozen=True)
