@@ -1,5 +1,5 @@
 # From raw images and captions to trained, evaluated and ensembled 3SHNet retrieval models.
-# WHAT is computed: config.yaml (settings.py checks it). WHERE and HOW: profiles/.
+# WHAT is computed: config.yaml (settings/ checks it). WHERE and HOW: profiles/.
 from snakemake.utils import min_version
 
 min_version("9.0")

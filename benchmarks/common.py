@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.data import VOCABULARY_SIZE
-from console import UserError, write_json
+from core.console import UserError
+from core.files import write_json
 from model.bert import Bert, BertConfig
 from model.encoders import ImageEncoder, TextEncoder
 from model.network import ThreeSHNet

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from console import progress
+from core.console import progress
 from model.data import Features, Split
 from model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks import baseline, common, data
-from console import run_cli
+from core.console import run_cli
 from evaluation.metrics import retrieval_metrics
 from model.data import Features, Split
 from model.embed import embed_captions, embed_images

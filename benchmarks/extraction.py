@@ -29,7 +29,8 @@ import torch
 from PIL import Image
 
 from benchmarks.parity import CASES, detectron2_model, photographs, seed_weights
-from console import UserError, atomic_path, run_cli
+from core.console import UserError, run_cli
+from core.files import atomic_path
 from extractors.grids import GridExtractor
 from extractors.images import decode_image, iterate_batches, make_batch, resize_image
 from extractors.loading import NetworkRunner, allow_tf32

@@ -19,7 +19,8 @@ from PIL import Image
 from catalog.index import describe_images, write_index
 from catalog.karpathy import read_karpathy
 from catalog.run import captions_table
-from console import run_cli, write_json
+from core.console import run_cli
+from core.files import write_json
 
 COCO_IMAGES = 123_287
 _ORIGINALS = 16  # a file system may limit the links to one file (ext4: 65,000)

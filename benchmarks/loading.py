@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks import baseline, common, data, training
-from console import run_cli
+from core.console import run_cli
 from model.data import Features, TrainingPairs
 
 T = TypeVar("T")

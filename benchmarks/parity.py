@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from console import UserError, run_cli
+from core.console import UserError, run_cli
 from extractors.images import decode_image, make_batch, resize_image
 from extractors.networks import build, load_checkpoint
 from extractors.networks.layers import fold_norms

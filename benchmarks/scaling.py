@@ -32,7 +32,8 @@ import torch
 from benchmarks.common import machine
 from benchmarks.extraction import DEFAULTS, write_photographs
 from benchmarks.parity import seed_weights
-from console import UserError, run_cli, write_json
+from core.console import UserError, run_cli
+from core.files import write_json
 from extractors.networks import build
 
 DATASETS = {"COCO": 123_287, "1 million": 1_000_000, "100 million": 100_000_000}

@@ -17,7 +17,8 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from catalog.scenes import render_scene
-from console import progress, run_cli, write_json
+from core.console import progress, run_cli
+from core.files import write_json
 from extractors.images import Failure, iterate_batches
 from extractors.networks.rcnn import Meta, Panoptic
 from extractors.panoptic import build_extractor as build_panoptic

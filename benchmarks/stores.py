@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from console import run_cli
+from core.console import run_cli
 from stores import open_store
 from stores.plan import ShardPlan
 from stores.schema import COMPRESSIONS, SCHEMA_VERSION, ArraySpec, compressed

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import baseline, common, data
-from console import run_cli
+from core.console import run_cli
 from model.data import image_tensors
 from model.losses import triplet_loss
 from model.network import ThreeSHNet

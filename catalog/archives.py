@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from catalog.files import SUFFIXES
 from catalog.index import listing
-from console import UserError, progress
+from core.console import UserError, progress
 
 # Photographs hardly get smaller in a zip; a thousandfold is an attack. What is small anyway may be anything.
 _MAX_RATIO = 50

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 
-from console import UserError
+from core.console import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from catalog.files import SUFFIXES, image_files
 from catalog.index import check_image_ids, listing
-from console import UserError
+from core.console import UserError
 
 UNLISTED = "unlisted"  # split of images that no split file names
 

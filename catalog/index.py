@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from console import UserError, atomic_path, progress
+from core.console import UserError, progress
+from core.files import atomic_path
 
 INDEX_VERSION = "1"
 

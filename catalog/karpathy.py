@@ -13,7 +13,7 @@ from typing import Any
 from catalog.files import image_files
 from catalog.folder import Annotations
 from catalog.index import check_image_ids, listing
-from console import UserError
+from core.console import UserError
 
 CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first five
 # Every published result trains on COCO's `restval` images as well.

@@ -19,7 +19,7 @@ import pyarrow as pa
 from catalog.folder import Annotations, decode_text
 from catalog.index import IMAGES_SCHEMA, check_image_ids, listing
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, layout_files
-from console import UserError, progress
+from core.console import UserError, progress
 
 _BLOCK_BYTES = 32 << 20
 

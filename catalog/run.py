@@ -14,7 +14,7 @@ from catalog.folder import Annotations, read_folder
 from catalog.index import CAPTIONS_SCHEMA, describe_images, write_index
 from catalog.karpathy import read_karpathy
 from catalog.precomputed import read_precomputed
-from console import UserError, run_cli
+from core.console import UserError, run_cli
 
 
 def captions_table(annotations: Annotations) -> pa.Table:

@@ -12,7 +12,8 @@ from PIL import Image
 from catalog.categories import COCO_PANOPTIC
 from catalog.folder import Annotations
 from catalog.scenes import DETECTOR_SEED, STUFFS, THINGS, Scene, render_scene
-from console import UserError, progress, write_json
+from core.console import UserError, progress
+from core.files import write_json
 
 JPEG_QUALITY = 90
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from console import UserError
+from core.console import UserError
 
 EMBEDDINGS_VERSION = 1
 _ROWS_PER_CHUNK = 1024

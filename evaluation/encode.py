@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from console import UserError, run_cli
+from core.console import UserError, run_cli
+from core.devices import claim_gpu
 from evaluation.embeddings import Embeddings, write_embeddings
-from runtime import claim_gpu
 from stores.places import Location, location
 
 _CAPTIONS_PER_IMAGE = 5  # as the field scores

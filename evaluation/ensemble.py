@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from console import UserError, run_cli, write_json
+from core.console import UserError, run_cli
+from core.files import write_json
 from evaluation.embeddings import Embeddings, read_embeddings
 from evaluation.metrics import add_arguments, all_metrics, metric_options
 

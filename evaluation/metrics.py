@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from console import UserError, run_cli, write_json
+from core.console import UserError, run_cli
+from core.files import write_json
 from evaluation.bootstrap import LEVEL, RESAMPLES, interval, resample_ranks
 from evaluation.embeddings import Embeddings, read_embeddings
 from evaluation.positives import PROTOCOLS, Positives, read_positives

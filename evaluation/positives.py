@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from console import UserError
+from core.console import UserError
 
 PROTOCOLS = ("cxc", "eccv")
 PACKAGE = "eccv_caption"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from console import UserError
+from core.console import UserError
 from evaluation.bootstrap import LEVEL, interval, resample_means, resample_ranks
 from evaluation.embeddings import Embeddings
 from evaluation.positives import Positives, item_key

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from console import UserError, atomic_path, read_mapping, run_cli
+from core.console import UserError, run_cli
+from core.files import atomic_path, read_mapping
 from evaluation.published import IMAGES, PUBLISHED
 
 COLUMNS = ("R@1", "R@5", "R@10")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from catalog.index import read_images
-from console import UserError, read_mapping, run_cli
+from core.console import UserError, run_cli
+from core.files import read_mapping
 from stores.places import location
 from stores.plan import ShardPlan
 from stores.schema import COMPRESSIONS, FEATURES

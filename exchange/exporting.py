@@ -13,7 +13,8 @@ from catalog.folder import UNLISTED
 from catalog.index import listing, read_index
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, PANOPTIC_FILES, array_path
 from catalog.precomputed import standardised
-from console import UserError, atomic_path, progress
+from core.console import UserError, progress
+from core.files import atomic_path
 from stores.places import Location
 from stores.reader import Store, open_store
 

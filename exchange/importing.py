@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from console import UserError, progress
+from core.console import UserError, progress
 from exchange.readers import NpzReader, PthReader, ScanReader, TsvReader
 from stores.places import Location
 from stores.plan import ShardPlan

@@ -20,7 +20,8 @@ import numpy as np
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO, VOID
 from catalog.layout import BOXES_FILE, array_path, layout_files
 from catalog.precomputed import open_array, read_parts, seg_map_encoding, standardised
-from console import UserError, digest_json
+from core.console import UserError
+from core.files import digest_json
 from stores.schema import ArraySpec
 
 Rows = dict[str, np.ndarray]

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from catalog.categories import COCO_PANOPTIC
-from console import UserError, digest_file
+from core.console import UserError
+from core.files import digest_file
 from extractors.grids import GridExtractor
 from extractors.images import ImageBatch, InputSpec
 from extractors.loading import EngineRunner

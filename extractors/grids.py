@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch.nn import functional as F
 
-from console import UserError
+from core.console import UserError
 from extractors.images import ImageBatch
 from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
 from stores.schema import ArraySpec

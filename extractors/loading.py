@@ -12,7 +12,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from console import UserError, digest_file
+from core.console import UserError
+from core.files import digest_file
 from extractors.images import InputSpec
 from extractors.networks import build, load_checkpoint
 from extractors.networks.layers import fold_norms

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from catalog.categories import NUM_CATEGORIES, VOID
-from console import UserError
+from core.console import UserError
 from extractors.images import ImageBatch
 from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
 from extractors.networks.rcnn import Meta, Panoptic

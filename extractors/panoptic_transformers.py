@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from catalog.categories import BY_NAME, NUM_CATEGORIES
-from console import UserError, digest_file, digest_json
+from core.console import UserError
+from core.files import digest_file, digest_json
 from extractors.images import ImageBatch, InputSpec
 from extractors.loading import EngineRunner
 from extractors.networks.rcnn import Meta

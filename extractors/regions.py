@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, nms
 
-from console import UserError
+from core.console import UserError
 from extractors.images import ImageBatch
 from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
 from extractors.networks.boxes import exclusive

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from catalog.index import read_images
-from console import UserError, digest_file, progress, read_mapping, run_cli
-from runtime import claim_gpu
+from core.console import UserError, progress, run_cli
+from core.devices import claim_gpu
+from core.files import digest_file, read_mapping
 from stores.former import Former, claim_former, find_description, identity
 from stores.places import Location, location
 from stores.plan import ShardPlan

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, roi_align
 
 from catalog.scenes import DETECTOR_SEED, render_scene
-from console import UserError, run_cli
+from core.console import UserError, run_cli
 from extractors.images import InputSpec, resize_shortest_edge
 from extractors.networks.architectures import build
 from extractors.networks.boxes import encode_boxes

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from console import UserError
+from core.console import UserError
 
 ACTIVATIONS = {
     "gelu": F.gelu,

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO
-from console import UserError, atomic_path, run_cli, write_json
+from core.console import UserError, run_cli
+from core.files import atomic_path, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from catalog.categories import VOID
-from console import UserError
+from core.console import UserError
 from model.parallel import share
 from model.tokenizer import CaptionTokenizer, Pieces
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from console import progress
+from core.console import progress
 from model.data import Features, image_tensors, prefetch
 from model.network import ThreeSHNet
 from model.parallel import process, processes, summed

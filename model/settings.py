@@ -1,61 +1,85 @@
-"""Defaults of a run's settings: the paper's recipe for COCO regions. The configuration's own model validates ranges."""
+"""The settings of a run: sizes of the model, text encoder, recipe. Defaults are those of the paper for COCO regions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from console import UserError
+from pydantic import Field
 
-MODEL: dict[str, Any] = {
-    "embed_size": 1024,
-    "spatial_size": 128,
-    "pool_position_size": 32,
-    "pool_hidden_size": 32,
-    "dropout": 0.1,
-    "seg_map_encoding": "raw",
-    "class_order": "coco",
-    "void_value": 133,
-}
+from core.console import UserError
+from core.features import Visual
+from core.section import Positive, Section, Share
 
-TEXT: dict[str, Any] = {
-    "pretrained": "bert-base-uncased",
-    # The next six describe an encoder trained from scratch (pretrained: null).
-    "layers": 2,
-    "hidden_size": 128,
-    "heads": 2,
-    "intermediate_size": 512,
-    "vocabulary_size": 8000,
-    "min_frequency": 2,
-    "dropout": 0.1,
-    "max_tokens": 128,
-}
 
-TRAINING: dict[str, Any] = {
-    "epochs": 25,
-    "batch_size": 256,
-    "learning_rate": 5e-4,
-    "text_lr_factor": 0.1,
-    "lr_decay_epochs": [15],
-    "lr_decay_factor": 0.1,
-    "lr_warmup_steps": 0,
-    "weight_decay": 1e-4,
-    "gradient_clip": 2.0,
-    "margin": 0.2,
-    "all_negatives_epochs": 1,
-    "mask_same_image": False,
-    "token_drop": 0.2,
-    "word_augmentation": 0.2,
-    "captions_per_image": 5,
-    "precision": "fp32",
-    "preload": "auto",
-    "preload_gib": 2.0,
-    "workers": 2,
-    "validate_every": 1,
-    "save_every": 200,
-    "compile": False,
-}
+class Model(Section):
+    """Sizes and input conventions of 3SHNet's image side; defaults are the paper's."""
 
+    embed_size: Annotated[int, Field(ge=2, multiple_of=2)] = 1024
+    spatial_size: Positive = 128
+    pool_position_size: Annotated[int, Field(ge=2, multiple_of=2)] = 32
+    pool_hidden_size: Positive = 32
+    dropout: Share = 0.1
+    seg_map_encoding: Literal["raw", "standardised"] = "raw"
+    class_order: Literal["coco", "upsnet"] = "coco"
+    void_value: Annotated[int, Field(ge=0, le=255)] = 133
+
+
+class Text(Section):
+    """The text encoder: a pretrained BERT, or (pretrained: null) a small one trained from scratch."""
+
+    pretrained: str | None = "bert-base-uncased"
+    layers: Positive = 2
+    hidden_size: Positive = 128
+    heads: Positive = 2
+    intermediate_size: Positive = 512
+    vocabulary_size: Annotated[int, Field(ge=100)] = 8000
+    min_frequency: Positive = 2
+    dropout: Share = 0.1
+    max_tokens: Annotated[int, Field(ge=3, le=512)] = 128
+
+
+class Training(Section):
+    """The recipe; defaults are the paper's for COCO regions."""
+
+    epochs: Positive = 25
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    text_lr_factor: Annotated[float, Field(gt=0)] = 0.1
+    lr_decay_epochs: list[Positive] = [15]
+    lr_decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    gradient_clip: Annotated[float, Field(ge=0)] = 2.0
+    margin: Annotated[float, Field(gt=0)] = 0.2
+    all_negatives_epochs: Annotated[int, Field(ge=0)] = 1
+    mask_same_image: bool = False
+    token_drop: Share = 0.2
+    word_augmentation: Share = 0.2
+    captions_per_image: Positive = 5
+    precision: Literal["fp32", "bf16"] = "fp32"
+    preload: bool | Literal["auto"] = "auto"
+    preload_gib: Annotated[float, Field(gt=0)] = 2.0
+    workers: Annotated[int, Field(ge=0)] = 2
+    validate_every: Positive = 1
+    save_every: Positive = 200
+    compile: bool = False
+
+
+class Run(Section):
+    """One model: which dataset, which visual tokens, and how it is trained."""
+
+    dataset: str
+    visual: Visual
+    train_split: str = "train"
+    val_split: str | None = "val"
+    seed: Annotated[int, Field(ge=0)] | None = None
+    model: Model = Model()
+    text: Text = Text()
+    training: Training = Training()
+
+
+MODEL, TEXT, TRAINING = Model().model_dump(), Text().model_dump(), Training().model_dump()
 SECTIONS = {"model": MODEL, "text": TEXT, "training": TRAINING}
 
 

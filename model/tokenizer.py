@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from console import UserError, atomic_path
+from core.console import UserError
+from core.files import atomic_path
 
 PAD, UNKNOWN, START, END, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _CAPTIONS_AT_ONCE = 8192

@@ -31,8 +31,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import UserError, atomic_path, digest_json, progress, read_mapping, run_cli
-from runtime import claim_gpu, join_slurm_step, slurm_tasks_here
+from core.console import UserError, progress, run_cli
+from core.devices import claim_gpu
+from core.files import atomic_path, digest_json, read_mapping
+from core.machine import join_slurm_step, slurm_tasks_here
 from stores.places import Location, location
 
 if TYPE_CHECKING:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from console import UserError, read_mapping, run_cli
+from core.console import UserError, run_cli
+from core.files import read_mapping
 from published.registry import ENTRIES, Entry, File, entry_at, lookup
-
-if TYPE_CHECKING:
-    from settings import Published
+from published.settings import Published
 
 _CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 
@@ -74,7 +72,7 @@ def _fetch(args: argparse.Namespace) -> None:
 
 def _section(args: argparse.Namespace) -> tuple[Published, list[str]]:
     """The section `published` in use, and the names of what the configuration uses."""
-    from settings import Published, load_settings, used_weights
+    from settings import load_settings, used_weights
 
     if args.settings:
         return Published.model_validate(read_mapping(args.settings, flag="--settings")), []

@@ -23,7 +23,8 @@ from typing import IO, Any, NoReturn
 
 import requests
 
-from console import UserError, progress, write_json
+from core.console import UserError, progress
+from core.files import write_json
 from published.registry import Entry, File, by_hand
 
 LOCK_FILE = "published.lock.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from console import UserError
+from core.console import UserError
 
 PREFIX = "published:"  # marks a registry name where a configuration expects a path
 

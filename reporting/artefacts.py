@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from catalog.index import Index, read_index
-from console import UserError
+from core.console import UserError
 from stores import open_store
 from stores.reader import Store
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import yaml
 
 from catalog.index import Index
-from console import UserError
+from core.console import UserError
 from reporting.artefacts import SECONDS, Artefacts, Embeddings, History, Stage, System
 from reporting.charts import Series, line_chart
 from reporting.gallery import FOUND, Answer, Hit, answer, caption_scores, choose_queries, image_scores

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from console import UserError, atomic_path, read_mapping, run_cli
+from core.console import UserError, run_cli
+from core.files import atomic_path, read_mapping
 
 MAX_QUERIES = 24
 

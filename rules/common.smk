@@ -6,25 +6,23 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+# In front of all else: the folder that Snakemake is started from may hold packages and files of the same names.
 REPOSITORY = str(workflow.basedir)
-if REPOSITORY not in sys.path:
-    sys.path.insert(0, REPOSITORY)
+sys.path.insert(0, REPOSITORY)
 
 from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, array_path, layout_files
-from console import UserError
+from catalog.settings import available_features, imported_features
+from core.console import UserError
+from core.devices import gpu_present
+from core.features import FEATURES
+from core.machine import remember_configfiles, use_this_interpreter
+from core.section import canonical
 from evaluation.positives import positives_files
+from extractors.settings import feature_files
 from published.download import LOCK_FILE, record, verify
 from published.registry import ENTRIES, entry_at
-from runtime import gpu_present, remember_configfiles, use_this_interpreter
-from settings import (
-    available_features,
-    canonical,
-    feature_files,
-    imported_features,
-    load_settings,
-    used_weights,
-)
+from settings import load_settings, used_weights
 from snakemake.exceptions import WorkflowError
 
 use_this_interpreter(REPOSITORY)
@@ -69,7 +67,6 @@ if REMOTE and not find_spec("snakemake_storage_plugin_s3"):
         f"results: {RESULTS} needs more packages: pip install --group s3"
     )
 WORK = RESULTS.replace("s3://", "results/") if REMOTE else RESULTS
-FEATURES = ("regions", "grids", "panoptic")
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.
 GPUS_PER_JOB = int(gpu_present())
 # Unknown on a cluster's head node (`workflow.cores` would raise); its profile says how many threads a job gets.

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from console import UserError
+from core.console import UserError
 from stores.places import Bucket, Place
 
 _CRC_BYTES = 4

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from console import UserError, digest_json
+from core.console import UserError
+from core.files import digest_json
 from stores.places import Location
 from stores.reader import Store, open_store
 from stores.schema import CONTENT_HASHES, IMAGE_IDS

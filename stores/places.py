@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from console import UserError, atomic_path, digest_file
+from core.console import UserError
+from core.files import atomic_path, digest_file
 
 #: What `place_of` takes: a folder, or an address as text.
 Location = str | os.PathLike[str]

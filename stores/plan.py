@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from console import UserError
+from core.console import UserError
 
 MAX_SHARD_ROWS = 512
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from console import UserError
-from runtime import snakemake_command, snakemake_target
+from core.console import UserError
+from core.machine import snakemake_command, snakemake_target
 from stores.arrays import DamagedRows, RowArray, open_array
 from stores.places import Location, location, place_of
 from stores.plan import ShardPlan

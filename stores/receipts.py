@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from console import digest_json, write_json
+from core.files import digest_json, write_json
 
 RECEIPT_VERSION = 1
 

@@ -75,7 +75,7 @@ def describe_store(
 ) -> dict[str, Any]:
     """Everything that decides a store's bytes but the images' failures, as JSON values.
 
-    `console.digest_json` of it is the store's fingerprint: parts with different fingerprints never end up in one store.
+    `core.files.digest_json` of it is the store's fingerprint: parts with different fingerprints never end up in one store.
 
     Args:
         extractor: settings and recipe. weights_digest: sha256 of the weights. index_digest: of the index.

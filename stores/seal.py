@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from catalog.index import read_images
-from console import UserError, atomic_path, progress, run_cli
-from runtime import snakemake_command
+from core.console import UserError, progress, run_cli
+from core.files import atomic_path
+from core.machine import snakemake_command
 from stores.former import drop_formers
 from stores.places import Location, Place, location, place_of
 from stores.plan import ShardPlan

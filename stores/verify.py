@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from catalog.index import read_images
-from console import UserError, run_cli, write_json
-from runtime import snakemake_command, snakemake_target
+from core.console import UserError, run_cli
+from core.files import write_json
+from core.machine import snakemake_command, snakemake_target
 from stores.arrays import ShardedArray, open_array
 from stores.places import Location, location, place_of
 from stores.plan import ShardPlan

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from console import UserError
+from core.console import UserError
 from stores.places import Location, place_of
 from stores.plan import ShardPlan
 from stores.schema import CONTENT_HASHES, IMAGE_IDS, LZ4_LEVEL, ZSTD_LEVEL, ArraySpec, shard_key

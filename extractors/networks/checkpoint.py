@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from console import atomic_path
+from core.files import atomic_path
 
 # Keys detectron2 writes that hold no weights: normalisation constants, fixed by the architecture, and a counter.
 _DERIVED = ("pixel_mean", "pixel_std", "num_batches_tracked")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from console import UserError
+from core.console import UserError
 from model import train as training
 from model.embed import embed_captions, embed_images
 from model.losses import triplet_loss

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from extractors.detectron import INSTALL
-from settings import ENGINES
+from extractors.settings import ENGINES
 
 
 def locked(path) -> dict[str, set[str]]:

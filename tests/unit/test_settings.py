@@ -6,8 +6,10 @@ import json
 import pytest
 import yaml
 
-from console import UserError
-from settings import canonical, feature_files, load_settings
+from core.console import UserError
+from core.section import canonical
+from extractors.settings import feature_files
+from settings import load_settings
 
 
 @pytest.fixture
@@ -277,16 +279,6 @@ def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
         files("grids", zoo | {"weights": "nowhere.pkl"})
     with pytest.raises(UserError, match="features.grids.weights: missing; only configurations of detectron2's zoo"):
         files("grids", {"engine": "detectron2", "config": "mine.yaml"})
-
-
-def test_the_defaults_are_those_of_the_modules(repository):
-    """settings.py imports none of the packages, so each default of a run is written twice."""
-    from model.settings import MODEL, TEXT, TRAINING
-    from settings import Model, Text, Training
-
-    assert Model().model_dump() == MODEL
-    assert Text().model_dump() == TEXT
-    assert Training().model_dump() == TRAINING
 
 
 def test_an_empty_configuration():

@@ -57,6 +57,11 @@ class Workflow:
         self.results = folder / "results"
         self.configfile = folder / "config.yaml"
         (folder / "weights").symlink_to(repository / "weights")
+        # What users keep beside their data under the names of our packages must do no harm, to any job of any test.
+        for package in repository.glob("*/__init__.py"):
+            own = folder / package.parent.name
+            own.mkdir(exist_ok=True)
+            (own / "__init__.py").write_text("raise ImportError('a package of the user')")
 
     def command(self, *arguments: str, config: dict | None = None) -> dict:
         """What `subprocess` needs to start Snakemake."""

@@ -29,6 +29,13 @@ def changed(**paths) -> dict:
     return config
 
 
+def test_a_users_own_packages_of_our_names_do_no_harm(finished):
+    assert {"catalog", "core", "model", "settings"} <= {
+        path.parent.name for path in finished.folder.glob("*/__init__.py")
+    }
+    assert (finished.results / "report/index.html").is_file()
+
+
 def test_everything_promised_is_there(finished):
     results = finished.results
     shapes = {

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from console import UserError
+from core.console import UserError
 
 TINY = ["--embed-size", "16", "--tokens", "5", "--img-dim", "24", "--bert-layers", "1", "--bert-size", "32"]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.scaling import Assumptions, main, simulate
-from console import UserError
+from core.console import UserError
 
 NOTHING_FAILS = Assumptions(failures_per_1000_hours=0, queue_seconds=0)
 COSTS = {"regions": (0.5, 10.0), "panoptic": (0.25, 20.0)}

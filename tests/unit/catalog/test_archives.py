@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from catalog.archives import unpack_images
-from console import UserError
+from core.console import UserError
 
 
 def picture(colour=(200, 30, 30)) -> bytes:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from catalog.files import folder_state, image_files
-from console import UserError
+from core.console import UserError
 
 
 @pytest.fixture

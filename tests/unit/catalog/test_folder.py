@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalog.folder import read_folder
-from console import UserError
+from core.console import UserError
 
 
 @pytest.fixture

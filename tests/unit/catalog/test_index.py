@@ -15,7 +15,7 @@ from catalog.index import (
     read_index,
     write_index,
 )
-from console import UserError
+from core.console import UserError
 
 
 @pytest.fixture

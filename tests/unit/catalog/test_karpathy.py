@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from catalog.karpathy import read_karpathy
-from console import UserError
+from core.console import UserError
 
 
 def entry(number, split="train", captions=5, **extra):

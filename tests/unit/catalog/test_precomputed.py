@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from catalog.precomputed import read_parts, read_precomputed, seg_map_encoding
-from console import UserError
+from core.console import UserError
 
 SPLITS = {"train": "train", "val": "dev"}
 

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from catalog.categories import COCO_PANOPTIC
 from catalog.scenes import DETECTOR_SEED, render_scene
 from catalog.scenes_dataset import read_dataset, write_dataset
-from console import UserError
+from core.console import UserError
 
 
 @pytest.fixture(scope="module")

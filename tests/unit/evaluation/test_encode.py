@@ -8,7 +8,7 @@ import pytest
 import zarr
 
 from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, write_index
-from console import UserError
+from core.console import UserError
 from evaluation import encode as module
 from evaluation.embeddings import read_embeddings
 from evaluation.encode import check_same_extractor, encode

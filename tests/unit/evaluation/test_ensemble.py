@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from console import UserError
+from core.console import UserError
 from evaluation import ensemble as module
 from evaluation.embeddings import Embeddings, write_embeddings
 from evaluation.ensemble import check_same_items, combine, ensemble_metrics

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from console import UserError
+from core.console import UserError
 from evaluation import metrics as module
 from evaluation.embeddings import Embeddings, read_embeddings, write_embeddings
 from evaluation.metrics import (

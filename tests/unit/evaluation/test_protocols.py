@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from console import UserError
+from core.console import UserError
 from evaluation import metrics as module
 from evaluation.embeddings import Embeddings, write_embeddings
 from evaluation.positives import item_key, positives_files, read_positives

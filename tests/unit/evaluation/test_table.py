@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from console import UserError
+from core.console import UserError
 from evaluation import table as module
 from evaluation.published import IMAGES, PUBLISHED
 from evaluation.table import (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from console import UserError
+from core.console import UserError
 from exchange.importing import open_reader
 
 IDS = ["42", "7", "photos/x"]

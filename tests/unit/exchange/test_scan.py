@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from catalog.categories import UPSNET_TO_COCO
-from console import UserError
+from core.console import UserError
 from exchange.__main__ import main
 from exchange.readers import ScanReader
 from stores import open_store

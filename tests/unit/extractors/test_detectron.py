@@ -14,7 +14,8 @@ import skimage
 import torch
 
 from catalog.categories import BY_NAME, COCO_PANOPTIC
-from console import UserError, digest_file
+from core.console import UserError
+from core.files import digest_file
 from extractors import detectron, grids, panoptic, regions
 from extractors.images import InputSpec, iterate_batches
 from extractors.loading import NetworkRunner

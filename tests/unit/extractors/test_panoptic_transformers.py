@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from catalog.categories import BY_NAME, COCO_PANOPTIC
-from console import UserError
+from core.console import UserError
 from extractors import panoptic
 from extractors.images import iterate_batches
 from extractors.panoptic_transformers import category_order, checkpoint_digest, soft_map

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.ops import nms
 
-from console import UserError
+from core.console import UserError
 from extractors.networks.rcnn import Proposals
 from extractors.regions import build_extractor, choose_regions, surviving_confidence
 

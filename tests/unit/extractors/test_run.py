@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, describe_images, write_index
-from console import UserError, digest_file
+from core.console import UserError
+from core.files import digest_file
 from extractors.images import InputSpec, decode_image, resize_shortest_edge
 from extractors.run import main, pick_device
 from stores import open_store

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from catalog.scenes import render_scene
-from console import UserError
+from core.console import UserError
 from extractors.networks import build, load_checkpoint
 from extractors.networks.boxes import encode_boxes
 from extractors.training import box_losses, make_example, rpn_loss, sample_regions, train

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from console import UserError
+from core.console import UserError
 from model.bert import Bert, BertConfig, _attend, _attend_few, config_from_weights, load_pretrained
 from model.tokenizer import SPECIAL_TOKENS
 

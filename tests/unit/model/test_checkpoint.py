@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from catalog.categories import UPSNET_TO_COCO
-from console import UserError
+from core.console import UserError
 from model.bert import Bert, BertConfig
 from model.checkpoint import IMAGE_PREFIXES, load_reference, load_run, save_run
 from model.encoders import ImageEncoder, TextEncoder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from console import UserError
+from core.console import UserError
 from model.data import Features, Split, TrainingPairs, image_tensors, kept_tokens, prefetch, read_split
 from model.tokenizer import CaptionTokenizer, train_vocabulary
 

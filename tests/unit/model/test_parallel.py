@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from console import UserError
+from core.console import UserError
 from model import parallel
 from model import train as training
 from model.checkpoint import load_run

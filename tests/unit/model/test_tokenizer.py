@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from console import UserError
+from core.console import UserError
 from model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer, train_vocabulary
 
 VOCABULARY = [*SPECIAL_TOKENS, "a", "dog", "run", "##s", "##ning", ",", "[", "]", "sep", "e", "##t", "."]

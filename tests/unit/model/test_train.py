@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from console import UserError
+from core.console import UserError
 from model import train as training
 from model.checkpoint import load_run
 from model.data import Features, TrainingPairs, read_split

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from console import UserError
+from core.console import UserError
 from published.__main__ import main
 from published.registry import ENTRIES
 

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from console import UserError
+from core.console import UserError
 from published.download import ATTEMPTS, Digests, fetch, read_lock, record, verify
 
 

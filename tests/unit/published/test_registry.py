@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from console import UserError
+from core.console import UserError
 from published.registry import ENTRIES, entry_at, lookup, resolve
 
 

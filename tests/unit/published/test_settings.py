@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from console import UserError
+from core.console import UserError
 from settings import load_settings
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
-from console import UserError
+from core.console import UserError
 from evaluation.embeddings import read_embeddings
 from reporting.artefacts import Artefacts
 from reporting.report import build, duration, render, shorten

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from console import UserError
+from core.console import UserError
 from stores import open_store
 from stores.arrays import BucketArray, ZarrArray
 from stores.places import Bucket, location, place_of

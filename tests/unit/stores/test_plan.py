@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from console import UserError
+from core.console import UserError
 from stores.plan import MAX_SHARD_ROWS, ShardPlan
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from console import UserError
+from core.console import UserError
 from stores import open_store
 from stores.arrays import ShardedArray, ZarrArray
 

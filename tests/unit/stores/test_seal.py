@@ -13,7 +13,7 @@ import pytest
 
 import stores.places
 from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, write_index
-from console import UserError
+from core.console import UserError
 from stores import open_store
 from stores.seal import main
 

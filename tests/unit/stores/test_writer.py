@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 import stores.places
-from console import UserError
+from core.console import UserError
 from stores.plan import ShardPlan
 from stores.schema import COMPRESSIONS, ArraySpec
 from stores.writer import check_store_path, create_array, encode_shard, publish, write_zarr_shard

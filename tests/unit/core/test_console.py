@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-import console
-from console import UserError, atomic_path, digest_file, digest_json, progress, run_cli, write_json
+from core.console import UserError, progress, run_cli
+from core.files import atomic_path, digest_file, digest_json, read_mapping, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -63,7 +63,7 @@ def test_progress_in_a_log_is_whole_lines(monkeypatch):
 
 def test_mappings_come_inline_or_from_files(tmp_path):
     (tmp_path / "c.yaml").write_text("a: 1\n")
-    assert console.read_mapping('{"a": 1}', flag="--config") == {"a": 1}
-    assert console.read_mapping(str(tmp_path / "c.yaml"), flag="--config") == {"a": 1}
+    assert read_mapping('{"a": 1}', flag="--config") == {"a": 1}
+    assert read_mapping(str(tmp_path / "c.yaml"), flag="--config") == {"a": 1}
     with pytest.raises(UserError, match="--config"):
-        console.read_mapping(str(tmp_path / "missing.yaml"), flag="--config")
+        read_mapping(str(tmp_path / "missing.yaml"), flag="--config")

@@ -1,51 +1,15 @@
-"""What the workflow finds out about the machine it runs on, without importing torch."""
+"""How this machine starts jobs: which Python they use, what Snakemake was called with, which task of a Slurm step they are."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 SNAKEMAKE_COMMAND = "THREESHNET_SNAKEMAKE_COMMAND"
-
-_NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
-_claimed: list[object] = []
-
-
-def gpu_present() -> bool:
-    """Whether an NVIDIA driver on this machine lists a GPU."""
-    return any(_NVIDIA_DEVICES.glob("*"))
-
-
-def claim_gpu() -> None:
-    """Let this process see one GPU only, one that no other job of this user holds, until it ends.
-
-    Snakemake counts GPUs but does not say which one a job has. Call this before CUDA starts. Nothing happens where a
-    cluster has already chosen, where there are fewer than two GPUs, or where all are taken: then CUDA's order decides.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if "SLURM_JOB_ID" in os.environ or "KUBERNETES_SERVICE_HOST" in os.environ:
-        return
-    devices = [str(k) for k in range(len(list(_NVIDIA_DEVICES.glob("*"))))] if visible is None else visible.split(",")
-    if len(devices) < 2:
-        return
-    for device in devices:
-        path = Path(tempfile.gettempdir(), f"threeshnet-{os.getuid()}-gpu-{device}.lock")
-        handle = path.open("a")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            continue
-        # The lock lasts as long as the file is open; the system closes it however the process ends.
-        _claimed.append(handle)
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-        return
 
 
 def join_slurm_step() -> None:
@@ -89,8 +53,11 @@ def use_this_interpreter(repository: str) -> None:
     """Make `python -m package.command` in jobs mean this interpreter and this repository's packages.
 
     So the workflow runs from any folder and without an activated environment. A conda environment that Snakemake activates
-    for a job puts itself in front again.
+    for a job puts itself in front again. On a cluster every job starts Snakemake again, and with it this.
     """
+    # `python -m` puts the folder it is started from first: a user's own package `model` or file `settings.py` there would be
+    # taken for ours.
+    os.environ["PYTHONSAFEPATH"] = "1"
     _prepend("PATH", str(Path(sys.executable).parent))
     _prepend("PYTHONPATH", repository)
 

@@ -1,0 +1,34 @@
+"""The base of all sections of the configuration, and what several of them share."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of datasets, runs, test sets and ensembles: they become folder names
+Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, types are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def canonical(section: BaseModel, **extra: Any) -> str:
+    """A section as canonical JSON, with `extra` keys added: what rules hand to the commands as one parameter."""
+    return json.dumps(section.model_dump() | extra, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def folder_name(value: str) -> str:
+    """A folder's path without a slash at its end. Raises ValueError where it could not be part of file patterns."""
+    if not value.strip():
+        raise ValueError("must name a folder")
+    if re.search(r"[{}\x00-\x1f]", value):
+        raise ValueError("must be free of braces and control characters: it becomes part of file patterns")
+    return value.rstrip("/") or "/"

@@ -1,0 +1,91 @@
+"""The one model of the configuration: strict, complete, and with every mistake reported at once.
+
+The configuration says WHAT to compute. Threads, memory, devices and executors belong to profiles. Each setting is
+declared in the `settings.py` of the package it acts in; here they are put together.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from catalog.settings import Dataset
+from core.console import UserError
+from core.features import FEATURES
+from core.section import Name, Section, folder_name
+from evaluation.settings import Ensemble, Testset
+from exchange.settings import Export
+from extractors.settings import Features
+from model.settings import Run
+from published.registry import resolve
+from published.settings import Published
+from settings.checks import cross_checks
+from settings.salvage import Salvage
+
+__all__ = ["Settings", "load_settings", "used_weights"]
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    results: str = "results"
+    seed: Annotated[int, Field(ge=0)] = 0
+    datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
+    features: Features = Features()
+    runs: dict[Name, Run] = {}
+    testsets: dict[Name, Testset] = {}
+    ensembles: dict[Name, Ensemble] = {}
+    export: Export = Export()
+    published: Published = Published()
+
+    @field_validator("results")
+    @classmethod
+    def _results_is_a_folder_name(cls, value: str) -> str:
+        if "://" in value and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/+[^/]+)+/*", value):
+            raise ValueError("must be a folder, or a folder in a bucket: s3://BUCKET/FOLDER")
+        return folder_name(value)
+
+
+def used_weights(settings: Settings) -> list[str]:
+    """What the extractors and text encoders start from: paths, names on a hub or `published:NAME`, each once."""
+    features = [getattr(settings.features, name) for name in FEATURES]
+    values = [section.weights for section in features] + [run.text.pretrained for run in settings.runs.values()]
+    return [value for value in dict.fromkeys(values) if value is not None]
+
+
+def _with_paths(settings: Settings) -> Settings:
+    """The settings with paths instead of `published:NAME`."""
+    published, content = settings.published, settings.model_dump()
+    for section, key in [(content["features"][feature], "weights") for feature in FEATURES] + [
+        (run["text"], "pretrained") for run in content["runs"].values()
+    ]:
+        if section[key] is not None:
+            section[key] = resolve(section[key], published.folder, published.files)
+    return Settings.model_validate(content)
+
+
+def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settings:
+    """Validate a configuration.
+
+    Args:
+        config: as read from YAML. check_files: also check that folders and files it names exist.
+
+    Returns:
+        The settings, with the paths of published weights (there or yet to be fetched) in place of `published:NAME`.
+
+    Raises:
+        UserError: with one line per mistake: the key, the value and the fix.
+    """
+    salvage = Salvage(config, Settings)
+    lines = [*salvage.lines, *cross_checks(salvage, config, check_files)]
+    if lines:
+        raise UserError(_report(lines))
+    return _with_paths(salvage.settings)
+
+
+def _report(lines: list[str]) -> str:
+    return f"{len(lines)} mistake{'s' if len(lines) > 1 else ''} in the configuration:\n" + "\n".join(
+        f"  {x}" for x in lines
+    )
