@@ -41,6 +41,22 @@ class Index:
     digest: str
 
 
+@dataclass(frozen=True)
+class ImageRows:
+    """The images table column by column, as shard jobs and seals take it, and its digest.
+
+    Attributes:
+        sizes: upright (height, width), (0, 0) where unknown. content_hashes: "" of a file that could not be read; None for all:
+            nobody knows them, so no row of a former store can be taken over.
+    """
+
+    ids: Sequence[str]
+    digest: str
+    paths: Sequence[str] = ()
+    sizes: Sequence[tuple[int, int]] = ()
+    content_hashes: Sequence[str] | None = None
+
+
 def index_digest(image_ids: Iterable[str], content_hashes: Iterable[str]) -> str:
     """sha256 over `image_id NUL content_hash NEWLINE` of every row: changes with any image, its order or its name."""
     digest = hashlib.sha256()
@@ -75,6 +91,14 @@ def _read(path: Path) -> tuple[pa.Table, str]:
 def read_images(path: str | os.PathLike[str]) -> tuple[pa.Table, str]:
     """The images table and the index digest. UserError if there is none or it has another version."""
     return _read(Path(path))
+
+
+def read_image_rows(path: str | os.PathLike[str]) -> ImageRows:
+    """`read_images` as `ImageRows`."""
+    table, digest = read_images(path)
+    columns = {name: table.column(name).to_pylist() for name in ("image_id", "path", "height", "width", "content_hash")}
+    sizes = list(zip(columns["height"], columns["width"], strict=True))
+    return ImageRows(columns["image_id"], digest, columns["path"], sizes, columns["content_hash"])
 
 
 def read_captions(path: str | os.PathLike[str]) -> pa.Table:
