@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, array_path, layout_files
-from core.features import FEATURES, VISUAL, Feature, Grid, MaxCells, NumRegions
+from core.features import FEATURES, VISUAL, Feature, GridKept, RegionsKept
 from core.section import Name, Positive, Section, canonical
 
 
@@ -119,23 +119,24 @@ class ScenesDataset(DatasetSection):
         return ["--annotations", made]
 
 
-class RegionImport(Section):
+class FileImport(Section):
+    """Features that another program wrote to files."""
+
+    format: str
+    path: str
+    provenance: str = "unknown"  # in words, which detector they are from
+
+
+class RegionImport(RegionsKept, FileImport):
     """Region features of other programs: bottom-up-attention's `.npz` per image or LXMERT's `.tsv`."""
 
     format: Literal["npz", "tsv"]
-    path: str
-    num_regions: NumRegions = 36
-    provenance: str = "unknown"
 
 
-class GridImport(Section):
+class GridImport(GridKept, FileImport):
     """Grid features of other programs: grid-feats-vqa's `.pth` per image."""
 
     format: Literal["pth"]
-    path: str
-    grid: Grid = 7
-    max_cells: MaxCells = 608
-    provenance: str = "unknown"
 
 
 class Imports(Section):
@@ -144,10 +145,12 @@ class Imports(Section):
     regions: RegionImport | None = None
     grids: GridImport | None = None
 
-    def given(self) -> dict[Feature, RegionImport | GridImport]:
-        """The imports by feature."""
-        sections = {feature: getattr(self, feature, None) for feature in FEATURES}
-        return {feature: section for feature, section in sections.items() if section is not None}
+    def __getitem__(self, feature: Feature) -> FileImport | None:
+        return getattr(self, feature, None)
+
+    def given(self) -> tuple[Feature, ...]:
+        """The features that are imported."""
+        return tuple(feature for feature in FEATURES if self[feature])
 
 
 class ImagesDataset(DatasetSection):
@@ -159,13 +162,13 @@ class ImagesDataset(DatasetSection):
     imports: Imports = Imports()
 
     def imported(self) -> tuple[Feature, ...]:
-        return tuple(self.imports.given())
+        return self.imports.given()
 
     def feature_files(self, feature: Feature) -> list[str]:
-        return [self.imports.given()[feature].path]
+        return [self.imports[feature].path]
 
     def import_source(self, feature: Feature) -> str:
-        return canonical(self.imports.given()[feature])
+        return canonical(self.imports[feature])
 
     def missing(self) -> Iterator[str]:
         if self.archive:
@@ -173,9 +176,10 @@ class ImagesDataset(DatasetSection):
         else:
             yield from _no_folder("images", self.images)
         yield from self.missing_annotations()
-        for feature, section in self.imports.given().items():
-            if not os.path.exists(section.path):
-                yield f"imports.{feature}.path: {section.path!r} does not exist; correct the path"
+        for feature in self.imported():
+            path = self.imports[feature].path
+            if not os.path.exists(path):
+                yield f"imports.{feature}.path: {path!r} does not exist; correct the path"
 
     def missing_annotations(self) -> Iterator[str]:
         """What is wrong with the files beside the images."""
