@@ -1,42 +1,142 @@
-"""The datasets of the configuration: where images, captions and features that exist already lie."""
+"""The datasets of the configuration. Each section answers for itself: nobody else asks what kind a dataset is.
+
+A new format is a subclass of `DatasetSection` here, its name in `Dataset`, and a file that reads it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Union
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Annotated, ClassVar, Literal, Union, get_args
 
 from pydantic import Field, field_validator
 
-from core.features import Feature, Grid, MaxCells, NumRegions
-from core.section import Name, Positive, Section
+from catalog.files import folder_state, is_archive
+from catalog.layout import BOXES_FILE, array_path, layout_files
+from core.features import FEATURES, VISUAL, Feature, GridKept, RegionsKept
+from core.section import Name, Positive, Section, canonical
 
 
-class ScenesDataset(Section):
+class DatasetSection(Section):
+    """What every dataset answers. The defaults are those of images that lie there, whose features are extracted."""
+
+    #: Keys that change no index: the index is not made again for them.
+    BESIDE_INDEX: ClassVar[frozenset[str]] = frozenset({"shards"})
+
+    source: str
+    shards: Positive = 1  # jobs per feature
+
+    def known_splits(self) -> set[str] | None:
+        """The splits' names; None where only the data can tell."""
+        raise NotImplementedError
+
+    def images_in(self, split: str) -> int | None:
+        """How many images a split has; None where only the data can tell."""
+        return None
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether a run can be trained and scored on it."""
+        return True
+
+    def available(self) -> tuple[Feature, ...]:
+        """The features it can have."""
+        return FEATURES
+
+    def imported(self) -> tuple[Feature, ...]:
+        """Those of them that are read from files instead of extracted."""
+        return ()
+
+    def feature_files(self, feature: Feature) -> list[str]:
+        """The files that the import of a feature reads."""
+        raise NotImplementedError
+
+    def import_source(self, feature: Feature) -> str:
+        """Format and options of a feature's import, as JSON."""
+        raise NotImplementedError
+
+    @property
+    def makes(self) -> Literal["scenes", "images"] | None:
+        """Which folder the workflow makes before the index: rendered scenes, images out of `archive`, or none."""
+        return None
+
+    @property
+    def archive(self) -> str | None:
+        """The zip file that `images` are unpacked from, if they are."""
+        return None
+
+    def sources(self, made: str) -> list[str]:
+        """Files and folders that the index is made from. `made`: the folder that `makes` speaks of."""
+        raise NotImplementedError
+
+    def state(self) -> str:
+        """A digest of what the index is made from besides `sources`; empty if there is no more."""
+        return ""
+
+    def index_settings(self) -> str:
+        """All that decides about the index, as JSON."""
+        return self._json(without=self.BESIDE_INDEX)
+
+    def index_flags(self, made: str) -> list[str]:
+        """What tells the command about the folder that the workflow made."""
+        return []
+
+    def missing(self) -> Iterator[str]:
+        """What is wrong with the files that it names: key, value and fix."""
+        yield from ()
+
+    def _json(self, without: Iterable[str]) -> str:
+        return json.dumps(self.model_dump(exclude=set(without)), sort_keys=True)
+
+
+class ScenesDataset(DatasetSection):
     """The embedded renderer."""
 
     source: Literal["scenes"]
     style: Literal["day", "dusk"] = "day"
     seed: Annotated[int, Field(ge=0)] = 1
     splits: dict[Name, Positive]
-    shards: Positive = 1
+
+    def known_splits(self) -> set[str]:
+        return set(self.splits)
+
+    def images_in(self, split: str) -> int | None:
+        return self.splits.get(split)
+
+    @property
+    def makes(self) -> Literal["scenes"]:
+        return "scenes"
+
+    def render_settings(self) -> str:
+        """All that decides about the scenes, as JSON."""
+        return self._json(without=("shards",))
+
+    def sources(self, made: str) -> list[str]:
+        return [made]
+
+    def index_flags(self, made: str) -> list[str]:
+        return ["--annotations", made]
 
 
-class RegionImport(Section):
+class FileImport(Section):
+    """Features that another program wrote to files."""
+
+    format: str
+    path: str
+    provenance: str = "unknown"  # in words, which detector they are from
+
+
+class RegionImport(RegionsKept, FileImport):
     """Region features of other programs: bottom-up-attention's `.npz` per image or LXMERT's `.tsv`."""
 
     format: Literal["npz", "tsv"]
-    path: str
-    num_regions: NumRegions = 36
-    provenance: str = "unknown"
 
 
-class GridImport(Section):
+class GridImport(GridKept, FileImport):
     """Grid features of other programs: grid-feats-vqa's `.pth` per image."""
 
     format: Literal["pth"]
-    path: str
-    grid: Grid = 7
-    max_cells: MaxCells = 608
-    provenance: str = "unknown"
 
 
 class Imports(Section):
@@ -45,34 +145,112 @@ class Imports(Section):
     regions: RegionImport | None = None
     grids: GridImport | None = None
 
+    def __getitem__(self, feature: Feature) -> FileImport | None:
+        return getattr(self, feature, None)
 
-class FolderDataset(Section):
+    def given(self) -> tuple[Feature, ...]:
+        """The features that are imported."""
+        return tuple(feature for feature in FEATURES if self[feature])
+
+
+class ImagesDataset(DatasetSection):
+    """A dataset with image files of the user's, some of whose features may exist already."""
+
+    BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"imports"}
+
+    images: str
+    imports: Imports = Imports()
+
+    def imported(self) -> tuple[Feature, ...]:
+        return self.imports.given()
+
+    def feature_files(self, feature: Feature) -> list[str]:
+        return [self.imports[feature].path]
+
+    def import_source(self, feature: Feature) -> str:
+        return canonical(self.imports[feature])
+
+    def missing(self) -> Iterator[str]:
+        if self.archive:
+            yield from _no_file("images", self.archive)
+        else:
+            yield from _no_folder("images", self.images)
+        yield from self.missing_annotations()
+        for feature in self.imported():
+            path = self.imports[feature].path
+            if not os.path.exists(path):
+                yield f"imports.{feature}.path: {path!r} does not exist; correct the path"
+
+    def missing_annotations(self) -> Iterator[str]:
+        """What is wrong with the files beside the images."""
+        raise NotImplementedError
+
+
+class FolderDataset(ImagesDataset):
     """A folder or zip archive of images, with captions in a file or none."""
 
     source: Literal["folder"]
-    images: str
     captions: str | None = None
     splits: dict[Name, Annotated[float, Field(gt=0)]] | None = None
     split_files: dict[Name, str] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
-    imports: Imports = Imports()
-    shards: Positive = 1
+
+    def known_splits(self) -> set[str] | None:
+        splits = self.split_files or self.splits
+        return set(splits) if splits and self.captions is None else None  # a column of the captions' file may say more
+
+    @property
+    def has_captions(self) -> bool:
+        return self.captions is not None
+
+    @property
+    def archive(self) -> str | None:
+        return self.images if is_archive(self.images) else None
+
+    @property
+    def makes(self) -> Literal["images"] | None:
+        return "images" if self.archive else None
+
+    def sources(self, made: str) -> list[str]:
+        captions = [self.captions] if self.captions else []
+        return [*captions, *(self.split_files or {}).values(), *([made] if self.archive else [])]
+
+    def state(self) -> str:
+        # As an input the folder would miss its subfolders and files that were replaced.
+        return "" if self.archive else folder_state(self.images)
+
+    def index_flags(self, made: str) -> list[str]:
+        return ["--unpacked", made] if self.archive else []
+
+    def missing_annotations(self) -> Iterator[str]:
+        if self.captions is not None:
+            yield from _no_file("captions", self.captions, "correct the path, or leave it out")
+        for split, path in (self.split_files or {}).items():
+            yield from _no_file(f"split_files.{split}", path)
 
 
-class KarpathyDataset(Section):
+class KarpathyDataset(ImagesDataset):
     """COCO or Flickr30K with Karpathy's splits."""
 
     source: Literal["karpathy"]
     annotations: str
     member: str | None = None
-    images: str
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["train", "val", "test"]
-    imports: Imports = Imports()
-    shards: Positive = 1
+
+    def known_splits(self) -> set[str]:
+        return set(self.splits)
+
+    def sources(self, made: str) -> list[str]:
+        return [self.annotations]
+
+    def missing_annotations(self) -> Iterator[str]:
+        yield from _no_file("annotations", self.annotations)
 
 
-class PrecomputedDataset(Section):
+class PrecomputedDataset(DatasetSection):
     """Features in the layout of SCAN, VSE-infinity and 3SHNet: `{split}_ims.npy`, `{split}_caps.txt`, ..."""
+
+    BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"class_order", "seg_maps", "rounding", "provenance"}
 
     source: Literal["precomputed"]
     folder: str
@@ -82,32 +260,71 @@ class PrecomputedDataset(Section):
     seg_maps: Literal["auto", "raw", "standardised"] = "auto"
     rounding: Literal["count", "error"] = "count"
     provenance: str = "unknown"
-    shards: Positive = 1
 
     @field_validator("features")
     @classmethod
     def _one_visual_feature(cls, value: list[str]) -> list[str]:
-        if {"regions", "grids"} <= set(value):
-            raise ValueError("must hold regions or grids, not both: a folder has one {split}_ims.npy")
+        if set(VISUAL) <= set(value):
+            raise ValueError(f"must hold {' or '.join(VISUAL)}, not both: a folder has one {{split}}_ims.npy")
         if len(set(value)) < len(value):
             raise ValueError("names a feature twice")
         return value
+
+    def known_splits(self) -> set[str]:
+        return set(self.splits)
+
+    def available(self) -> tuple[Feature, ...]:
+        return tuple(self.features)
+
+    def imported(self) -> tuple[Feature, ...]:
+        return tuple(self.features)
+
+    def feature_files(self, feature: Feature) -> list[str]:
+        optional = [BOXES_FILE] if feature == "regions" else []
+        return self._arrays(layout_files(feature).values()) + _existing(self._arrays(optional))
+
+    def import_source(self, feature: Feature) -> str:
+        return json.dumps(self.model_dump(exclude={"source", "shards"}) | {"format": "scan"}, sort_keys=True)
+
+    def sources(self, made: str) -> list[str]:
+        texts = [f"{self.folder}/{prefix}_caps.txt" for prefix in self.splits.values()]
+        texts += _existing(f"{self.folder}/{p}_{name}.txt" for p in self.splits.values() for name in ("ids", "capids"))
+        return texts + list(dict.fromkeys(file for feature in self.features for file in self.feature_files(feature)))
+
+    def missing(self) -> Iterator[str]:
+        yield from _no_folder("folder", self.folder)
+
+    def _arrays(self, names: Iterable[str]) -> list[str]:
+        """The `.npy` files of these names, of all splits."""
+        names = list(names)
+        return [str(array_path(self.folder, prefix, name)) for prefix in self.splits.values() for name in names]
+
+
+def _no_folder(key: str, path: str) -> Iterator[str]:
+    if not os.path.isdir(path):
+        yield f"{key}: folder {path!r} does not exist; correct the path or create it"
+
+
+def _no_file(key: str, path: str, fix: str = "correct the path") -> Iterator[str]:
+    if not os.path.isfile(path):
+        yield f"{key}: file {path!r} does not exist; {fix}"
+
+
+def _existing(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if os.path.exists(path)]
 
 
 Dataset = Annotated[
     Union[ScenesDataset, FolderDataset, KarpathyDataset, PrecomputedDataset], Field(discriminator="source")
 ]
-SOURCES = ("scenes", "folder", "karpathy", "precomputed")
+SOURCES: tuple[str, ...] = tuple(
+    get_args(section.model_fields["source"].annotation)[0] for section in get_args(get_args(Dataset)[0])
+)
 
 
-def imported_features(dataset: Any) -> list[str]:
-    """The features of a dataset that are read from files instead of extracted."""
-    if isinstance(dataset, PrecomputedDataset):
-        return list(dataset.features)
-    imports = getattr(dataset, "imports", None)
-    return [feature for feature in ("regions", "grids") if imports and getattr(imports, feature)]
+def imported_features(dataset: DatasetSection) -> list[str]:
+    return list(dataset.imported())
 
 
-def available_features(dataset: Any) -> list[str]:
-    """The features a dataset can have: all three where there are images, what is in the files otherwise."""
-    return list(dataset.features) if isinstance(dataset, PrecomputedDataset) else ["regions", "grids", "panoptic"]
+def available_features(dataset: DatasetSection) -> list[str]:
+    return list(dataset.available())

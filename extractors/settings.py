@@ -1,93 +1,172 @@
-"""The extractors of the configuration: an engine, its network and weights, and what is kept of their output."""
+"""The extractors of the configuration: an engine, its network and weights, and what is kept of their output.
+
+A section is an engine and what a feature keeps; each answers for itself, so that nobody asks which engine it is.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
 from pydantic import Discriminator, Field, Tag
 
-from core.features import Grid, MaxCells, NumRegions
+from core.features import Feature, GridKept, RegionsKept
 from core.section import Positive, Section
+from published.registry import PREFIX
+
+# --- what a feature keeps --------------------------------------------------------------------------------------------
 
 
-class Regions(Section):
-    """Faster R-CNN region features."""
+class RegionChoice(RegionsKept):
+    """Which of a detector's boxes become regions."""
 
-    engine: Literal["native"] = "native"
-    architecture: str = "scenes_regions"
-    weights: str = "weights/scenes_regions.safetensors"
     selection: Literal["caffe", "adaptive", "lxmert"] = "caffe"
-    num_regions: NumRegions = 36
-    batch_size: Positive = 8
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
 
 
-class Grids(Section):
-    """Whole-image res5 grid features."""
+class PanopticKept(Section):
+    """What is kept of a panoptic segmentation."""
 
-    engine: Literal["native"] = "native"
-    architecture: str = "scenes_grids"
-    weights: str = "weights/scenes_grids.safetensors"
-    grid: Grid = 7
-    max_cells: MaxCells = 608
-    batch_size: Positive = 8
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-
-
-class Panoptic(Section):
-    """Panoptic segmentation: 64x64 maps, 133-class one-hots, 133x7x7 features."""
-
-    engine: Literal["native"] = "native"
-    architecture: str = "scenes_panoptic"
-    weights: str = "weights/scenes_panoptic.safetensors"
     seg_features: Literal["area", "soft"] = "area"
-    min_pixels: Annotated[int, Field(ge=0)] = 100
+    min_pixels: Annotated[int, Field(ge=0)] = 100  # a category counts as present above this many pixels
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+class Extractor(Section):
+    """What every engine answers."""
+
+    #: Whether a job asks for this machine's GPU, if it has one.
+    needs_gpu: ClassVar[bool] = True
+
+    engine: str
+
+    @property
+    def environment(self) -> str:
+        """The name of its file in envs/, without suffix."""
+        return self.engine
+
+    def files(self) -> list[str]:
+        """Local files that its results depend on."""
+        raise NotImplementedError
+
+    def missing(self) -> Iterator[str]:
+        """What is wrong with the files that it names: key, value and fix. Published weights may be yet to be fetched."""
+        raise NotImplementedError
+
+    def fits(self, architecture: str) -> bool:
+        """Whether weights of an architecture can be meant. Engines whose networks say it themselves find out later."""
+        return True
+
+
+class Native(Extractor):
+    """Our own network of a detector, without detectron2."""
+
+    engine: Literal["native"] = "native"
+    architecture: str
+    weights: str
     batch_size: Positive = 8
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
 
+    @property
+    def environment(self) -> str:
+        return "pipeline"
 
-class Detectron2(Section):
-    """What every feature from the real detectron2 needs; `weights: null` takes the zoo's checkpoint of the configuration."""
+    def files(self) -> list[str]:
+        return [self.weights]
+
+    def missing(self) -> Iterator[str]:
+        yield from _no_weights(self.weights)
+
+    def fits(self, architecture: str) -> bool:
+        return architecture == self.architecture
+
+
+class Detectron2(Extractor):
+    """The real detectron2; `weights: null` takes the zoo's checkpoint of the configuration."""
 
     engine: Literal["detectron2"]
-    config: Annotated[str, Field(min_length=1)]
+    config: Annotated[str, Field(min_length=1)]  # a file, or a name in the zoo
     weights: str | None = None
     options: list[bool | int | float | str] = []
     batch_size: Positive = 8
 
+    def files(self) -> list[str]:
+        weights = [] if self.weights is None else [self.weights]
+        return [*weights, self.config] if os.path.isfile(self.config) else weights
 
-class RegionsDetectron2(Detectron2):
-    """Region features from detectron2."""
-
-    selection: Literal["caffe", "adaptive", "lxmert"] = "caffe"
-    num_regions: NumRegions = 36
-
-
-class GridsDetectron2(Detectron2):
-    """Grid features from detectron2."""
-
-    grid: Grid = 7
-    max_cells: MaxCells = 608
+    def missing(self) -> Iterator[str]:
+        if self.weights is not None:
+            yield from _no_weights(self.weights)
+        elif os.path.isfile(self.config):
+            yield "weights: missing; only configurations of detectron2's zoo have weights of their own"
 
 
-class PanopticDetectron2(Detectron2):
-    """Panoptic segmentation from detectron2."""
-
-    seg_features: Literal["area", "soft"] = "area"
-    min_pixels: Annotated[int, Field(ge=0)] = 100
-
-
-class PanopticTransformers(Section):
-    """Panoptic segmentation from Mask2Former, MaskFormer or OneFormer; `weights` is a hub name or a local folder."""
+class Transformers(Extractor):
+    """Mask2Former, MaskFormer or OneFormer of the library transformers; `weights` is a hub name or a local folder."""
 
     engine: Literal["transformers"]
     weights: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    seg_features: Literal["area", "soft"] = "area"
-    min_pixels: Annotated[int, Field(ge=0)] = 100
     batch_size: Positive = 1
+
+    def files(self) -> list[str]:
+        names = sorted(os.listdir(self.weights)) if os.path.isdir(self.weights) else []
+        return [path for path in (os.path.join(self.weights, name) for name in names) if os.path.isfile(path)]
+
+    def missing(self) -> Iterator[str]:
+        yield from ()  # what is no folder is a name on the hub
+
+
+def _no_weights(path: str) -> Iterator[str]:
+    if not path.startswith(PREFIX) and not os.path.isfile(path):
+        yield f"weights: file {path!r} does not exist; correct the path"
+
+
+# --- features: a section for each engine that can make them ----------------------------------------------------------
+
+
+class Regions(RegionChoice, Native):
+    """Faster R-CNN region features."""
+
+    architecture: str = "scenes_regions"
+    weights: str = "weights/scenes_regions.safetensors"
+
+
+class RegionsDetectron2(RegionChoice, Detectron2):
+    """Region features from detectron2."""
+
+
+class Grids(GridKept, Native):
+    """Whole-image res5 grid features."""
+
+    architecture: str = "scenes_grids"
+    weights: str = "weights/scenes_grids.safetensors"
+
+
+class GridsDetectron2(GridKept, Detectron2):
+    """Grid features from detectron2."""
+
+
+class Panoptic(PanopticKept, Native):
+    """Panoptic segmentation: 64x64 maps, 133-class one-hots, 133x7x7 features."""
+
+    architecture: str = "scenes_panoptic"
+    weights: str = "weights/scenes_panoptic.safetensors"
+
+
+class PanopticDetectron2(PanopticKept, Detectron2):
+    """Panoptic segmentation from detectron2."""
+
+
+class PanopticTransformers(PanopticKept, Transformers):
+    """Panoptic segmentation from Mask2Former, MaskFormer or OneFormer."""
+
+
+def _name(engine: type[Extractor]) -> str:
+    return get_args(engine.model_fields["engine"].annotation)[0]
 
 
 def _engine(section: Any) -> str | None:
@@ -95,38 +174,27 @@ def _engine(section: Any) -> str | None:
     return engine if isinstance(engine, str) else None
 
 
-RegionsEngine = Annotated[
-    Annotated[Regions, Tag("native")] | Annotated[RegionsDetectron2, Tag("detectron2")], Discriminator(_engine)
-]
-GridsEngine = Annotated[
-    Annotated[Grids, Tag("native")] | Annotated[GridsDetectron2, Tag("detectron2")], Discriminator(_engine)
-]
-PanopticEngine = Annotated[
-    Annotated[Panoptic, Tag("native")]
-    | Annotated[PanopticDetectron2, Tag("detectron2")]
-    | Annotated[PanopticTransformers, Tag("transformers")],
-    Discriminator(_engine),
-]
-ENGINES = ("native", "detectron2", "transformers")
+def _one_of(*sections: type[Extractor]) -> Any:
+    """The type of a section that its key `engine` decides about; native where there is none."""
+    return Annotated[Union[tuple(Annotated[s, Tag(_name(s))] for s in sections)], Discriminator(_engine)]
 
 
-def feature_files(section: Section) -> list[str]:
-    """Local files that an extractor's results depend on: weights, and a configuration or checkpoint folder if it is one."""
-    if isinstance(section, PanopticTransformers):
-        folder = section.weights
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        return [path for path in (os.path.join(folder, name) for name in names) if os.path.isfile(path)]
-    files = [] if section.weights is None else [section.weights]
-    if isinstance(section, Detectron2) and os.path.isfile(section.config):
-        files.append(section.config)
-    return files
+ENGINES = tuple(_name(engine) for engine in (Native, Detectron2, Transformers))
 
 
 class Features(Section):
-    """The three extractors, what to do with images that cannot be read, and how stores are compressed."""
+    """The extractors, what to do with images that cannot be read, and how stores are compressed."""
 
     on_bad_image: Literal["fail", "drop"] = "fail"
     compression: Literal["lz4", "zstd", "none"] = "lz4"
-    regions: RegionsEngine = Regions()
-    grids: GridsEngine = Grids()
-    panoptic: PanopticEngine = Panoptic()
+    regions: _one_of(Regions, RegionsDetectron2) = Regions()
+    grids: _one_of(Grids, GridsDetectron2) = Grids()
+    panoptic: _one_of(Panoptic, PanopticDetectron2, PanopticTransformers) = Panoptic()
+
+    def __getitem__(self, feature: Feature) -> Extractor:
+        """The extractor of a feature: `features[feature]` for a loop over FEATURES."""
+        return getattr(self, feature)
+
+
+def feature_files(section: Extractor) -> list[str]:
+    return section.files()
