@@ -129,7 +129,9 @@ def _describe(path: str) -> tuple[int, int, str, str | None]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+            # Of a TIFF Pillow tells the upright size already; what it read of the file is in the tags.
+            turned = image.format == "TIFF" and (image.tag_v2.get(256), image.tag_v2.get(257)) != (width, height)
+            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) and not turned:
                 width, height = height, width
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for broken headers; each is a note in the index
         return 0, 0, content_hash, f"not a readable image ({type(error).__name__})"
