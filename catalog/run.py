@@ -73,6 +73,8 @@ def index(args: argparse.Namespace) -> None:
         )
     if source != "precomputed":
         images = describe_images(annotations.image_ids, annotations.paths, annotations.splits, args.threads * 2)
+    for note in annotations.notes:
+        print(f"note: {note}")
     captions = captions_table(annotations)
     write_index(args.images, args.captions, images, captions)
     counts: dict[str, int] = {}

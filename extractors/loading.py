@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +18,7 @@ from core.files import digest_file
 from extractors.images import InputSpec
 from extractors.networks import build, load_checkpoint
 from extractors.networks.layers import fold_norms
+from stores.schema import ArraySpec
 
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -103,8 +105,15 @@ class EngineRunner(NetworkRunner):
 class NetworkExtractor:
     """What every extractor around a network offers besides its rows: how it wants images, its weights' digest, its device."""
 
+    #: Of its store.
+    arrays: dict[str, ArraySpec]
+
     def __init__(self, runner: NetworkRunner) -> None:
         self.runner = runner
+
+    def empty_rows(self) -> dict[str, np.ndarray]:
+        """One image's rows, with fill values."""
+        return {name: np.full(spec.shape, spec.fill, spec.dtype) for name, spec in self.arrays.items()}
 
     @property
     def input(self) -> InputSpec:

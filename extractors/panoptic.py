@@ -19,13 +19,11 @@ from core.console import UserError
 from extractors.images import ImageBatch
 from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
 from extractors.networks.rcnn import Meta, Panoptic
-from stores.schema import ArraySpec
+from stores.features import GRID_SIDE, MAP_SIDE, PANOPTIC_ARRAYS
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
 RECIPE = 2
 
-MAP_SIDE = 64
-GRID_SIDE = 7
 SEG_FEATURES = ("area", "soft")
 
 
@@ -108,11 +106,7 @@ class PanopticExtractor(NetworkExtractor):
         super().__init__(runner)
         self.seg_features = seg_features
         self.min_pixels = min_pixels
-        self.arrays = {
-            "seg_maps": ArraySpec((MAP_SIDE, MAP_SIDE), "uint8", VOID),
-            "category_onehots": ArraySpec((NUM_CATEGORIES,), "uint8", 0),
-            "seg_features": ArraySpec((NUM_CATEGORIES, GRID_SIDE, GRID_SIDE), "float16", 0),
-        }
+        self.arrays = PANOPTIC_ARRAYS
 
     @property
     def attributes(self) -> dict[str, Any]:

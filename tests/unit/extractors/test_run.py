@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, describe_images, write_index
+from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, ImageRows, describe_images, write_index
 from core.console import UserError
 from core.files import digest_file
 from extractors.images import InputSpec, decode_image, resize_shortest_edge
@@ -128,7 +128,7 @@ def job(tmp_path, module, capsys):
         return json.loads(receipt(shard).read_text())
 
     def seal_(shards: int = 2, **changes) -> None:
-        arguments = {"image_ids": ids, "index_digest": digest, "on_bad_image": "drop", **changes}
+        arguments = {"images": ImageRows(ids, digest), "on_bad_image": "drop", **changes}
         seal(store=job.store, receipts=[receipt(shard) for shard in range(shards)], **arguments)
 
     def digests() -> dict[str, str]:
@@ -147,7 +147,7 @@ def job(tmp_path, module, capsys):
         """Every shard and the seal, as the workflow does it; the receipts."""
         receipts = [run(shard, shards, **changes) for shard in range(shards)]
         hashes = job.table.column("content_hash").to_pylist()
-        seal_(shards, image_ids=job.ids, index_digest=job.digest, content_hashes=hashes)
+        seal_(shards, images=ImageRows(job.ids, job.digest, content_hashes=hashes))
         return receipts
 
     job.table = table
@@ -394,7 +394,7 @@ def test_jobs_that_die_and_come_back_find_the_former_store_again(job, module, mo
     job.all_shards()
     rows = changed_dataset(job)
     with monkeypatch.context() as patch:
-        patch.setattr("extractors.run.write_zarr_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("stores.job.write_zarr_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             job.run(0)
     with pytest.raises(UserError, match="not a finished store"):
