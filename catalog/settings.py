@@ -48,6 +48,10 @@ class DatasetSection(Section):
         """Those of them that are read from files instead of extracted."""
         return ()
 
+    def extracted(self) -> tuple[Feature, ...]:
+        """Those that extractors compute."""
+        return tuple(feature for feature in self.available() if feature not in self.imported())
+
     def feature_files(self, feature: Feature) -> list[str]:
         """The files that the import of a feature reads."""
         raise NotImplementedError
@@ -198,6 +202,10 @@ class FolderDataset(ImagesDataset):
     splits: dict[Name, Annotated[float, Field(gt=0)]] | None = None
     split_files: dict[Name, str] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def mistakes(self) -> Iterator[str]:
+        if self.splits and self.split_files:
+            yield "splits (fractions) and split_files (lists) exclude each other; remove one of them"
 
     def known_splits(self) -> set[str] | None:
         splits = self.split_files or self.splits

@@ -21,7 +21,7 @@ from extractors.settings import Features
 from model.settings import Run
 from published.registry import resolve
 from published.settings import Published
-from settings.checks import cross_checks
+from settings.checks import CrossChecks
 from settings.salvage import Salvage
 
 __all__ = ["Settings", "load_settings", "used_weights"]
@@ -50,8 +50,8 @@ class Settings(Section):
 
 def used_weights(settings: Settings) -> list[str]:
     """What the extractors and text encoders start from: paths, names on a hub or `published:NAME`, each once."""
-    features = [getattr(settings.features, name) for name in FEATURES]
-    values = [section.weights for section in features] + [run.text.pretrained for run in settings.runs.values()]
+    values = [settings.features[feature].weights for feature in FEATURES]
+    values += [run.text.pretrained for run in settings.runs.values()]
     return [value for value in dict.fromkeys(values) if value is not None]
 
 
@@ -79,7 +79,7 @@ def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settin
         UserError: with one line per mistake: the key, the value and the fix.
     """
     salvage = Salvage(config, Settings)
-    lines = [*salvage.lines, *cross_checks(salvage, config, check_files)]
+    lines = [*salvage.lines, *CrossChecks(salvage, config, check_files)]
     if lines:
         raise UserError(_report(lines))
     return _with_paths(salvage.settings)
