@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from catalog.index import ImageRows, read_image_rows
 from core.console import UserError, progress, run_cli
 from core.devices import claim_gpu
 from core.files import digest_file, read_mapping
+from extractors.engines import build_extractor
 from stores.former import find_description, identity
 from stores.job import ShardJob
 from stores.places import Location, location
@@ -263,11 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "the program changed under a running workflow; start it again"
             )
         device, device_name = pick_device(args.device)
-        try:
-            inspect.signature(module.build_extractor).bind(**settings)
-        except TypeError as error:
-            raise UserError(f"--settings of {args.feature}: {error}") from error
-        return module.build_extractor(**settings).to(device), device_name
+        return build_extractor(args.feature, **settings).to(device), device_name
 
     known = known_extractor(args.feature, settings, args.recipe, args.store)
     content = extract_shard(
