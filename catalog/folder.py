@@ -15,6 +15,7 @@ from catalog.text import decode_text
 from core.console import UserError
 
 UNLISTED = "unlisted"  # split of images that no split file names
+_SET_MISSING_IMAGES = "to go on without those images, set missing_images: drop"
 
 
 @dataclass
@@ -89,11 +90,14 @@ class _Captions:
 
     texts: dict[str, list[tuple[str, str]]]
     splits: dict[str, str] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def _read_captions(path: Path, ids: list[str], names: Names) -> _Captions:
+def _read_captions(
+    path: Path, ids: list[str], names: Names, *, missing_images: str, missing_captions: str
+) -> _Captions:
     table = read_table(path)
     found = _Captions({i: [] for i in ids}, problems=list(table.problems), notes=list(table.notes))
     unknown, nameless, empty, duplicate, ambiguous, moved, no_text, broken = [], [], [], [], [], [], [], []
@@ -124,7 +128,9 @@ def _read_captions(path: Path, ids: list[str], names: Names) -> _Captions:
             value = as_name(row.get("split")).strip()
             if value and found.splits.setdefault(image_id, value) != value:
                 moved.append(name)
-    unknown = list(dict.fromkeys(unknown))
+    if unknown and missing_images == "drop":
+        found.notes.append(listing("captions left out, their images are not in the folder", unknown))
+        unknown = []
     for what, wrong in (
         ("captions of images that are not in the folder", unknown),
         ("captions that name no image", nameless),
@@ -137,9 +143,16 @@ def _read_captions(path: Path, ids: list[str], names: Names) -> _Captions:
     ):
         if wrong:
             found.problems.append(listing(what, wrong) + (names.hint(wrong[0]) if wrong is unknown else ""))
+    if unknown:
+        found.problems.append(_SET_MISSING_IMAGES)
     silent = [i for i in ids if not found.texts[i]]
-    if silent:
-        found.problems.append(listing("images without a caption (remove them or add captions)", silent))
+    if silent and missing_captions == "fail":
+        what = "images without a caption (remove them, add captions, or set missing_captions: keep or drop)"
+        found.problems.append(listing(what, silent))
+    elif silent:
+        where = "left out" if missing_captions == "drop" else f"kept outside of all splits ({UNLISTED!r})"
+        found.notes.append(listing(f"images without a caption {where}", silent))
+        found.silent = set(silent)
     return found
 
 
@@ -170,6 +183,8 @@ def read_folder(
     seed: int = 0,
     split: str = "all",
     split_files: dict[str, str] | None = None,
+    missing_images: str = "fail",
+    missing_captions: str = "fail",
 ) -> Annotations:
     """Index rows of a folder.
 
@@ -180,6 +195,8 @@ def read_folder(
         split: name of the one split if there are neither.
         split_files: by split, a text file with the name of one image per line, as in captions. Images that no file names
             get the split "unlisted": they are extracted, but belong to no split.
+        missing_images: captions of images that are not there: "fail", or "drop" them. missing_captions: images without a
+            caption: "fail", "keep" them in the split "unlisted", or "drop" them.
 
     Raises:
         UserError: listing everything wrong at once.
@@ -212,9 +229,12 @@ def read_folder(
             raise UserError(
                 f"captions file {captions} does not exist; set datasets.<name>.captions to a file or leave it out"
             )
-        read = _read_captions(path, ids, names)
+        read = _read_captions(path, ids, names, missing_images=missing_images, missing_captions=missing_captions)
         texts, problems, notes = read.texts, problems + read.problems, notes + read.notes
-        chosen_split = read.splits | chosen_split
+        chosen_split = read.splits | chosen_split | dict.fromkeys(read.silent, UNLISTED)
+        if missing_captions == "drop":
+            kept = [k for k, image_id in enumerate(ids) if image_id not in read.silent]
+            ids, files = [ids[k] for k in kept], [files[k] for k in kept]
     if problems:
         raise UserError(
             f"dataset in {images}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.files import image_files
-from catalog.folder import Annotations
+from catalog.folder import UNLISTED, Annotations
 from catalog.index import check_image_ids, listing
 from catalog.names import normal
 from catalog.text import decode_text
@@ -23,7 +23,12 @@ SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 def read_karpathy(
-    annotations: str, images: str, member: str | None = None, splits: Collection[str] | None = None
+    annotations: str,
+    images: str,
+    member: str | None = None,
+    splits: Collection[str] | None = None,
+    missing_images: str = "fail",
+    missing_captions: str = "fail",
 ) -> Annotations:
     """Index rows of a Karpathy file.
 
@@ -32,6 +37,8 @@ def read_karpathy(
     Args:
         annotations: the JSON file, or a zip that holds it. member: its name in a zip that holds several.
         splits: which of train, val and test to take; None for all.
+        missing_images: entries whose file is not there: "fail", or "drop" them. missing_captions: entries without a caption:
+            "fail", "keep" them in the split "unlisted", or "drop" them.
         images: the folder with `filepath/filename` (COCO: `val2014/COCO_val2014_000000391895.jpg`) or `filename`.
 
     Raises:
@@ -71,6 +78,8 @@ def read_karpathy(
             renamed += name is not None
         if name is None:
             missing.append(names[0])
+            if missing_images == "drop":
+                continue
         if split not in SPLITS:
             unknown_splits.append(f"{split} ({filename})")
         strangers += [sentid for sentid, _, owner in sentences if owner is not None and owner != imgid]
@@ -82,6 +91,9 @@ def read_karpathy(
                 texts.append((sentid, " ".join(raw.split())))
         if not sentences:
             silent.append(filename)
+            if missing_captions == "drop":
+                continue
+            split = UNLISTED if missing_captions == "keep" else split
         if len(sentences) > CAPTIONS_PER_IMAGE:
             beyond[image_id] = len(sentences) - CAPTIONS_PER_IMAGE
         found.image_ids.append(image_id)
@@ -94,11 +106,21 @@ def read_karpathy(
     if splits is not None and (lacking := sorted(set(splits) - set(found.splits))) and not malformed:
         raise UserError(f"annotations {annotations} have no images of split {', '.join(lacking)}; correct splits")
     problems = check_image_ids(found.image_ids)
+    if missing and missing_images == "drop":
+        found.notes.append(listing(f"entries left out, their files are not in {images}", missing))
+        missing = []
+    if silent and missing_captions != "fail":
+        where = "left out" if missing_captions == "drop" else f"kept outside of all splits ({UNLISTED!r})"
+        found.notes.append(listing(f"images without a caption {where}", silent))
+        silent = []
     for what, names in (
         ("entries without filename, split, sentences, sentid or raw", malformed),
-        (f"files that are not in {images} (complete the folder, or set images to the one above val2014/)", missing),
+        (
+            f"files that are not in {images} (complete the folder, set images to the one above val2014/, or missing_images: drop)",
+            missing,
+        ),
         (f"unknown splits (known are {', '.join(SPLITS)})", unknown_splits),
-        ("images without a caption", silent),
+        ("images without a caption (missing_captions: keep or drop goes on)", silent),
         ("captions without an image: their imgid is another's", strangers),
         ("captions that are empty or no text", empty),
         ("caption ids that occur twice", _repeats(found.caption_ids)),

@@ -163,6 +163,10 @@ class ImagesDataset(DatasetSection):
     BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"imports"}
 
     images: str
+    #: Captions (or entries) of images that are not there: an error, or left out and counted.
+    missing_images: Literal["fail", "drop"] = "fail"
+    #: Images without a caption, where there are captions: an error, kept outside of all splits, or left out.
+    missing_captions: Literal["fail", "keep", "drop"] = "fail"
     imports: Imports = Imports()
 
     def imported(self) -> tuple[Feature, ...]:

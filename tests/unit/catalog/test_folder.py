@@ -170,6 +170,22 @@ def test_other_files_are_told(folder):
     assert len(read_folder(str(folder)).image_ids) == 8
 
 
+def test_going_on_without_what_is_missing(folder):
+    path = captions(folder, [*GOOD[:3], {"image": "z.jpg", "caption": "gone"}])
+    with pytest.raises(UserError) as error:
+        read_folder(str(folder), path)
+    assert "set missing_images: drop" in str(error.value) and "missing_captions: keep or drop" in str(error.value)
+    kept = read_folder(str(folder), path, {"train": 1.0}, missing_images="drop", missing_captions="keep")
+    assert (kept.image_ids, kept.splits) == (["a", "b", "more/c"], ["train", "train", "unlisted"])
+    assert kept.notes[-2:] == [
+        "1 captions left out, their images are not in the folder: 'z.jpg'",
+        "1 images without a caption kept outside of all splits ('unlisted'): 'more/c'",
+    ]
+    left = read_folder(str(folder), path, {"train": 1.0}, missing_images="drop", missing_captions="drop")
+    assert (left.image_ids, left.caption_images) == (["a", "b"], ["a", "a", "b"])
+    assert left.paths == kept.paths[:2]
+
+
 @pytest.mark.parametrize(
     ("image", "caption", "line"),
     [

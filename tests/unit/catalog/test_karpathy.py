@@ -53,6 +53,17 @@ def test_coco(coco):
     assert found.texts[6] == "Caption 1 of 1."
 
 
+def test_going_on_without_what_is_missing(coco):
+    write, images = coco
+    path = write([entry(0), entry(1, captions=0), entry(9)])
+    with pytest.raises(UserError, match=r"missing_images: drop\): 'val2014/COCO_val2014_000000000009.jpg'"):
+        read_karpathy(path, str(images))
+    kept = read_karpathy(path, str(images), missing_images="drop", missing_captions="keep")
+    assert (kept.image_ids, kept.splits) == (["1000", "1001"], ["train", "unlisted"])
+    left = read_karpathy(path, str(images), missing_images="drop", missing_captions="drop")
+    assert left.image_ids == ["1000"] and len(left.notes) == 2
+
+
 def test_captions_beyond_five_are_told(coco):
     write, images = coco
     found = read_karpathy(write([entry(0, captions=7), entry(1), entry(2, captions=6)]), str(images))
@@ -142,7 +153,7 @@ def test_everything_wrong_is_listed_at_once(coco):
         "1 entries without filename, split, sentences, sentid or raw: \"entry 5 (KeyError: 'split')\"",
         "8 files that are not in ",
         "1 unknown splits (known are train, restval, val, test): 'dev (COCO_val2014_000000000003.jpg)'",
-        "1 images without a caption: 'COCO_val2014_000000000002.jpg'",
+        "1 images without a caption (missing_captions: keep or drop goes on): 'COCO_val2014_000000000002.jpg'",
         "1 captions without an image: their imgid is another's: '30'",
         "1 captions that are empty or no text: '11'",
         "10 caption ids that occur twice: '0', '1', '2', '3', '4', ...",
