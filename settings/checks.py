@@ -38,15 +38,15 @@ class CrossChecks:
             return
         for name, dataset in self.settings.datasets.items():
             yield from self._dataset(name, dataset)
+        yield from self._section("published", self.settings.published)
+        for feature in FEATURES:
+            yield from self._extractor(feature)
         for name, run in self.settings.runs.items():
             yield from self._run(name, run)
         for name, testset in self.settings.testsets.items():
             yield from self._testset(name, testset)
         for name, ensemble in self.settings.ensembles.items():
             yield from self._ensemble(name, ensemble)
-        yield from self._section("published", self.settings.published)
-        for feature in FEATURES:
-            yield from self._extractor(feature)
 
     def _dataset(self, name: str, dataset: DatasetSection) -> Iterator[str]:
         if name in RESERVED:
