@@ -135,6 +135,7 @@ class _Attention(nn.Module):
         self.self = nn.ModuleDict(
             {name: nn.Linear(config.hidden_size, config.hidden_size) for name in ("query", "key", "value")}
         )
+        self.self["key"].bias.requires_grad_(False)  # the softmax takes its shift back: its gradient is rounding
         self.output = _ResidualNorm(config.hidden_size, config)
         self.heads, self.dropout = config.heads, config.dropout
 

@@ -19,8 +19,8 @@ from core.console import UserError
 from model.parallel import share
 from model.tokenizer import CaptionTokenizer, Pieces
 
-VISUAL_ARRAYS = ("features", "counts")
-PANOPTIC_ARRAYS = ("seg_maps", "category_onehots", "seg_features")
+# What is read of each store that a network may need.
+ARRAYS = {"visual": ("features", "counts"), "panoptic": ("seg_maps", "category_onehots", "seg_features")}
 _ROWS_AT_ONCE = 1024
 
 
@@ -107,14 +107,19 @@ def read_split(
 
 
 class Features:
-    """The features of images by row, from a visual store (regions or grids) and a panoptic store of the same index.
+    """The features of images by row, from a visual store (regions or grids) and, for networks that need it, a panoptic
+    store of the same index.
 
     Raises:
         UserError: the stores lack an array, hold different images, or were made from another index than `index_digest`.
     """
 
-    def __init__(self, visual: FeatureStore, panoptic: FeatureStore, *, index_digest: str | None = None) -> None:
-        for store, arrays, kind in ((visual, VISUAL_ARRAYS, "visual"), (panoptic, PANOPTIC_ARRAYS, "panoptic")):
+    def __init__(
+        self, visual: FeatureStore, panoptic: FeatureStore | None = None, *, index_digest: str | None = None
+    ) -> None:
+        self.stores = {"visual": visual} | ({} if panoptic is None else {"panoptic": panoptic})
+        for kind, store in self.stores.items():
+            arrays = ARRAYS[kind]
             for name in arrays:
                 try:
                     store.shape(name)
@@ -122,37 +127,39 @@ class Features:
                     raise UserError(
                         f"the {kind} store ({_name(store)}) has no array {name!r}; it must hold {', '.join(arrays)}"
                     ) from error
-            made_from = store.attributes.get("index_digest")
-            if index_digest and made_from and made_from != index_digest:
-                raise UserError(
-                    f"the {kind} store ({_name(store)}) was made from another index (digest {made_from[:12]}) than "
-                    f"the one given ({index_digest[:12]}); extract its features again"
-                )
-        if len(visual) != len(panoptic) or not np.array_equal(visual.image_ids, panoptic.image_ids):
+        if panoptic is not None and not np.array_equal(visual.image_ids, panoptic.image_ids):
             raise UserError(
                 f"the visual store ({_name(visual)}, {len(visual)} images) and the panoptic store ({_name(panoptic)}, "
                 f"{len(panoptic)} images) hold different images; extract both from the same index"
             )
-        self.visual, self.panoptic = visual, panoptic
-        self.img_dim = visual.shape("features")[-1]
-        self.num_categories = panoptic.shape("category_onehots")[-1]
-        self.dropped = set(visual.dropped) | set(panoptic.dropped)
+        self.img_dim: int = visual.shape("features")[-1]
+        self.num_categories: int | None = None if panoptic is None else panoptic.shape("category_onehots")[-1]
+        self.dropped: set[str] = set().union(*(store.dropped for store in self.stores.values()))
         self._rows: np.ndarray | None = None
         self._memory: dict[str, np.ndarray] = {}
+        if index_digest is not None:
+            self.check_index(index_digest)
+
+    def check_index(self, digest: str) -> None:
+        """UserError if a store was made from another index than that of this digest."""
+        for kind, store in self.stores.items():
+            made_from = store.attributes.get("index_digest")
+            if made_from and made_from != digest:
+                raise UserError(
+                    f"the {kind} store ({_name(store)}) was made from another index (digest {made_from[:12]}) than "
+                    f"the one given ({digest[:12]}); extract its features again"
+                )
 
     def describe(self) -> dict[str, Any]:
-        """What a run records of the features it was trained on: kind, extractor and digests of both stores."""
+        """What a run records of the features it was trained on: kind, extractor and digests of each store."""
         keys = ("feature", "extractor", "weights_digest", "index_digest")
-        return {
-            kind: {key: store.attributes.get(key) for key in keys}
-            for kind, store in (("visual", self.visual), ("panoptic", self.panoptic))
-        }
+        return {kind: {key: store.attributes.get(key) for key in keys} for kind, store in self.stores.items()}
 
     def nbytes(self, images: int) -> int:
         """Bytes that so many images take in memory, as stored."""
-        arrays = [(self.visual, name) for name in VISUAL_ARRAYS] + [(self.panoptic, name) for name in PANOPTIC_ARRAYS]
         return images * sum(
-            int(np.prod(s.shape(a)[1:], dtype=np.int64)) * np.dtype(s.dtype(a)).itemsize for s, a in arrays
+            int(np.prod(store.shape(name)[1:], dtype=np.int64)) * np.dtype(store.dtype(name)).itemsize
+            for store, name in self._arrays()
         )
 
     def preload(self, rows: np.ndarray) -> None:
@@ -164,7 +171,7 @@ class Features:
         self._rows = rows
 
     def rows(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """`features` (B, K, D), `counts` (B,), `seg_maps`, `category_onehots` and `seg_features` of these rows."""
+        """`features` (B, K, D) and `counts` (B,) of these rows, and from a panoptic store the arrays of that."""
         if self._rows is None:
             return self._read(rows)
         at = self._at(rows)
@@ -172,7 +179,12 @@ class Features:
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """`counts` alone, (B,): how many visual tokens these rows have."""
-        return self.visual.rows("counts", rows) if self._rows is None else self._memory["counts"][self._at(rows)]
+        if self._rows is None:
+            return self.stores["visual"].rows("counts", rows)
+        return self._memory["counts"][self._at(rows)]
+
+    def _arrays(self) -> Iterator[tuple[FeatureStore, str]]:
+        yield from ((store, name) for kind, store in self.stores.items() for name in ARRAYS[kind])
 
     def _at(self, rows: np.ndarray) -> np.ndarray:
         at = np.searchsorted(self._rows, rows)
@@ -181,14 +193,16 @@ class Features:
         return at
 
     def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        found = {name: self.visual.rows(name, rows) for name in VISUAL_ARRAYS}
-        found |= {name: self.panoptic.rows(name, rows) for name in PANOPTIC_ARRAYS}
-        maps = found["seg_maps"]
+        found = {name: store.rows(name, rows) for store, name in self._arrays()}
+        maps = found.get("seg_maps")
+        if maps is None:
+            return found
         wrong = (maps >= self.num_categories) & (maps != VOID)
         if wrong.any():
             bad = int(np.flatnonzero(wrong.any(axis=(1, 2)))[0])
+            name = _name(self.stores["panoptic"])
             raise UserError(
-                f"the panoptic store ({_name(self.panoptic)}) holds class number {maps[bad][wrong[bad]][0]} at image "
+                f"the panoptic store ({name}) holds class number {maps[bad][wrong[bad]][0]} at image "
                 f"row {rows[bad]}; class numbers are 0..{self.num_categories - 1}, or {VOID} for void"
             )
         return found
@@ -196,47 +210,30 @@ class Features:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of pairs, or the B of them that are one process's. Features in the stores' precision.
+    """A batch of pairs, or the B of them that are one process's; in host memory, features in the stores' precision.
 
     Attributes:
-        visual (B, K, D), lengths (B,) int64, seg_maps (B, H, W) uint8, category_onehots (B, C), seg_features
-        (B, C, h, w), token_ids (B, T) int64, token_lengths (B,) int64: as `ThreeSHNet.forward` takes them. K is the
-        whole batch's longest item.
+        image: the arguments of a network's `encode_images`: visual (B, K, D), lengths (B,) int64 and, from a panoptic store,
+            seg_maps (B, H, W) uint8, category_onehots (B, C) and seg_features (B, C, h, w). K is the whole batch's longest
+            item.
+        text: those of its `encode_captions`: token_ids (B, T) int64, lengths (B,) int64.
         images: (N,) int64 tensor, the image of each pair of the whole batch. captions: (N,) int64 array, positions in
             the split, likewise.
     """
 
-    visual: Tensor
-    lengths: Tensor
-    seg_maps: Tensor
-    category_onehots: Tensor
-    seg_features: Tensor
-    token_ids: Tensor
-    token_lengths: Tensor
+    image: tuple[Tensor, ...]
+    text: tuple[Tensor, Tensor]
     images: Tensor
     captions: np.ndarray
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """The arguments of `ThreeSHNet.forward`."""
-        return (*self.image_inputs(), self.token_ids, self.token_lengths)
-
-    def image_inputs(self) -> tuple[Tensor, ...]:
-        """The arguments of `ThreeSHNet.encode_images`."""
-        return self.visual, self.lengths, self.seg_maps, self.category_onehots, self.seg_features
+        """The arguments of a network's `forward`."""
+        return *self.image, *self.text
 
     def pinned(self) -> Batch:
-        """In page-locked memory, from which `to` copies while the processor goes on."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _ON_DEVICE})
-
-    def to(self, device: torch.device | str) -> Batch:
-        """With what a network reads on its device, in the stores' precision: half the bytes to copy.
-
-        The lengths stay in host memory, where the network wants them.
-        """
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _ON_DEVICE})
-
-
-_ON_DEVICE = ("visual", "seg_maps", "category_onehots", "seg_features", "token_ids")
+        """In page-locked memory, from which a device copies while the processor goes on."""
+        image, text = (tuple(part.pin_memory() for part in side) for side in (self.image, self.text))
+        return replace(self, image=image, text=text)
 
 
 def kept_tokens(
@@ -260,7 +257,7 @@ def image_tensors(
     kept: np.ndarray | None = None,
     longest: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """The arguments of `ThreeSHNet.encode_images` from what `Features.rows` gives.
+    """The arguments of a network's `encode_images` from what `Features.rows` gives.
 
     The visual tokens that `kept` (B, K) says, or else `kept_tokens`, are packed to the front, zeros after them, and cut
     to `longest` or else to the longest item.
@@ -274,7 +271,8 @@ def image_tensors(
     longest = max(1, int(lengths.max(initial=0)) if longest is None else longest)
     visual = np.zeros((len(features), longest, features.shape[2]), dtype=features.dtype)
     visual[item, target] = features[item, source]
-    return tuple(torch.from_numpy(part) for part in (visual, lengths, *(found[name] for name in PANOPTIC_ARRAYS)))
+    others = [found[name] for name in ARRAYS["panoptic"] if name in found]
+    return tuple(torch.from_numpy(part) for part in (visual, lengths, *others))
 
 
 class TrainingPairs:
@@ -294,8 +292,8 @@ class TrainingPairs:
         tokenizer: CaptionTokenizer,
         *,
         batch_size: int,
-        token_drop: float = 0.2,
-        word_augmentation: float = 0.2,
+        token_drop: float = 0.0,
+        word_augmentation: float = 0.0,
         seed: int = 0,
     ) -> None:
         if len(split.captions) < batch_size:
@@ -332,7 +330,7 @@ class TrainingPairs:
         )
         tokens, lengths = tokens[own, : lengths[own].max()], lengths[own]
         text = (torch.from_numpy(tokens), torch.from_numpy(lengths))
-        return Batch(*tensors, *text, torch.from_numpy(images), captions)
+        return Batch(tensors, text, torch.from_numpy(images), captions)
 
     def _order(self, epoch: int) -> np.ndarray:
         known = self._shuffled

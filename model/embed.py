@@ -12,7 +12,7 @@ import torch
 
 from core.console import progress
 from model.data import Features, image_tensors, prefetch
-from model.network import ThreeSHNet
+from model.network import RetrievalNetwork
 from model.parallel import process, processes, summed
 from model.tokenizer import CaptionTokenizer
 
@@ -21,33 +21,27 @@ _QUIET_BATCHES = 20
 
 @torch.inference_mode()
 def embed_images(
-    network: ThreeSHNet, features: Features, rows: np.ndarray, *, batch_size: int = 128, workers: int = 0
+    network: RetrievalNetwork, features: Features, rows: np.ndarray, *, batch_size: int = 128, workers: int = 0
 ) -> np.ndarray:
     """(N, E) float32 embeddings of the images in these store rows; the network must be in eval mode."""
     rows = np.asarray(rows)
     starts = range(0, len(rows), batch_size)[process() :: processes()]
-    device = network.image.token_projection.weight.device
+    on_gpu = network.device.type == "cuda"
 
     def make(start: int) -> tuple[torch.Tensor, ...]:
-        visual, lengths, *others = image_tensors(features.rows(rows[start : start + batch_size]))
-        if device.type == "cuda":
-            visual, *others = (part.pin_memory() for part in (visual, *others))
-        return visual, lengths, *others
+        inputs = image_tensors(features.rows(rows[start : start + batch_size]))
+        return tuple(part.pin_memory() for part in inputs) if on_gpu else inputs
 
     batches = prefetch(make, starts, workers=workers)
-    found = np.zeros((len(rows), network.image.arguments["embed_size"]), dtype=np.float32)
-    for start, batch in zip(starts, _shown(batches, len(starts), "embed images"), strict=True):
-        visual, lengths, *others = batch
-        # In the stores' precision: half the bytes to copy. The lengths are wanted in host memory.
-        visual, *others = (part.to(device, non_blocking=True) for part in (visual, *others))
-        emb = network.encode_images(visual, lengths, *others)
-        found[start : start + batch_size] = emb.float().cpu().numpy()
-    return _from_all(found, device)
+    found = np.zeros((len(rows), network.image.sizes.embed_size), dtype=np.float32)
+    for start, inputs in zip(starts, _shown(batches, len(starts), "embed images"), strict=True):
+        found[start : start + batch_size] = network.encode_images(*inputs).float().cpu().numpy()
+    return _from_all(found, network.device)
 
 
 @torch.inference_mode()
 def embed_captions(
-    network: ThreeSHNet, tokenizer: CaptionTokenizer, captions: list[str], *, batch_size: int | None = None
+    network: RetrievalNetwork, tokenizer: CaptionTokenizer, captions: list[str], *, batch_size: int | None = None
 ) -> np.ndarray:
     """(M, E) float32 embeddings of captions; the network must be in eval mode.
 
@@ -57,20 +51,19 @@ def embed_captions(
     Args:
         batch_size: None: 256, or 128 on a CPU, where larger activations cost more than they save.
     """
-    projection = network.text.projection
-    batch_size = batch_size or (128 if projection.weight.device.type == "cpu" else 256)
+    batch_size = batch_size or (128 if network.device.type == "cpu" else 256)
     pieces = tokenizer.split(captions)
     first: dict[bytes, int] = {}
     same_as = np.array([first.setdefault(pieces.of(i).tobytes(), i) for i in range(len(pieces))])
     distinct, which = np.unique(same_as, return_inverse=True)
     order = np.argsort(np.diff(pieces.offsets)[distinct], kind="stable")
     starts = range(0, len(order), batch_size)[process() :: processes()]
-    found = np.zeros((len(order), projection.out_features), dtype=np.float32)
+    found = np.zeros((len(order), network.image.sizes.embed_size), dtype=np.float32)
     for start in _shown(starts, len(starts), "embed captions"):
         chosen = order[start : start + batch_size]
         tokens, lengths = (torch.from_numpy(part) for part in tokenizer.batch(pieces, distinct[chosen]))
         found[chosen] = network.encode_captions(tokens, lengths).float().cpu().numpy()
-    return _from_all(found, projection.weight.device)[which]
+    return _from_all(found, network.device)[which]
 
 
 def _from_all(found: np.ndarray, device: torch.device) -> np.ndarray:

@@ -66,6 +66,7 @@ class SpatialHighlighting(nn.Module):
         self.token_mlp = MLP(embed_size, embed_size // 2, spatial_size)
         self.map_conv = nn.Conv2d(1 + MAP_POSITION_SIZE, spatial_size, kernel_size=KERNEL, padding=KERNEL // 2)
         self.map_norm = nn.BatchNorm2d(spatial_size)
+        self.map_conv.bias.requires_grad_(False)  # the norm takes its shift back, see `MLP`
         self.fusion_mlp = MLP(spatial_size, embed_size // 2, embed_size)
         values = map_values(num_categories, seg_map_encoding, class_order, void_value)
         self.register_buffer("map_values", values, persistent=False)

@@ -20,6 +20,9 @@ class MLP(nn.Module):
     def __init__(self, in_size: int, hidden_size: int, out_size: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(in_size, hidden_size)
+        # The norm behind it takes a shift back: the gradient is rounding, which AdamW would blow up to full steps, other ones
+        # for every number of processes or threads.
+        self.hidden.bias.requires_grad_(False)
         self.norm = BatchNorm(hidden_size)
         self.output = nn.Linear(hidden_size, out_size)
 

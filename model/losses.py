@@ -15,11 +15,19 @@ def triplet_loss(
     hardest: bool = True,
     same_image: Tensor | None = None,
 ) -> Tensor:
+    """`triplet_loss_from_scores` of the inner products of embeddings (B, E), row i of both belonging together.
+
+    Normalised rows give cosine similarities.
+    """
+    scores = at_least_single(image_emb) @ at_least_single(caption_emb).T
+    return triplet_loss_from_scores(scores, margin, hardest, same_image)
+
+
+def triplet_loss_from_scores(scores: Tensor, margin: float, hardest: bool, same_image: Tensor | None = None) -> Tensor:
     """Sum over the batch, in both directions, of max(0, margin + negative - positive).
 
     Args:
-        image_emb: (B, E) embeddings, row i matching row i of `caption_emb`; normalised rows give cosine similarities.
-        caption_emb: (B, E).
+        scores: (B, B) similarities of the images (rows) and captions (columns) of matching pairs.
         margin: in units of similarity.
         hardest: only the hardest negative caption of each image and the hardest negative image of each caption count;
             otherwise all of them do.
@@ -29,7 +37,6 @@ def triplet_loss(
     Returns:
         A scalar, float32 at least: a sum, not a mean, as in the reference (`lib/loss.py`).
     """
-    scores = at_least_single(image_emb) @ at_least_single(caption_emb).T
     positive = scores.diagonal()
     excluded = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     if same_image is not None:

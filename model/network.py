@@ -1,37 +1,59 @@
-"""3SHNet: images and captions into one space, where the inner product of two embeddings is their similarity."""
+"""Start here: what every retrieval network is. `three_shnet.py` is the paper's.
+
+Images and captions are encoded apart, and `similarity` compares what came out. Training, evaluation and everything after
+know a network by this class alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
 from torch import Tensor, nn
 
-from model.encoders import ImageEncoder, TextEncoder
+from model.layers import at_least_single
 
 
-class ThreeSHNet(nn.Module):
-    """The image and the text encoder side by side; `model.checkpoint` builds and loads them."""
+class RetrievalNetwork(nn.Module):
+    """An image side and a text side.
 
-    def __init__(self, image: ImageEncoder, text: TextEncoder) -> None:
+    A network of another kind is a file with one subclass, in which stand:
+
+        needs: what it reads of an image, ("visual",) or ("visual", "panoptic"). Written out, because rules read it without
+            running the file.
+        Sizes: frozen dataclass of the image side's sizes, stored beside the weights. `img_dim` (width D of a visual token)
+            and `embed_size` (width E of an embedding) are among them, and `num_categories` if it reads panoptic features.
+        ImageEncoder: the image side's module: made from `Sizes`, which it keeps as `sizes`; called with
+            visual (B, K, D) floats, valid (B, K) bool, lengths (B,) int64 in host memory, and for "panoptic"
+            seg_maps (B, H, W), category_onehots (B, C) and seg_features (B, C, h, w).
+    """
+
+    needs: ClassVar[tuple[str, ...]]
+    Sizes: ClassVar[type]
+    ImageEncoder: ClassVar[type[nn.Module]]
+
+    def __init__(self, image: nn.Module, text: nn.Module) -> None:
+        """image: an `ImageEncoder`. text: a `model.text.TextEncoder`, or a module with its methods."""
         super().__init__()
         self.image = image
         self.text = text
 
-    def encode_images(
-        self, visual: Tensor, lengths: Tensor, seg_maps: Tensor, category_onehots: Tensor, seg_features: Tensor
-    ) -> Tensor:
+    def encode_images(self, visual: Tensor, lengths: Tensor, *panoptic: Tensor) -> Tensor:
         """Embed images.
 
         Args:
             visual: (B, K, D) floats, visual tokens (regions or grid cells), the first `lengths[i]` of image i valid. In
-                training mode the batch statistics include the padding, which should be zeros.
+                training mode batch statistics include the padding, which should be zeros.
             lengths: (B,) integers, 0 <= lengths <= K; best in host memory, to save a device synchronisation.
-            seg_maps: (B, H, W) integers, class numbers in COCO order as stored (255 = void); 64 x 64 in the reference.
-            category_onehots: (B, C), 1 where the category is present.
-            seg_features: (B, C, h, w) floats, 7 x 7 in the reference.
+            panoptic: the arrays of `seg_maps`, `category_onehots` and `seg_features`, where the network `needs` them.
 
         Returns:
-            (B, E) float32, L2-normalised.
+            (B, E) float32, L2-normalised; float64 of a network in float64.
         """
-        return self.image(visual, lengths, seg_maps, category_onehots, seg_features)
+        visual, *panoptic = self._here(visual, *panoptic)
+        return self.image(visual, *self._mask(lengths, visual), *panoptic)
 
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Embed captions.
@@ -41,20 +63,70 @@ class ThreeSHNet(nn.Module):
             lengths: (B,) integers, valid tokens of each; best in host memory.
 
         Returns:
-            (B, E) float32, L2-normalised.
+            (B, E) float32, L2-normalised; float64 of a network in float64.
         """
-        return self.text(token_ids, lengths)
+        (token_ids,) = self._here(token_ids)
+        return self.text(token_ids, *self._mask(lengths, token_ids))
 
-    def forward(
-        self,
-        visual: Tensor,
-        lengths: Tensor,
-        seg_maps: Tensor,
-        category_onehots: Tensor,
-        seg_features: Tensor,
-        token_ids: Tensor,
-        token_lengths: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Both embeddings of a batch of pairs, so that one call passes through wrappers (processes, compilation)."""
-        images = self.image(visual, lengths, seg_maps, category_onehots, seg_features)
-        return images, self.text(token_ids, token_lengths)
+    def forward(self, *inputs: Tensor) -> tuple[Any, Any]:
+        """Both sides of a batch of pairs, so that one call passes through wrappers (processes, compilation).
+
+        Args:
+            inputs: those of `encode_images`, then those of `encode_captions`.
+
+        Returns:
+            What each side gives `similarity`: a tensor, or a tuple of several. Their first dimension is the batch.
+        """
+        *images, token_ids, lengths = inputs
+        return self.encode_images(*images), self.encode_captions(token_ids, lengths)
+
+    def similarity(self, images: Tensor, captions: Tensor) -> Tensor:
+        """Scores of images (N, E) and captions (M, E), all pairs: (N, M), float32 at least. The inner product."""
+        return at_least_single(images) @ at_least_single(captions).T
+
+    def parameter_groups(self, text_factor: float) -> list[dict[str, Any]]:
+        """The parameters that are trained, as an optimiser's groups with a `factor` of the learning rate each.
+
+        Those that a text encoder was published with learn at `text_factor`. What is frozen (`requires_grad` off, beside
+        the reason in its module) is in no group.
+        """
+        published = {id(parameter) for parameter in self.text.published_parameters()}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if id(p) not in published], "factor": 1.0},
+            {"params": [p for p in trained if id(p) in published], "factor": text_factor},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def config(self) -> dict[str, Any]:
+        """The sizes from which `model.build` makes a network of the same shape: sections `image` and `text`."""
+        return {"image": asdict(self.image.sizes), "text": self.text.config()}
+
+    def compile_layers(self) -> None:
+        """Use torch.compile where there is something to fuse; names in the state stay.
+
+        That is in the text encoder: image sides are large matrix products, sorting and attention.
+        """
+        self.text.compile_layers()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; inputs may lie anywhere."""
+        return next(self.parameters()).device
+
+    # The one place where inputs move to the device.
+
+    def _here(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Inputs on the network's device, floats in its precision.
+
+        Moved as stored, widened there: half the bytes, and none of the copies waits for the one before.
+        """
+        weight = next(self.parameters())
+        moved = [part.to(weight.device, non_blocking=True) for part in inputs]
+        return [part.to(weight.dtype) if part.is_floating_point() else part for part in moved]
+
+    def _mask(self, lengths: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Which places of `items` (B, L, ...) are valid, (B, L) bool on their device; and the lengths in host memory."""
+        lengths = lengths.cpu().long()
+        valid = torch.arange(items.shape[1]) < lengths[:, None]
+        return valid.to(items.device, non_blocking=True), lengths

@@ -1,28 +1,100 @@
-"""The settings of a run: sizes of the model, text encoder, recipe. Defaults are those of the paper for COCO regions."""
+"""The settings of a run: network, text encoder, recipe. The only place of their names, ranges and defaults.
+
+Defaults are those of the paper for COCO regions. torch is not imported here: rules read these sections.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_serializer
 
 from core.console import UserError
-from core.features import Visual
+from core.features import Feature, Visual
+from core.messages import did_you_mean
 from core.section import Positive, Section, Share
+
+#: The kinds of network: what `model.kind` calls each, and the file of its `RetrievalNetwork`.
+KINDS = {
+    "3shnet": "model/three_shnet.py",
+}
+DEFAULT_KIND = "3shnet"
+_ROOT = Path(__file__).parents[1]
+
+Even = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
 class Model(Section):
-    """Sizes and input conventions of 3SHNet's image side; defaults are the paper's."""
+    """What networks of every kind have: an embedding, and generalised pooling (of captions at least)."""
 
-    embed_size: Annotated[int, Field(ge=2, multiple_of=2)] = 1024
-    spatial_size: Positive = 128
-    pool_position_size: Annotated[int, Field(ge=2, multiple_of=2)] = 32
-    pool_hidden_size: Positive = 32
-    dropout: Share = 0.1
-    seg_map_encoding: Literal["raw", "standardised"] = "raw"
-    class_order: Literal["coco", "upsnet"] = "coco"
-    void_value: Annotated[int, Field(ge=0, le=255)] = 133
+    kind: str = DEFAULT_KIND
+    embed_size: Even = 1024  # of images and captions alike
+    pool_position_size: Even = 32  # of the encoding of ranks
+    pool_hidden_size: Positive = 32  # of the GRU that weighs ranks
+
+    def missing(self) -> Iterator[str]:
+        """What is wrong with the files that it names: key, value and fix."""
+        yield from ()
+
+    def numbers(self) -> dict[str, Any]:
+        """The sizes of the image side that do not follow from the stores."""
+        return self.model_dump(exclude={"kind", "options"})
+
+
+class ThreeSHNetModel(Model):
+    """3SHNet: sizes of the image side, and how it reads class maps."""
+
+    kind: Literal["3shnet"] = "3shnet"
+    spatial_size: Positive = 128  # channels of the spatial branch
+    dropout: Share = 0.1  # of the three concept embeddings
+    seg_map_encoding: Literal["raw", "standardised"] = (
+        "raw"  # class numbers themselves, or as an earlier loader of the authors
+    )
+    class_order: Literal["coco", "upsnet"] = (
+        "coco"  # in which the map's classes are numbered when they are read as numbers
+    )
+    void_value: Annotated[int, Field(ge=0, le=255)] = 133  # read where a map has no class
+
+    @model_serializer(mode="wrap")
+    def _without_kind(self, dump: Any) -> dict[str, Any]:
+        # Runs that were trained before there were other kinds are not out of date.
+        return {key: value for key, value in dump(self).items() if key != "kind"}
+
+
+class OtherModel(Model):
+    """A network of another kind: one of `KINDS` without settings of its own, or a file of yours.
+
+    `options` are the fields of its `Sizes` that no key here is called like.
+    """
+
+    kind: str
+    options: dict[str, bool | int | float | str] = {}
+
+    def mistakes(self) -> Iterator[str]:
+        if self.kind not in KINDS and not self.kind.endswith(".py"):
+            hint = did_you_mean(self.kind, KINDS, f"choose one of {', '.join(KINDS)}.")
+            yield f"kind: {self.kind!r} is no kind of network; {hint} (A file of your own ends in .py.)"
+
+    def missing(self) -> Iterator[str]:
+        if self.kind not in KINDS and self.kind.endswith(".py"):
+            try:
+                kind_needs(self.kind)
+            except UserError as error:
+                yield f"kind: {error}"
+
+
+def _kind(section: Any) -> str:
+    kind = section.get("kind", DEFAULT_KIND) if isinstance(section, dict) else getattr(section, "kind", DEFAULT_KIND)
+    return kind if kind == "3shnet" else "other"
+
+
+AnyModel = Annotated[
+    Annotated[ThreeSHNetModel, Tag("3shnet")] | Annotated[OtherModel, Tag("other")], Discriminator(_kind)
+]
 
 
 class Text(Section):
@@ -34,76 +106,136 @@ class Text(Section):
     heads: Positive = 2
     intermediate_size: Positive = 512
     vocabulary_size: Annotated[int, Field(ge=100)] = 8000
-    min_frequency: Positive = 2
+    min_frequency: Positive = 2  # rarer words are spelt
     dropout: Share = 0.1
     max_tokens: Annotated[int, Field(ge=3, le=512)] = 128
 
+    def mistakes(self) -> Iterator[str]:
+        if self.pretrained is None and self.hidden_size % self.heads:
+            yield f"hidden_size: {self.hidden_size} is not a multiple of heads ({self.heads}); change one of them"
+
 
 class Training(Section):
-    """The recipe; defaults are the paper's for COCO regions."""
+    """The recipe: it travels whole to `model.training.loop.train`."""
+
+    #: What may change between two starts of one training: its result stays.
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"preload", "preload_gib", "workers", "save_every", "compile"})
 
     epochs: Positive = 25
-    batch_size: Annotated[int, Field(ge=2)] = 256
+    batch_size: Annotated[int, Field(ge=2)] = 256  # of all processes; batch statistics and negatives need two pairs
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    text_lr_factor: Annotated[float, Field(gt=0)] = 0.1
-    lr_decay_epochs: list[Positive] = [15]
+    text_lr_factor: Annotated[float, Field(gt=0)] = 0.1  # of the rate, for what a text encoder was published with
+    lr_decay_epochs: list[Positive] = [15]  # at the start of each, from 0, the rate is multiplied by
     lr_decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0  # linear, from zero
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    gradient_clip: Annotated[float, Field(ge=0)] = 2.0
-    margin: Annotated[float, Field(gt=0)] = 0.2
-    all_negatives_epochs: Annotated[int, Field(ge=0)] = 1
-    mask_same_image: bool = False
-    token_drop: Share = 0.2
-    word_augmentation: Share = 0.2
-    captions_per_image: Positive = 5
-    precision: Literal["fp32", "bf16"] = "fp32"
-    preload: bool | Literal["auto"] = "auto"
+    gradient_clip: Annotated[float, Field(ge=0)] = 2.0  # largest norm of the gradient; 0: none
+    margin: Annotated[float, Field(gt=0)] = 0.2  # of similarity; VSE++
+    all_negatives_epochs: Annotated[int, Field(ge=0)] = (
+        1  # so many first epochs; then the hardest negatives alone count
+    )
+    mask_same_image: bool = False  # in the reference captions of one image are each other's negatives
+    token_drop: Share = 0.2  # of visual tokens, anew for each batch
+    word_augmentation: Share = 0.2  # of words that are masked, replaced or left out
+    captions_per_image: Positive = 5  # the first so many; a few COCO images have more
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast
+    preload: bool | Literal["auto"] = "auto"  # features in memory; auto: if they take at most
     preload_gib: Annotated[float, Field(gt=0)] = 2.0
-    workers: Annotated[int, Field(ge=0)] = 2
-    validate_every: Positive = 1
-    save_every: Positive = 200
-    compile: bool = False
+    workers: Annotated[int, Field(ge=0)] = 2  # threads that prepare batches
+    validate_every: Positive = 1  # epochs, and after the last
+    save_every: Positive = 200  # steps between saved states; one is also saved after each epoch
+    compile: bool = False  # torch.compile for the layers of the text encoder
+
+    def mistakes(self) -> Iterator[str]:
+        ascending = sorted(set(self.lr_decay_epochs))
+        if self.lr_decay_epochs != ascending:
+            yield f"lr_decay_epochs: {self.lr_decay_epochs} must ascend without repeats; write {ascending}"
 
 
-class Run(Section):
+class Recipe(Section):
+    """All that decides about a run besides its data: what `python -m model.train --settings` takes."""
+
+    train_split: str = "train"
+    val_split: str | None = "val"  # its rSum picks the weights that are kept; null: the last
+    seed: Annotated[int, Field(ge=0)] | None = None
+    model: AnyModel = ThreeSHNetModel()
+    text: Text = Text()
+    training: Training = Training()
+
+    def mistakes(self) -> Iterator[str]:
+        for key in ("model", "text", "training"):
+            yield from (f"{key}.{line}" for line in getattr(self, key).mistakes())
+
+    def missing(self) -> Iterator[str]:
+        """What is wrong with the files that it names: key, value and fix."""
+        yield from (f"model.{line}" for line in self.model.missing())
+
+
+class Run(Recipe):
     """One model: which dataset, which visual tokens, and how it is trained."""
 
     dataset: str
     visual: Visual
-    train_split: str = "train"
-    val_split: str | None = "val"
-    seed: Annotated[int, Field(ge=0)] | None = None
-    model: Model = Model()
-    text: Text = Text()
-    training: Training = Training()
+
+    def features(self) -> tuple[Feature, ...]:
+        """What its network takes of an image; where that cannot be said, the visual tokens at least."""
+        try:
+            needs = kind_needs(self.model.kind)
+        except UserError:
+            needs = ("visual",)
+        return tuple(self.visual if need == "visual" else need for need in needs)
 
 
-MODEL, TEXT, TRAINING = Model().model_dump(), Text().model_dump(), Training().model_dump()
-SECTIONS = {"model": MODEL, "text": TEXT, "training": TRAINING}
+def kind_file(kind: str) -> Path:
+    """The file of a kind of network: one of ours, or `kind` itself."""
+    return _ROOT / KINDS[kind] if kind in KINDS else Path(kind)
 
 
-def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill a run's settings with defaults.
+def own_file(kind: str) -> str | None:
+    """The file of a kind that is the user's own: an input of the jobs that use it. None for ours."""
+    return None if kind in KINDS else kind
 
-    Args:
-        settings: `{train_split, val_split, seed, model, text, training}`, any of them missing.
+
+def kind_needs(kind: str) -> tuple[str, ...]:
+    """What networks of a kind read of an image, as their class says: ("visual",) or ("visual", "panoptic").
+
+    The file is read, not run: this imports nothing.
 
     Raises:
-        UserError: unknown keys, all of them listed.
+        UserError: there is no such file, or its text does not say so.
     """
-    given = dict(settings)
-    result: dict[str, Any] = {
-        "train_split": given.pop("train_split", "train"),
-        "val_split": given.pop("val_split", "val"),
-        "seed": given.pop("seed", 0),
-    }
-    unknown = []
-    for section, defaults in SECTIONS.items():
-        values = dict(given.pop(section, {}))
-        unknown += [f"{section}.{key}" for key in values if key not in defaults]
-        result[section] = defaults | values
-    unknown += list(given)
-    if unknown:
-        raise UserError(f"unknown training settings: {', '.join(sorted(unknown))}")
-    return result
+    path = kind_file(kind)
+    try:
+        tree = ast.parse(path.read_bytes())
+    except OSError as error:
+        why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"file {os.fspath(path)!r} {why}; correct the path") from error
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{os.fspath(path)!r} is not Python: {error}") from error
+    networks = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_network(node)]
+    if len(networks) != 1:
+        found = ", ".join(node.name for node in networks) or "none"
+        raise UserError(f"{os.fspath(path)!r} must define one subclass of RetrievalNetwork; it defines {found}")
+    needs = next((_literal(node) for node in networks[0].body if _assigns(node, "needs")), None)
+    if needs not in (("visual",), ("visual", "panoptic")):
+        raise UserError(
+            f"{os.fspath(path)!r}: {networks[0].name} must say what it reads of an image, written out in its body: "
+            'needs = ("visual",) or needs = ("visual", "panoptic")'
+        )
+    return needs
+
+
+def _is_network(node: ast.ClassDef) -> bool:
+    return any(ast.unparse(base).split(".")[-1] == "RetrievalNetwork" for base in node.bases)
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
+def _literal(node: ast.Assign | ast.AnnAssign) -> Any:
+    try:
+        return ast.literal_eval(node.value)
+    except (ValueError, TypeError):
+        return None

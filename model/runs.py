@@ -1,0 +1,104 @@
+"""Run folders: `model.safetensors`, `config.json` and `vocab.txt`. Nothing else is needed to load a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.console import UserError
+from core.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from model.network import RetrievalNetwork
+    from model.tokenizer import CaptionTokenizer
+
+FORMAT_VERSION = 2  # 1: without `kind`, always 3SHNet; still read
+WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocab.txt"
+
+
+def save_run(
+    run_dir: str | Path, network: RetrievalNetwork, tokenizer: CaptionTokenizer | None, *, config: Mapping[str, Any]
+) -> None:
+    """Write a run folder; each file appears whole, `model.safetensors` last.
+
+    Args:
+        run_dir: made if missing.
+        network: its weights, kind and shape are written.
+        tokenizer: its vocabulary is written; None leaves the folder without (`load_run` then gives no tokenizer).
+        config: whatever else should be recorded (run name, features, training settings); a JSON-able mapping.
+    """
+    from safetensors.torch import save_file
+
+    from model.build import described
+
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    words = None
+    if tokenizer is not None:
+        tokenizer.save(run_dir / VOCABULARY)
+        words = {
+            "vocabulary": VOCABULARY,
+            "lowercase": tokenizer.lowercase,
+            "max_tokens": tokenizer.max_tokens,
+        }
+    whole = {"format_version": FORMAT_VERSION, **described(network), "tokenizer": words, **config}
+    write_json(run_dir / CONFIG, whole)
+    weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    with atomic_path(run_dir / WEIGHTS) as temporary:
+        save_file(weights, temporary)
+
+
+def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], CaptionTokenizer | None]:
+    """Load a run folder.
+
+    Returns:
+        The network in eval mode on the CPU, the content of `config.json`, and the tokenizer (None if the run was
+        imported without a vocabulary).
+
+    Raises:
+        UserError: a file is missing, of a newer format, or does not fit the others.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from model.build import network_from
+    from model.tokenizer import CaptionTokenizer
+
+    run_dir = Path(run_dir)
+    config = read_config(run_dir)
+    if not (run_dir / WEIGHTS).exists():
+        raise UserError(f"{run_dir} has no {WEIGHTS}: its training has not finished")
+    try:
+        network = network_from(config)
+        network.load_state_dict(load_file(run_dir / WEIGHTS))
+    except UserError as error:
+        raise UserError(f"{run_dir}: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{run_dir}: {CONFIG} and {WEIGHTS} do not fit together: {error}") from error
+    words = config.get("tokenizer")
+    tokenizer = None
+    if words:
+        tokenizer = CaptionTokenizer.from_file(
+            run_dir / words["vocabulary"], lowercase=words["lowercase"], max_tokens=words["max_tokens"]
+        )
+    return network.eval(), config, tokenizer
+
+
+def read_config(run_dir: str | Path) -> dict[str, Any]:
+    """The content of a run's `config.json`, without loading the network (and without importing torch)."""
+    path = Path(run_dir) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{run_dir} is not a run folder: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    version = config.get("format_version")
+    if version not in range(1, FORMAT_VERSION + 1):
+        raise UserError(
+            f"{path} has format version {version!r}, this program reads up to {FORMAT_VERSION}: "
+            "use the program's version that wrote it, or train the run again"
+        )
+    return config
