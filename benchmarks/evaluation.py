@@ -22,10 +22,10 @@ import torch
 
 from benchmarks import baseline, common, data
 from core.console import run_cli
+from core.devices import matmul_precision
 from evaluation.metrics import retrieval_metrics
 from model.data import Features, Split
 from model.embed import embed_captions, embed_images
-from model.precision import matmul_precision
 from model.ranking import ranks_from_similarity, retrieval_scores
 
 PARTS = ("encoding", "metrics")

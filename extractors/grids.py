@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from core.console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
+from extractors.loading import NetworkExtractor, NetworkRunner
 from stores.features import grid_arrays, grid_cells, grid_shape
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
@@ -61,16 +61,4 @@ class GridExtractor(NetworkExtractor):
         return result
 
 
-@with_engines(detectron2="extractors.detectron:grids_extractor")
-def build_extractor(
-    *,
-    architecture: str,
-    weights: str,
-    grid: int | str = 7,
-    max_cells: int = 608,
-    precision: str = "fp32",
-    batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
-) -> GridExtractor:
-    """A `GridExtractor` from flat settings (config section `features.grids`)."""
-    runner = native_runner(architecture=architecture, weights=weights, precision=precision)
-    return GridExtractor(runner, grid=grid, max_cells=max_cells)
+EXTRACTOR = GridExtractor

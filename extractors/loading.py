@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
 import os
-from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +11,8 @@ import torch
 from torch import nn
 
 from core.console import UserError
+from core.devices import allow_tf32
+from core.features import FEATURES
 from core.files import digest_file
 from extractors.images import InputSpec
 from extractors.networks import build, load_checkpoint
@@ -38,12 +37,6 @@ def load_network(architecture: str, weights: str | os.PathLike[str]) -> tuple[nn
     except ValueError as error:
         raise UserError(str(error)) from error
     return network.eval(), digest_file(weights)
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Let a GPU round the factors of float32 products, or not: torch's own choice is yes for convolutions, no for the rest."""
-    torch.backends.cudnn.allow_tf32 = allowed
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 class NetworkRunner:
@@ -131,38 +124,10 @@ class NetworkExtractor:
         return self
 
 
-def native_runner(*, architecture: str, weights: str, precision: str) -> NetworkRunner:
+def native_runner(*, architecture: str, weights: str, precision: str = "fp32") -> NetworkRunner:
     """The runner of a named architecture with its weights."""
     network, digest = load_network(architecture, weights)
     return NetworkRunner(network, digest, precision)
 
 
-def with_engines(**others: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Let a native `build_extractor` be one of several, chosen by its setting `engine`.
-
-    Args:
-        others: engine name -> "module:function"; imported only when chosen, as it may need packages that are not there.
-
-    Raises (when the extractor is built):
-        UserError: unknown engine, or settings that this engine does not know or lacks.
-    """
-
-    def decorate(native: Callable[..., Any]) -> Callable[..., Any]:
-        def build_extractor(*, engine: str = "native", **settings: Any) -> Any:
-            if engine == "native":
-                builder = native
-            elif engine in others:
-                module, _, function = others[engine].partition(":")
-                builder = getattr(importlib.import_module(module), function)
-            else:
-                raise UserError(f"unknown engine {engine!r}; choose one of {', '.join(['native', *others])}")
-            try:
-                inspect.signature(builder).bind(**settings)
-            except TypeError as error:
-                raise UserError(f"settings of engine {engine}: {error}") from error
-            return builder(**settings)
-
-        build_extractor.__doc__ = native.__doc__
-        return build_extractor
-
-    return decorate
+RUNNERS = dict.fromkeys(FEATURES, native_runner)

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou, nms
 
 from core.console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
+from extractors.loading import NetworkExtractor, NetworkRunner
 from extractors.networks.boxes import exclusive
 from extractors.networks.rcnn import Proposals
 from stores.features import region_arrays
@@ -176,16 +176,4 @@ class RegionExtractor(NetworkExtractor):
         return rows
 
 
-@with_engines(detectron2="extractors.detectron:regions_extractor")
-def build_extractor(
-    *,
-    architecture: str,
-    weights: str,
-    selection: str = "caffe",
-    num_regions: int = 36,
-    precision: str = "fp32",
-    batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
-) -> RegionExtractor:
-    """A `RegionExtractor` from flat settings (config section `features.regions`)."""
-    runner = native_runner(architecture=architecture, weights=weights, precision=precision)
-    return RegionExtractor(runner, selection=selection, num_regions=num_regions)
+EXTRACTOR = RegionExtractor
