@@ -30,14 +30,16 @@ from PIL import Image
 
 from benchmarks.parity import CASES, detectron2_model, photographs, seed_weights
 from core.console import UserError, run_cli
+from core.devices import allow_tf32
 from core.files import atomic_path
+from extractors.engines import build_extractor
 from extractors.grids import GridExtractor
 from extractors.images import decode_image, iterate_batches, make_batch, resize_image
-from extractors.loading import NetworkRunner, allow_tf32
+from extractors.loading import NetworkRunner
 from extractors.networks import build, load_checkpoint
 from extractors.networks.layers import fold_norms
 from extractors.panoptic import PanopticExtractor
-from extractors.regions import RegionExtractor, build_extractor
+from extractors.regions import RegionExtractor
 
 # What is measured for each feature: architecture and the store array that is compared.
 DEFAULTS = {"regions": "vg_r101_c4_caffe", "grids": "grid_x101", "panoptic": "panoptic_fpn_r101"}
@@ -216,9 +218,8 @@ def measure(feature: str, architecture: str, args: argparse.Namespace, with_dete
 
 def flat_memory(args: argparse.Namespace) -> dict[str, Any]:
     """Resident memory after each tenth of an extraction of `args.flat` images by the embedded region detector."""
-    extractor = build_extractor(architecture="scenes_regions", weights="weights/scenes_regions.safetensors").to(
-        args.device
-    )
+    weights = "weights/scenes_regions.safetensors"
+    extractor = build_extractor("regions", architecture="scenes_regions", weights=weights).to(args.device)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photographs(Path(folder), 64)
         many = [paths[i % len(paths)] for i in range(args.flat)]

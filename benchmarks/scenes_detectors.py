@@ -19,10 +19,9 @@ from torchvision.ops import box_iou
 from catalog.scenes import render_scene
 from core.console import progress, run_cli
 from core.files import write_json
+from extractors.engines import build_extractor
 from extractors.images import Failure, iterate_batches
 from extractors.networks.rcnn import Meta, Panoptic
-from extractors.panoptic import build_extractor as build_panoptic
-from extractors.regions import build_extractor as build_regions
 
 HELD_OUT_SEED = 777
 
@@ -59,7 +58,7 @@ def main() -> None:
             paths.append(Path(folder) / f"{i}.jpg")
             Image.fromarray(scene.image).save(paths[-1], quality=90)
 
-        regions = build_regions(architecture="scenes_regions", weights=args.regions)
+        regions = build_extractor("regions", architecture="scenes_regions", weights=args.regions)
         found = {True: [0, 0], False: [0, 0]}
         classified = [0, 0]
         names = list(regions.runner.network.meta.class_names)
@@ -86,7 +85,7 @@ def main() -> None:
         figures["proposal_recall_stuff"] = found[False][0] / found[False][1]
         figures["class_accuracy_of_best_box"] = classified[0] / classified[1]
 
-        panoptic = build_panoptic(architecture="scenes_panoptic", weights=args.panoptic)
+        panoptic = build_extractor("panoptic", architecture="scenes_panoptic", weights=args.panoptic)
         meta = panoptic.runner.network.meta
         quality = PanopticQuality(
             things=set(meta.thing_categories), stuffs=set(meta.stuff_categories), allow_unknown_preds_category=True,

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from catalog.files import SUFFIXES
+from catalog.files import SUFFIXES, is_image, left_out
 from catalog.index import listing
 from core.console import UserError, progress
 
@@ -18,6 +18,8 @@ from core.console import UserError, progress
 _MAX_RATIO = 50
 _ALWAYS_ALLOWED = 100 << 20
 _MAX_NAME_BYTES = 255
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_DEFLATE64 = 9
 _MAX_PATH_BYTES = 1024
 
 
@@ -38,6 +40,16 @@ def _complaint(member: zipfile.ZipInfo) -> str | None:
         return "links or devices"
     if member.flag_bits & 1:
         return "encrypted files"
+    return None
+
+
+def _unreadable(member: zipfile.ZipInfo) -> str | None:
+    """Why a member cannot be unpacked, as the archive's directory tells; None if it can."""
+    if member.compress_type == _DEFLATE64:
+        return "files compressed with Deflate64, as Windows Explorer does beyond 2 GB, which is not read (unpack the archive, or pack it anew)"
+    if member.compress_type not in _METHODS:
+        method = zipfile.compressor_names.get(member.compress_type, f"method {member.compress_type}")
+        return f"files compressed with {method}, which is not read (unpack the archive, or pack it anew with Deflate)"
     return None
 
 
@@ -62,13 +74,20 @@ def unpack_images(archive: Path, output: Path) -> int:
         problems: dict[str, list[str]] = {}
         images: list[zipfile.ZipInfo] = []
         seen: dict[str, str] = {}
+        others: list[str] = []
         for member in opened.infolist():
             if complaint := _complaint(member):
                 problems.setdefault(complaint, []).append(member.orig_filename[:80])
                 continue
             parts = PurePosixPath(member.filename).parts
             hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-            if member.is_dir() or hidden or not member.filename.lower().endswith(SUFFIXES):
+            if member.is_dir() or hidden:
+                continue
+            if not is_image(member.filename):
+                others.append(member.filename)
+                continue
+            if complaint := _unreadable(member):
+                problems.setdefault(complaint, []).append(member.filename)
                 continue
             same = unicodedata.normalize("NFC", "/".join(parts)).casefold()
             if same in seen:
@@ -83,7 +102,7 @@ def unpack_images(archive: Path, output: Path) -> int:
             lines = "\n".join(f"  {listing(what, names)}" for what, names in problems.items())
             raise UserError(f"{archive} is refused, nothing was unpacked:\n{lines}")
         if not images:
-            raise UserError(f"no images in {archive}; looked for {', '.join(SUFFIXES)}")
+            raise UserError(f"no images in {archive}; looked for {', '.join(SUFFIXES)}" + left_out(others, "; "))
 
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_name(f".{output.name}.tmp")
@@ -105,4 +124,6 @@ def unpack_images(archive: Path, output: Path) -> int:
                 ) from error
     shutil.rmtree(output, ignore_errors=True)
     temporary.rename(output)
+    if others:
+        print(f"note: {left_out(others)}", flush=True)
     return len(images)

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from core.console import UserError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Of photographs and pictures in any format that Pillow reads without help.
+SUFFIXES = (
+    *(
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".j2c",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpc",
+        ".jpe",
+        ".jpeg",
+        ".jpf",
+        ".jpg",
+    ),
+    *(".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
+)
 
 
 def is_archive(path: str) -> bool:
@@ -17,7 +37,7 @@ def is_archive(path: str) -> bool:
 
 
 def _scan(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """Entries of image files; linked folders are entered as well, unless they lead back up."""
+    """Entries of files that are not hidden; linked folders are entered as well, unless they lead back up."""
     try:
         status, entries = os.stat(folder), os.scandir(folder)
     except OSError as error:
@@ -32,13 +52,36 @@ def _scan(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[os.D
                 continue
             if entry.is_dir():
                 yield from _scan(entry.path, (*above, here))
-            elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+            elif entry.is_file() or entry.is_symlink():
                 yield entry
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is one of an image."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def sort_files(folder: str) -> tuple[list[str], list[str]]:
+    """Paths of the images in `folder` and below, and those of the other files, each sorted; hidden ones are left out."""
+    images: list[str] = []
+    others: list[str] = []
+    for entry in _scan(folder):
+        (images if is_image(entry.name) else others).append(entry.path)
+    return tuple(sorted(paths, key=lambda path: path.split(os.sep)) for paths in (images, others))
 
 
 def image_files(folder: str) -> list[str]:
     """Paths of the images in `folder` and below, sorted; hidden files and folders are left out."""
-    return sorted((entry.path for entry in _scan(folder)), key=lambda path: path.split(os.sep))
+    return sort_files(folder)[0]
+
+
+def left_out(others: Iterable[str], before: str = "") -> str:
+    """`3 files left out, no images by their suffix: 2 .heic, 1 .svg`, or nothing where there are none."""
+    kinds = Counter(os.path.splitext(path)[1].lower() or "without suffix" for path in others)
+    if not kinds:
+        return ""
+    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return f"{before}{sum(kinds.values())} files left out, no images by their suffix: {shown}"
 
 
 def folder_state(folder: str) -> str:
@@ -49,6 +92,8 @@ def folder_state(folder: str) -> str:
     """
     states = []
     for entry in _scan(folder):
+        if not is_image(entry.name):
+            continue
         try:
             status = entry.stat()
             facts = f"{status.st_size}\0{status.st_mtime_ns}"

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
 import hashlib
-import io
-import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from catalog.files import SUFFIXES, image_files
+from catalog.files import SUFFIXES, left_out, sort_files
 from catalog.index import check_image_ids, listing
+from catalog.names import Names, as_name
+from catalog.tables import read_table
+from catalog.text import decode_text
 from core.console import UserError
 
 UNLISTED = "unlisted"  # split of images that no split file names
+_SET_MISSING_IMAGES = "to go on without those images, set missing_images: drop"
 
 
 @dataclass
 class Annotations:
-    """What a source knows before any image is opened: parallel lists per image, and per caption."""
+    """What a source knows before any image is opened: parallel lists per image, and per caption; and what to tell of it."""
 
     image_ids: list[str]
     paths: list[str]
@@ -27,71 +28,7 @@ class Annotations:
     caption_ids: list[str]
     caption_images: list[str]
     texts: list[str]
-
-
-def _read_rows(path: Path) -> tuple[list[dict[str, object]], list[str]]:
-    """Rows of the caption file as dictionaries, and what is wrong with some; a UserError where none can be read."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        try:
-            return pq.read_table(path).to_pylist(), []
-        except Exception as error:
-            raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
-    if suffix not in (".csv", ".jsonl"):
-        raise UserError(f"captions file {path}: use .csv, .jsonl or .parquet, not {suffix or 'no suffix'}")
-    text = decode_text(path)
-    return _csv_rows(path, text) if suffix == ".csv" else (_json_rows(path, text), [])
-
-
-def decode_text(path: Path) -> str:
-    """A UTF-8 file's text. UserError: the line that is not UTF-8 and how to convert the file."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8 "
-            f"(for example: iconv -f {encoding} -t utf-8 {path.name} > new.{path.name})"
-        ) from error
-
-
-def _csv_rows(path: Path, text: str) -> tuple[list[dict[str, object]], list[str]]:
-    # Not splitlines(): a quoted caption may hold line breaks, and U+2028 ends no row.
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows, long = [], []
-    try:
-        for row in reader:
-            if None in row:
-                long.append(f"line {reader.line_num}")
-            rows.append(row)
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, the row that begins in line {reader.line_num + 1}: {error}; close its quotes and double those inside them"
-        ) from error
-    # Taking the first fields would cut `a dog, on a mat` short.
-    what = "rows with more fields than the header (put captions that hold a comma in quotes)"
-    return rows, [listing(what, long)] if long else []
-
-
-def _json_rows(path: Path, text: str) -> list[dict[str, object]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}); write one object per line") from error
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{path}, line {number}: expected an object with `image` and `caption`, found {line[:40]!r}"
-            )
-        rows.append(row)
-    return rows
+    notes: list[str] = field(default_factory=list)
 
 
 def _encodable(value: object) -> bool:
@@ -109,28 +46,134 @@ def _fraction(image_id: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _read_split_files(split_files: dict[str, str], lookup: dict[str, str | None]) -> tuple[dict[str, str], list[str]]:
+def _read_split_files(split_files: dict[str, str], names: Names) -> tuple[dict[str, str], list[str]]:
     """Split by image id, and what is wrong with the files."""
     chosen: dict[str, str] = {}
     problems = []
     for split, file in split_files.items():
         unknown, ambiguous, moved = [], [], []
-        for name in filter(None, (line.strip() for line in decode_text(Path(file)).split("\n"))):
-            image_id = lookup.get(name, "")
+        for name in filter(None, (line.strip() for line in decode_text(file).split("\n"))):
+            image_id = names.find(name)
             if image_id is None:
                 ambiguous.append(name)
             elif not image_id:
                 unknown.append(name)
             elif chosen.setdefault(image_id, split) != split:
                 moved.append(f"{name} ({chosen[image_id]})")
-        for what, names in (
+        for what, found in (
             ("names of images that are not in the folder", unknown),
             ("names that fit several files (write the path below the folder)", ambiguous),
             ("images that another split has", moved),
         ):
-            if names:
-                problems.append(f"split file {file}: {listing(what, names)}")
+            if found:
+                hint = names.hint(found[0]) if found is unknown else ""
+                problems.append(f"split file {file}: {listing(what, found)}{hint}")
     return chosen, problems
+
+
+def image_ids(relative: list[str]) -> tuple[list[str], list[str]]:
+    """Ids of images by their paths below the folder, and what to tell of them.
+
+    An id is the path without its suffix; files that differ in the suffix alone keep it.
+    """
+    stems = [r.rsplit(".", 1)[0] for r in relative]
+    counts = Counter(stems)
+    shared = [r for r, stem in zip(relative, stems, strict=True) if counts[stem] > 1]
+    ids = [r if counts[stem] > 1 else stem for r, stem in zip(relative, stems, strict=True)]
+    what = "files differ from another in the suffix alone; their ids keep it"
+    return ids, [listing(what, shared)] if shared else []
+
+
+@dataclass
+class _Captions:
+    """The captions of a file, by image; splits where its rows name them."""
+
+    texts: dict[str, list[tuple[str, str]]]
+    splits: dict[str, str] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _read_captions(
+    path: Path, ids: list[str], names: Names, *, missing_images: str, missing_captions: str
+) -> _Captions:
+    table = read_table(path)
+    found = _Captions({i: [] for i in ids}, problems=list(table.problems), notes=list(table.notes))
+    unknown, nameless, empty, duplicate, ambiguous, moved, no_text, broken = [], [], [], [], [], [], [], []
+    seen_ids: set[str] = set()
+    for place, row in zip(table.places, table.rows, strict=True):
+        name, text = as_name(row.get("image")), row.get("caption")
+        where = f"{place} ({name})"
+        if not all(_encodable(row.get(column)) for column in ("image", "caption", "caption_id", "split")):
+            broken.append(where)
+            continue
+        image_id = names.find(name)
+        if not name.strip():
+            nameless.append(place)
+        elif image_id is None:
+            ambiguous.append(name)
+        elif not image_id:
+            unknown.append(name)
+        elif text is not None and not isinstance(text, str) and text == text:  # NaN is how pandas writes nothing
+            no_text.append(where)
+        elif not isinstance(text, str) or not text.strip():
+            empty.append(where)
+        else:
+            caption_id = as_name(row.get("caption_id")) or f"{image_id}#{len(found.texts[image_id])}"
+            if caption_id in seen_ids:
+                duplicate.append(caption_id)
+            seen_ids.add(caption_id)
+            found.texts[image_id].append((caption_id, " ".join(text.split())))
+            value = as_name(row.get("split")).strip()
+            if value and found.splits.setdefault(image_id, value) != value:
+                moved.append(name)
+    if unknown and missing_images == "drop":
+        found.notes.append(listing("captions left out, their images are not in the folder", unknown))
+        unknown = []
+    for what, wrong in (
+        ("captions of images that are not in the folder", unknown),
+        ("captions that name no image", nameless),
+        ("captions whose image name fits several files (write the path below the folder)", ambiguous),
+        ("empty captions", empty),
+        ("rows with half a surrogate pair, as of an emoji cut in two (remove it)", broken),
+        ("captions that are not text (write one row per caption)", no_text),
+        ("caption ids that occur twice", duplicate),
+        ("images with captions in two splits", moved),
+    ):
+        if wrong:
+            found.problems.append(listing(what, wrong) + (names.hint(wrong[0]) if wrong is unknown else ""))
+    if unknown:
+        found.problems.append(_SET_MISSING_IMAGES)
+    silent = [i for i in ids if not found.texts[i]]
+    if silent and missing_captions == "fail":
+        what = "images without a caption (remove them, add captions, or set missing_captions: keep or drop)"
+        found.problems.append(listing(what, silent))
+    elif silent:
+        where = "left out" if missing_captions == "drop" else f"kept outside of all splits ({UNLISTED!r})"
+        found.notes.append(listing(f"images without a caption {where}", silent))
+        found.silent = set(silent)
+    return found
+
+
+def _splits(
+    ids: list[str], chosen: dict[str, str], fractions: dict[str, float] | None, seed: int, rest: str
+) -> list[str]:
+    """The split of every image: as chosen, else drawn by the fractions, else `rest`."""
+    names = []
+    for image_id in ids:
+        if image_id in chosen or not fractions:
+            names.append(chosen.get(image_id, rest))
+            continue
+        position, value = 0.0, _fraction(image_id, seed) * sum(fractions.values())
+        name = list(fractions)[-1]  # rounding may leave the sum a hair below the last limit
+        for candidate, share in fractions.items():
+            position += share
+            if value < position:
+                name = candidate
+                break
+        names.append(name)
+    return names
 
 
 def read_folder(
@@ -140,16 +183,20 @@ def read_folder(
     seed: int = 0,
     split: str = "all",
     split_files: dict[str, str] | None = None,
+    missing_images: str = "fail",
+    missing_captions: str = "fail",
 ) -> Annotations:
     """Index rows of a folder.
 
     Args:
         images: folder, searched recursively; an image's id is its path below it without suffix.
-        captions: file with columns `image` (file name, relative path or id) and `caption`; optional `caption_id`, `split`.
+        captions: file with columns `image` (see `catalog.names`) and `caption`; optional `caption_id`, `split`.
         splits: fractions by name, drawn per image from `seed`, where the file has no `split` column.
         split: name of the one split if there are neither.
         split_files: by split, a text file with the name of one image per line, as in captions. Images that no file names
             get the split "unlisted": they are extracted, but belong to no split.
+        missing_images: captions of images that are not there: "fail", or "drop" them. missing_captions: images without a
+            caption: "fail", "keep" them in the split "unlisted", or "drop" them.
 
     Raises:
         UserError: listing everything wrong at once.
@@ -157,25 +204,23 @@ def read_folder(
     root = Path(images)
     if not root.is_dir():
         raise UserError(f"image folder {images} does not exist; set datasets.<name>.images to a folder")
-    files = [Path(path) for path in image_files(images)]
+    found, others = sort_files(images)
+    files = [Path(path) for path in found]
     if not files:
-        raise UserError(f"no images in {images}; looked for {', '.join(SUFFIXES)} in it and below")
+        raise UserError(
+            f"no images in {images}; looked for {', '.join(SUFFIXES)} in it and below" + left_out(others, "; ")
+        )
     relative = [p.relative_to(root).as_posix() for p in files]
-    ids = [r.rsplit(".", 1)[0] for r in relative]
+    ids, notes = image_ids(relative)
+    if others:
+        notes.append(left_out(others))
     problems = check_image_ids(ids)
-
-    lookup: dict[str, str | None] = {}
-    for r, image_id in zip(relative, ids, strict=True):
-        for key in {Path(r).name, Path(r).stem}:
-            # A bare name that fits files of two folders fits none of them.
-            lookup[key] = image_id if lookup.get(key, image_id) == image_id else None
-    # The whole path below the folder, with or without suffix, always wins.
-    lookup |= dict(zip(relative, ids, strict=True)) | dict(zip(ids, ids, strict=True))
+    names = Names(root, relative, ids, [Path(o).relative_to(root).as_posix() for o in others])
 
     texts: dict[str, list[tuple[str, str]]] = {i: [] for i in ids}
     chosen_split: dict[str, str] = {}
     if split_files:
-        chosen_split, wrong_names = _read_split_files(split_files, lookup)
+        chosen_split, wrong_names = _read_split_files(split_files, names)
         problems += wrong_names
         split = UNLISTED
     if captions is not None:
@@ -184,60 +229,12 @@ def read_folder(
             raise UserError(
                 f"captions file {captions} does not exist; set datasets.<name>.captions to a file or leave it out"
             )
-        rows, wrong_rows = _read_rows(path)
-        problems += wrong_rows
-        columns = set().union(*(r.keys() for r in rows[:50])) if rows else set()
-        if not {"image", "caption"} <= columns:
-            found = ", ".join(sorted(str(c) for c in columns)) or "none"
-            raise UserError(f"{path}: needs columns `image` and `caption`; found {found}")
-        unknown, empty, duplicate, ambiguous, moved, no_text, broken = [], [], [], [], [], [], []
-        seen_ids: set[str] = set()
-        for number, row in enumerate(rows, 1):
-            name = str(row.get("image") or "")
-            if not all(_encodable(row.get(column)) for column in ("image", "caption", "caption_id", "split")):
-                broken.append(f"row {number} ({name})")
-                continue
-            image_id = lookup.get(name, "")
-            if image_id is None:
-                ambiguous.append(name)
-                continue
-            if not image_id:
-                unknown.append(name)
-                continue
-            text = row.get("caption")
-            if text is not None and not isinstance(text, str):
-                no_text.append(f"row {number} ({name})")
-                continue
-            if not text or not text.strip():
-                empty.append(f"row {number} ({name})")
-                continue
-            caption_id = (
-                str(row["caption_id"])
-                if row.get("caption_id") not in (None, "")
-                else f"{image_id}#{len(texts[image_id])}"
-            )
-            if caption_id in seen_ids:
-                duplicate.append(caption_id)
-            seen_ids.add(caption_id)
-            texts[image_id].append((caption_id, " ".join(text.split())))
-            if row.get("split") not in (None, ""):
-                value = str(row["split"])
-                if chosen_split.setdefault(image_id, value) != value:
-                    moved.append(name)
-        for what, names in (
-            ("captions of images that are not in the folder", unknown),
-            ("captions whose image name fits several files (write the path below the folder)", ambiguous),
-            ("empty captions", empty),
-            ("rows with half a surrogate pair, as of an emoji cut in two (remove it)", broken),
-            ("captions that are not text (write one row per caption)", no_text),
-            ("caption ids that occur twice", duplicate),
-            ("images with captions in two splits", moved),
-        ):
-            if names:
-                problems.append(listing(what, names))
-        silent = [i for i in ids if not texts[i]]
-        if silent:
-            problems.append(listing("images without a caption (remove them or add captions)", silent))
+        read = _read_captions(path, ids, names, missing_images=missing_images, missing_captions=missing_captions)
+        texts, problems, notes = read.texts, problems + read.problems, notes + read.notes
+        chosen_split = read.splits | chosen_split | dict.fromkeys(read.silent, UNLISTED)
+        if missing_captions == "drop":
+            kept = [k for k, image_id in enumerate(ids) if image_id not in read.silent]
+            ids, files = [ids[k] for k in kept], [files[k] for k in kept]
     if problems:
         raise UserError(
             f"dataset in {images}"
@@ -245,27 +242,12 @@ def read_folder(
             + ":\n  "
             + "\n  ".join(problems)
         )
-
-    names = []
-    for image_id in ids:
-        if image_id in chosen_split:
-            names.append(chosen_split[image_id])
-        elif splits:
-            position, value = 0.0, _fraction(image_id, seed) * sum(splits.values())
-            chosen = list(splits)[-1]  # rounding may leave the sum a hair below the last limit
-            for name, share in splits.items():
-                position += share
-                if value < position:
-                    chosen = name
-                    break
-            names.append(chosen)
-        else:
-            names.append(split)
     return Annotations(
         image_ids=ids,
         paths=[str(p) for p in files],
-        splits=names,
+        splits=_splits(ids, chosen_split, splits, seed, split),
         caption_ids=[c for i in ids for c, _ in texts[i]],
         caption_images=[i for i in ids for _ in texts[i]],
         texts=[t for i in ids for _, t in texts[i]],
+        notes=notes,
     )

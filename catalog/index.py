@@ -41,6 +41,22 @@ class Index:
     digest: str
 
 
+@dataclass(frozen=True)
+class ImageRows:
+    """The images table column by column, as shard jobs and seals take it, and its digest.
+
+    Attributes:
+        sizes: upright (height, width), (0, 0) where unknown. content_hashes: "" of a file that could not be read; None for all:
+            nobody knows them, so no row of a former store can be taken over.
+    """
+
+    ids: Sequence[str]
+    digest: str
+    paths: Sequence[str] = ()
+    sizes: Sequence[tuple[int, int]] = ()
+    content_hashes: Sequence[str] | None = None
+
+
 def index_digest(image_ids: Iterable[str], content_hashes: Iterable[str]) -> str:
     """sha256 over `image_id NUL content_hash NEWLINE` of every row: changes with any image, its order or its name."""
     digest = hashlib.sha256()
@@ -77,6 +93,14 @@ def read_images(path: str | os.PathLike[str]) -> tuple[pa.Table, str]:
     return _read(Path(path))
 
 
+def read_image_rows(path: str | os.PathLike[str]) -> ImageRows:
+    """`read_images` as `ImageRows`."""
+    table, digest = read_images(path)
+    columns = {name: table.column(name).to_pylist() for name in ("image_id", "path", "height", "width", "content_hash")}
+    sizes = list(zip(columns["height"], columns["width"], strict=True))
+    return ImageRows(columns["image_id"], digest, columns["path"], sizes, columns["content_hash"])
+
+
 def read_captions(path: str | os.PathLike[str]) -> pa.Table:
     """The captions table."""
     return _read(Path(path))[0]
@@ -105,7 +129,9 @@ def _describe(path: str) -> tuple[int, int, str, str | None]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+            # Of a TIFF Pillow tells the upright size already; what it read of the file is in the tags.
+            turned = image.format == "TIFF" and (image.tag_v2.get(256), image.tag_v2.get(257)) != (width, height)
+            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) and not turned:
                 width, height = height, width
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for broken headers; each is a note in the index
         return 0, 0, content_hash, f"not a readable image ({type(error).__name__})"

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from catalog.files import image_files
-from catalog.folder import Annotations
+from catalog.folder import UNLISTED, Annotations
 from catalog.index import check_image_ids, listing
+from catalog.names import normal
+from catalog.text import decode_text
 from core.console import UserError
 
 CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first five
@@ -21,7 +23,12 @@ SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 def read_karpathy(
-    annotations: str, images: str, member: str | None = None, splits: Collection[str] | None = None
+    annotations: str,
+    images: str,
+    member: str | None = None,
+    splits: Collection[str] | None = None,
+    missing_images: str = "fail",
+    missing_captions: str = "fail",
 ) -> Annotations:
     """Index rows of a Karpathy file.
 
@@ -30,6 +37,8 @@ def read_karpathy(
     Args:
         annotations: the JSON file, or a zip that holds it. member: its name in a zip that holds several.
         splits: which of train, val and test to take; None for all.
+        missing_images: entries whose file is not there: "fail", or "drop" them. missing_captions: entries without a caption:
+            "fail", "keep" them in the split "unlisted", or "drop" them.
         images: the folder with `filepath/filename` (COCO: `val2014/COCO_val2014_000000391895.jpg`) or `filename`.
 
     Raises:
@@ -40,9 +49,14 @@ def read_karpathy(
         raise UserError(f"image folder {images!r} does not exist; set datasets.<name>.images to a folder")
     # One walk through the folder instead of a question to the file system for each of 123,287 names.
     root = Path(images)
-    on_disk = {Path(path).relative_to(root).as_posix() for path in image_files(images)}
+    on_disk = {normal(name): name for name in (Path(path).relative_to(root).as_posix() for path in image_files(images))}
+    by_name: dict[str, str | None] = {}
+    for name in on_disk:
+        base = name.rpartition("/")[2]
+        by_name[base] = None if base in by_name else name
 
     found = Annotations([], [], [], [], [], [])
+    renamed, beyond = 0, {}
     malformed, missing, unknown_splits, silent, strangers, empty = [], [], [], [], [], []
     for number, entry in enumerate(entries):
         try:
@@ -57,9 +71,15 @@ def read_karpathy(
         image_id = str(entry["cocoid"]) if "cocoid" in entry else os.path.splitext(filename)[0]
         names = [f"{entry['filepath']}/{filename}", filename] if entry.get("filepath") else [filename]
         # Only names that the walk came upon are ever used: one with `../` in it is a missing file.
-        name = next((n for n in names if n in on_disk), None)
+        name = next((on_disk[n] for n in map(normal, names) if n in on_disk), None)
+        if name is None and (number := str(entry.get("cocoid", ""))).isdecimal():
+            # COCO 2017 holds the same pictures in other folders, under the number alone.
+            name = on_disk.get(by_name.get(f"{int(number):012d}.jpg") or "")
+            renamed += name is not None
         if name is None:
             missing.append(names[0])
+            if missing_images == "drop":
+                continue
         if split not in SPLITS:
             unknown_splits.append(f"{split} ({filename})")
         strangers += [sentid for sentid, _, owner in sentences if owner is not None and owner != imgid]
@@ -71,6 +91,11 @@ def read_karpathy(
                 texts.append((sentid, " ".join(raw.split())))
         if not sentences:
             silent.append(filename)
+            if missing_captions == "drop":
+                continue
+            split = UNLISTED if missing_captions == "keep" else split
+        if len(sentences) > CAPTIONS_PER_IMAGE:
+            beyond[image_id] = len(sentences) - CAPTIONS_PER_IMAGE
         found.image_ids.append(image_id)
         found.paths.append(str(root / (name or names[0])))
         found.splits.append(SPLITS.get(split, split))
@@ -81,11 +106,21 @@ def read_karpathy(
     if splits is not None and (lacking := sorted(set(splits) - set(found.splits))) and not malformed:
         raise UserError(f"annotations {annotations} have no images of split {', '.join(lacking)}; correct splits")
     problems = check_image_ids(found.image_ids)
+    if missing and missing_images == "drop":
+        found.notes.append(listing(f"entries left out, their files are not in {images}", missing))
+        missing = []
+    if silent and missing_captions != "fail":
+        where = "left out" if missing_captions == "drop" else f"kept outside of all splits ({UNLISTED!r})"
+        found.notes.append(listing(f"images without a caption {where}", silent))
+        silent = []
     for what, names in (
         ("entries without filename, split, sentences, sentid or raw", malformed),
-        (f"files that are not in {images} (complete the folder, or set images to the one above val2014/)", missing),
+        (
+            f"files that are not in {images} (complete the folder, set images to the one above val2014/, or missing_images: drop)",
+            missing,
+        ),
         (f"unknown splits (known are {', '.join(SPLITS)})", unknown_splits),
-        ("images without a caption", silent),
+        ("images without a caption (missing_captions: keep or drop goes on)", silent),
         ("captions without an image: their imgid is another's", strangers),
         ("captions that are empty or no text", empty),
         ("caption ids that occur twice", _repeats(found.caption_ids)),
@@ -94,6 +129,13 @@ def read_karpathy(
             problems.append(listing(what, names))
     if problems:
         raise UserError(f"annotations {annotations} with images in {images}:\n  " + "\n  ".join(problems))
+    if renamed:
+        found.notes.append(f"{renamed} images found by their COCO number, under the names of COCO 2017")
+    if beyond:
+        found.notes.append(
+            f"{sum(beyond.values())} captions of {len(beyond)} images left out: the first {CAPTIONS_PER_IMAGE} of an image count, "
+            "as the field does"
+        )
     return found
 
 
@@ -113,7 +155,9 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
                 data = archive.read(member)
         else:
             data = Path(annotations).read_bytes()
-        content = json.loads(data, object_hook=_without_tokens)
+        # JSON may be in UTF-16 or UTF-32 as well, which its parser sees by itself.
+        text = data if b"\0" in data[:4] else decode_text(annotations, data)
+        content = json.loads(text, object_hook=_without_tokens)
     except FileNotFoundError as error:
         raise UserError(f"annotations {annotations} do not exist; set datasets.<name>.annotations to a file") from error
     except (ValueError, zipfile.BadZipFile, OSError, RuntimeError) as error:

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from catalog.folder import Annotations, decode_text
+from catalog.folder import Annotations
 from catalog.index import IMAGES_SCHEMA, check_image_ids, listing
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, layout_files
+from catalog.text import decode_text
 from core.console import UserError, progress
 
 _BLOCK_BYTES = 32 << 20
@@ -120,8 +121,9 @@ def read_precomputed(
         found.caption_ids += caption_ids
         found.caption_images += [i for i in ids for _ in range(CAPTIONS_PER_IMAGE)]
         found.texts += captions
-    problems += check_image_ids(found.image_ids)
-    if len(set(found.caption_ids)) < len(found.caption_ids):
+    repeated = _repeated_ids(parts, found)
+    problems += repeated or check_image_ids(found.image_ids)
+    if not repeated and len(set(found.caption_ids)) < len(found.caption_ids):
         seen: set[str] = set()
         twice = [c for c in found.caption_ids if c in seen or seen.add(c)]
         problems.append(listing("caption ids that occur twice", twice))
@@ -139,6 +141,22 @@ def read_precomputed(
     columns = {"width": [0] * count, "height": [0] * count, "error": [None] * count, "content_hash": hashes}
     columns |= {"image_id": found.image_ids, "path": found.paths, "split": found.splits}
     return found, pa.Table.from_pydict(columns, schema=IMAGES_SCHEMA)
+
+
+def _repeated_ids(parts: dict[str, Part], found: Annotations) -> list[str]:
+    """Ids that stand twice in the `_ids.txt` files: in one of them, or in those of two splits (row numbers, for example)."""
+    splits: dict[str, list[str]] = {}
+    for image_id, split in zip(found.image_ids, found.splits, strict=True):
+        splits.setdefault(image_id, []).append(split)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for image_id, own in splits.items():
+        if len(own) > 1:
+            groups.setdefault(tuple(dict.fromkeys(own)), []).append(image_id)
+    return [
+        listing(f"image ids that occur twice in {' and '.join(f'{parts[s].prefix}_ids.txt' for s in own)}", ids)
+        + ". Write ids that differ over all splits into these files, or remove them: rows are then numbered"
+        for own, ids in groups.items()
+    ]
 
 
 def _ids(folder: str, part: Part, problems: list[str]) -> list[str]:

@@ -58,10 +58,17 @@ def index(args: argparse.Namespace) -> None:
             settings.get("splits"),
             settings.get("seed", 0),
             split_files=settings.get("split_files"),
+            missing_images=settings.get("missing_images", "fail"),
+            missing_captions=settings.get("missing_captions", "fail"),
         )
     elif source == "karpathy":
         annotations = read_karpathy(
-            settings["annotations"], settings["images"], settings.get("member"), settings.get("splits")
+            settings["annotations"],
+            settings["images"],
+            settings.get("member"),
+            settings.get("splits"),
+            settings.get("missing_images", "fail"),
+            settings.get("missing_captions", "fail"),
         )
     elif source == "precomputed":
         annotations, images = read_precomputed(
@@ -73,6 +80,8 @@ def index(args: argparse.Namespace) -> None:
         )
     if source != "precomputed":
         images = describe_images(annotations.image_ids, annotations.paths, annotations.splits, args.threads * 2)
+    for note in annotations.notes:
+        print(f"note: {note}")
     captions = captions_table(annotations)
     write_index(args.images, args.captions, images, captions)
     counts: dict[str, int] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from typing import Annotated, ClassVar, Literal, Union, get_args
+from typing import Annotated, ClassVar, Literal, Union
 
 from pydantic import Field, field_validator
 
@@ -47,6 +47,10 @@ class DatasetSection(Section):
     def imported(self) -> tuple[Feature, ...]:
         """Those of them that are read from files instead of extracted."""
         return ()
+
+    def extracted(self) -> tuple[Feature, ...]:
+        """Those that extractors compute."""
+        return tuple(feature for feature in self.available() if feature not in self.imported())
 
     def feature_files(self, feature: Feature) -> list[str]:
         """The files that the import of a feature reads."""
@@ -159,6 +163,10 @@ class ImagesDataset(DatasetSection):
     BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"imports"}
 
     images: str
+    #: Captions (or entries) of images that are not there: an error, or left out and counted.
+    missing_images: Literal["fail", "drop"] = "fail"
+    #: Images without a caption, where there are captions: an error, kept outside of all splits, or left out.
+    missing_captions: Literal["fail", "keep", "drop"] = "fail"
     imports: Imports = Imports()
 
     def imported(self) -> tuple[Feature, ...]:
@@ -194,6 +202,10 @@ class FolderDataset(ImagesDataset):
     splits: dict[Name, Annotated[float, Field(gt=0)]] | None = None
     split_files: dict[Name, str] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def mistakes(self) -> Iterator[str]:
+        if self.splits and self.split_files:
+            yield "splits (fractions) and split_files (lists) exclude each other; remove one of them"
 
     def known_splits(self) -> set[str] | None:
         splits = self.split_files or self.splits
@@ -317,9 +329,6 @@ def _existing(paths: Iterable[str]) -> list[str]:
 Dataset = Annotated[
     Union[ScenesDataset, FolderDataset, KarpathyDataset, PrecomputedDataset], Field(discriminator="source")
 ]
-SOURCES: tuple[str, ...] = tuple(
-    get_args(section.model_fields["source"].annotation)[0] for section in get_args(get_args(Dataset)[0])
-)
 
 
 def imported_features(dataset: DatasetSection) -> list[str]:

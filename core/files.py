@@ -62,11 +62,41 @@ def digest_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def keys_given_twice(text: str, place: str) -> list[str]:
+    """Keys that stand twice in one section of YAML or JSON, of which only the last would count: a line each.
+
+    Args:
+        text: the file's content. place: what to call it.
+    """
+    import yaml
+
+    def twice(node: yaml.Node | None, above: tuple[str, ...]) -> Iterator[str]:
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                yield from twice(item, above)
+        if not isinstance(node, yaml.MappingNode):
+            return
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(getattr(key, "value", "")), key.start_mark.line + 1
+            if name in lines and name != "<<":
+                where = f"line {line}" if lines[name] == line else f"lines {lines[name]} and {line}"
+                yield f"{'.'.join((*above, name))}: stands twice in {place}, {where}; keep one, or rename it"
+            lines.setdefault(name, line)
+            yield from twice(value, (*above, name))
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return []  # whoever reads it for its content says what is wrong with it
+    return list(dict.fromkeys(twice(root, ())))
+
+
 def read_mapping(value: str, *, flag: str) -> dict[str, Any]:
     """A command-line value that holds settings: inline JSON, or the path of a JSON or YAML file.
 
     Raises:
-        UserError: it is neither, or no mapping; the message names `flag`.
+        UserError: it is neither, or no mapping, or a key stands twice; the message names `flag`.
     """
     text, place = value, flag
     if not value.lstrip().startswith("{"):
@@ -84,6 +114,8 @@ def read_mapping(value: str, *, flag: str) -> dict[str, Any]:
             mapping = json.loads(text)
     except Exception as error:  # the two parsers share no error class
         raise UserError(f"{place} cannot be parsed: {error}") from error
+    if twice := keys_given_twice(text, place):
+        raise UserError("; ".join(twice))
     if not isinstance(mapping, dict):
         raise UserError(f"{place} must hold a mapping of keys to values, not a {type(mapping).__name__}")
     return mapping

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of datasets, runs, test sets and ensembles: they become folder names
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
+LATER = "mistakes() are asked for later"  # as context of a validation: they are no errors of it
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, types are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong though each value by itself is right: `KEY: what and how to mend it`, or a line without a key."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _without_mistakes(self, info: ValidationInfo) -> Self:
+        if info.context != LATER and (lines := list(self.mistakes())):
+            raise ValueError("; ".join(lines))
+        return self
 
 
 def canonical(section: BaseModel, **extra: Any) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from core.console import UserError
 from core.section import Section
+from evaluation.positives import positives_files
 
 
 class Testset(Section):
@@ -24,6 +28,21 @@ class Testset(Section):
     protocols: list[Literal["cxc", "eccv"]] = []
     positives: str | None = None
     benchmark: Literal["coco", "flickr30k"] | None = None
+
+    def mistakes(self) -> Iterator[str]:
+        if self.positives is not None and not self.protocols:
+            yield f"positives: {self.positives!r} is of no use without protocols; add them or leave it out"
+
+    def missing(self) -> Iterator[str]:
+        """What is wrong with the files that it names: key, value and fix."""
+        if self.positives is not None and not os.path.isdir(self.positives):
+            yield f"positives: folder {self.positives!r} does not exist; correct the path, or leave it out"
+            return
+        for protocol in self.protocols:
+            try:
+                positives_files(protocol, self.positives)
+            except UserError as error:
+                yield f"protocols: {error}"
 
 
 class Ensemble(Section):

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from catalog.index import read_images
+from catalog.index import read_image_rows
 from core.console import UserError, run_cli
 from core.files import read_mapping
 from stores.places import location
@@ -25,17 +25,13 @@ def import_command(args: argparse.Namespace) -> None:
             "running workflow; start it again"
         )
     check_store_path(args.store)
-    images, digest = read_images(args.images)
-    ShardPlan(images.num_rows, args.shards).rows(args.shard)
-    ids, paths = images.column("image_id").to_pylist(), images.column("path").to_pylist()
-    sizes = list(zip(images.column("height").to_pylist(), images.column("width").to_pylist(), strict=True))
+    images = read_image_rows(args.images)
+    ShardPlan(len(images.ids), args.shards).rows(args.shard)
     source = read_mapping(args.source, flag="--source")
     content = import_shard(
-        feature=args.feature,
-        reader=open_reader(args.feature, source, image_ids=ids, paths=paths, sizes=sizes),
-        image_ids=ids,
-        paths=paths,
-        index_digest=digest,
+        args.feature,
+        open_reader(args.feature, source, images),
+        images,
         store=args.store,
         receipt=args.receipt,
         shard=args.shard,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,12 @@ from torch import Tensor, nn
 from catalog.categories import COCO_PANOPTIC
 from core.console import UserError
 from core.files import digest_file
-from extractors.grids import GridExtractor
-from extractors.images import ImageBatch, InputSpec
+from extractors.images import InputSpec
 from extractors.loading import EngineRunner
 from extractors.networks.checkpoint import read_state
 from extractors.networks.rcnn import Meta, Panoptic, Proposals
 from extractors.networks.semantic import paste_masks
-from extractors.panoptic import PanopticExtractor, map_segments
-from extractors.regions import RegionExtractor
+from extractors.panoptic import Segments, map_segments
 
 # The commit this was tested with; envs/detectron2.post-deploy.sh installs the same.
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
@@ -237,7 +236,11 @@ def zoo_weights(config: str) -> str:
 
 
 def detectron_runner(
-    network: Callable[[nn.Module, Any], nn.Module], *, config: str, weights: str | None, options: Sequence[Any] | None
+    network: Callable[[nn.Module, Any], nn.Module],
+    *,
+    config: str,
+    weights: str | None = None,
+    options: Sequence[Any] | None = None,
 ) -> EngineRunner:
     """A runner around `network(detectron2's model, configuration)`; `weights` None means the zoo's own."""
     _require_detectron2()
@@ -354,7 +357,7 @@ class DetectronPanoptic(nn.Module):
 
         super().__init__()
         self.model = model
-        self.is_fpn = isinstance(model, PanopticFPN)
+        self.is_fpn = self.gives_probabilities = isinstance(model, PanopticFPN)
         self.things, self.stuff = coco_categories(dataset_metadata(cfg))
         self.meta = Meta(input=input_spec(cfg))
         if self.is_fpn:
@@ -377,8 +380,10 @@ class DetectronPanoptic(nn.Module):
     @torch.inference_mode()
     def panoptic(
         self, pixels: Tensor, sizes: Sequence[tuple[int, int]], original_sizes: Sequence[tuple[int, int]]
-    ) -> list[Panoptic]:
+    ) -> list[Panoptic] | list[Segments]:
         """As `PanopticFPN.panoptic` of our networks, from raw pixels (B, 3, H, W) 0..255; merged by detectron2."""
+        if not self.is_fpn:
+            return [Segments(categories) for categories in self.category_maps(pixels, original_sizes)]
         from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
         from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 
@@ -435,69 +440,8 @@ class DetectronPanoptic(nn.Module):
         return maps
 
 
-class DetectronPanopticExtractor(PanopticExtractor):
-    """`PanopticExtractor` that also takes models which give hard maps only."""
-
-    def __init__(self, runner: EngineRunner, *, seg_features: str = "area", min_pixels: int = 100) -> None:
-        super().__init__(runner, seg_features=seg_features, min_pixels=min_pixels)
-        if seg_features == "soft" and not runner.network.is_fpn:
-            raise UserError(
-                f"{type(runner.network.model).__name__} gives no probabilities; set seg_features: area, or choose a Panoptic FPN"
-            )
-
-    def segment(self, batch: ImageBatch) -> Iterator[tuple[np.ndarray, Callable[[], Tensor]]]:
-        """See `PanopticExtractor.segment`."""
-        network = self.runner.network
-        if network.is_fpn:
-            yield from super().segment(batch)
-            return
-        with self.runner.autocast():
-            maps = network.category_maps(self.runner.pixels(batch), batch.original_sizes)
-        for categories in maps:
-            yield categories, _no_probabilities
-
-
-def _no_probabilities() -> Tensor:
-    raise RuntimeError("refused when the extractor was built")
-
-
-def regions_extractor(
-    *,
-    config: str,
-    weights: str | None = None,
-    options: Sequence[Any] | None = None,
-    selection: str = "caffe",
-    num_regions: int = 36,
-    batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
-) -> RegionExtractor:
-    """A `RegionExtractor` on detectron2 from flat settings (config section `features.regions`)."""
-    runner = detectron_runner(DetectronRCNN, config=config, weights=weights, options=options)
-    return RegionExtractor(runner, selection=selection, num_regions=num_regions)
-
-
-def grids_extractor(
-    *,
-    config: str,
-    weights: str | None = None,
-    options: Sequence[Any] | None = None,
-    grid: int | str = 7,
-    max_cells: int = 608,
-    batch_size: int = 8,  # see `regions_extractor`
-) -> GridExtractor:
-    """A `GridExtractor` on detectron2 from flat settings (config section `features.grids`)."""
-    runner = detectron_runner(DetectronGrid, config=config, weights=weights, options=options)
-    return GridExtractor(runner, grid=grid, max_cells=max_cells)
-
-
-def panoptic_extractor(
-    *,
-    config: str,
-    weights: str | None = None,
-    options: Sequence[Any] | None = None,
-    seg_features: str = "area",
-    min_pixels: int = 100,
-    batch_size: int = 8,  # see `regions_extractor`
-) -> PanopticExtractor:
-    """A `PanopticExtractor` on detectron2 from flat settings (config section `features.panoptic`)."""
-    runner = detectron_runner(DetectronPanoptic, config=config, weights=weights, options=options)
-    return DetectronPanopticExtractor(runner, seg_features=seg_features, min_pixels=min_pixels)
+RUNNERS = {
+    "regions": partial(detectron_runner, DetectronRCNN),
+    "grids": partial(detectron_runner, DetectronGrid),
+    "panoptic": partial(detectron_runner, DetectronPanoptic),
+}

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from core.console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
-from stores.schema import ArraySpec
+from extractors.loading import NetworkExtractor, NetworkRunner
+from stores.features import grid_arrays, grid_cells, grid_shape
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
 RECIPE = 2
@@ -32,26 +32,15 @@ class GridExtractor(NetworkExtractor):
             raise UserError(f"grid must be a positive number of cells per side or 'native', not {grid!r}")
         super().__init__(runner)
         self.grid = grid
-        self.cells = max_cells if grid == "native" else grid * grid
-        dim = runner.network.grid_size
+        self.max_cells = max_cells
         # Other engines may have dilated bodies.
         self.stride = getattr(runner.network, "grid_stride", 32)
-        self.arrays = {
-            "features": ArraySpec((self.cells, dim), "float16", 0),
-            "counts": ArraySpec((), "int16", 0),
-            "grid_shapes": ArraySpec((2,), "int16", 0),
-        }
+        self.arrays = grid_arrays(grid_cells(grid, max_cells), runner.network.grid_size)
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What readers of the store need to know about the numbers."""
         return {"grid": self.grid} | self.runner.attributes
-
-    def _grid_shape(self, height: int, width: int) -> tuple[int, int]:
-        if self.grid != "native":
-            return self.grid, self.grid
-        factor = min(1.0, (self.cells / (height * width)) ** 0.5)
-        return max(1, int(height * factor)), max(1, int(width * factor))
 
     def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
         """One dict of rows per image; cells row-major, `grid_shapes` is (rows, columns)."""
@@ -61,9 +50,9 @@ class GridExtractor(NetworkExtractor):
         for feature, (h, w) in zip(maps, batch.sizes, strict=True):
             # Cells that lie in the padding are not part of the image.
             feature = feature[:, : -(-h // self.stride), : -(-w // self.stride)]
-            shape = self._grid_shape(*feature.shape[1:])
+            shape = grid_shape(*feature.shape[1:], self.grid, self.max_cells)
             pooled = F.adaptive_avg_pool2d(feature, shape)
-            rows = {name: np.full(spec.shape, spec.fill, spec.dtype) for name, spec in self.arrays.items()}
+            rows = self.empty_rows()
             count = shape[0] * shape[1]
             rows["features"][:count] = pooled.flatten(1).T.cpu().numpy()
             rows["counts"][...] = count
@@ -72,16 +61,4 @@ class GridExtractor(NetworkExtractor):
         return result
 
 
-@with_engines(detectron2="extractors.detectron:grids_extractor")
-def build_extractor(
-    *,
-    architecture: str,
-    weights: str,
-    grid: int | str = 7,
-    max_cells: int = 608,
-    precision: str = "fp32",
-    batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
-) -> GridExtractor:
-    """A `GridExtractor` from flat settings (config section `features.grids`)."""
-    runner = native_runner(architecture=architecture, weights=weights, precision=precision)
-    return GridExtractor(runner, grid=grid, max_cells=max_cells)
+EXTRACTOR = GridExtractor

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
 import os
-from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 
 from core.console import UserError
+from core.devices import allow_tf32
+from core.features import FEATURES
 from core.files import digest_file
 from extractors.images import InputSpec
 from extractors.networks import build, load_checkpoint
 from extractors.networks.layers import fold_norms
+from stores.schema import ArraySpec
 
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,12 +37,6 @@ def load_network(architecture: str, weights: str | os.PathLike[str]) -> tuple[nn
     except ValueError as error:
         raise UserError(str(error)) from error
     return network.eval(), digest_file(weights)
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Let a GPU round the factors of float32 products, or not: torch's own choice is yes for convolutions, no for the rest."""
-    torch.backends.cudnn.allow_tf32 = allowed
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 class NetworkRunner:
@@ -103,8 +98,15 @@ class EngineRunner(NetworkRunner):
 class NetworkExtractor:
     """What every extractor around a network offers besides its rows: how it wants images, its weights' digest, its device."""
 
+    #: Of its store.
+    arrays: dict[str, ArraySpec]
+
     def __init__(self, runner: NetworkRunner) -> None:
         self.runner = runner
+
+    def empty_rows(self) -> dict[str, np.ndarray]:
+        """One image's rows, with fill values."""
+        return {name: np.full(spec.shape, spec.fill, spec.dtype) for name, spec in self.arrays.items()}
 
     @property
     def input(self) -> InputSpec:
@@ -122,38 +124,10 @@ class NetworkExtractor:
         return self
 
 
-def native_runner(*, architecture: str, weights: str, precision: str) -> NetworkRunner:
+def native_runner(*, architecture: str, weights: str, precision: str = "fp32") -> NetworkRunner:
     """The runner of a named architecture with its weights."""
     network, digest = load_network(architecture, weights)
     return NetworkRunner(network, digest, precision)
 
 
-def with_engines(**others: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Let a native `build_extractor` be one of several, chosen by its setting `engine`.
-
-    Args:
-        others: engine name -> "module:function"; imported only when chosen, as it may need packages that are not there.
-
-    Raises (when the extractor is built):
-        UserError: unknown engine, or settings that this engine does not know or lacks.
-    """
-
-    def decorate(native: Callable[..., Any]) -> Callable[..., Any]:
-        def build_extractor(*, engine: str = "native", **settings: Any) -> Any:
-            if engine == "native":
-                builder = native
-            elif engine in others:
-                module, _, function = others[engine].partition(":")
-                builder = getattr(importlib.import_module(module), function)
-            else:
-                raise UserError(f"unknown engine {engine!r}; choose one of {', '.join(['native', *others])}")
-            try:
-                inspect.signature(builder).bind(**settings)
-            except TypeError as error:
-                raise UserError(f"settings of engine {engine}: {error}") from error
-            return builder(**settings)
-
-        build_extractor.__doc__ = native.__doc__
-        return build_extractor
-
-    return decorate
+RUNNERS = dict.fromkeys(FEATURES, native_runner)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +17,13 @@ from torch.nn import functional as F
 from catalog.categories import NUM_CATEGORIES, VOID
 from core.console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
+from extractors.loading import NetworkExtractor, NetworkRunner
 from extractors.networks.rcnn import Meta, Panoptic
-from stores.schema import ArraySpec
+from stores.features import GRID_SIDE, MAP_SIDE, PANOPTIC_ARRAYS
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
 RECIPE = 2
 
-MAP_SIDE = 64
-GRID_SIDE = 7
 SEG_FEATURES = ("area", "soft")
 
 
@@ -92,11 +90,20 @@ def soft_probabilities(result: Panoptic, meta: Meta) -> Tensor:
     return soft / soft.sum(dim=0, keepdim=True).clamp(min=1.0)
 
 
+class Segments(NamedTuple):
+    """What an image's rows are made of: (H, W) uint8 categories, and what gives (133, H, W) probabilities, if anything does."""
+
+    categories: np.ndarray
+    probabilities: Callable[[], Tensor] | None = None
+
+
 class PanopticExtractor(NetworkExtractor):
     """Rows of the `panoptic` store for batches of images.
 
     Args:
-        runner: around a Panoptic FPN. seg_features: "area" (fractions of the hard map) or "soft" (probabilities).
+        runner: its network's `panoptic(pixels, sizes, original_sizes)` gives a `Panoptic` or `Segments` per image. If the latter
+            have no probabilities, it says so: `gives_probabilities = False`.
+        seg_features: "area" (fractions of the hard map) or "soft" (probabilities).
         min_pixels: see `category_presence`.
     """
 
@@ -105,14 +112,14 @@ class PanopticExtractor(NetworkExtractor):
             raise UserError(f"unknown seg_features {seg_features!r}; choose one of {', '.join(SEG_FEATURES)}")
         if not hasattr(runner.network, "panoptic"):
             raise UserError("panoptic segmentation needs a Panoptic FPN architecture, such as scenes_panoptic")
+        if seg_features == "soft" and not getattr(runner.network, "gives_probabilities", True):
+            raise UserError(
+                f"{type(runner.network.model).__name__} gives no probabilities; set seg_features: area, or choose a Panoptic FPN"
+            )
         super().__init__(runner)
         self.seg_features = seg_features
         self.min_pixels = min_pixels
-        self.arrays = {
-            "seg_maps": ArraySpec((MAP_SIDE, MAP_SIDE), "uint8", VOID),
-            "category_onehots": ArraySpec((NUM_CATEGORIES,), "uint8", 0),
-            "seg_features": ArraySpec((NUM_CATEGORIES, GRID_SIDE, GRID_SIDE), "float16", 0),
-        }
+        self.arrays = PANOPTIC_ARRAYS
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -120,13 +127,15 @@ class PanopticExtractor(NetworkExtractor):
         own = {"class_order": "coco", "void": VOID, "seg_features": self.seg_features, "min_pixels": self.min_pixels}
         return own | self.runner.attributes
 
-    def segment(self, batch: ImageBatch) -> Iterator[tuple[np.ndarray, Callable[[], Tensor]]]:
-        """Per image, upright and in its own size: the (H, W) category map and a function that gives (133, H, W) probabilities."""
+    def segment(self, batch: ImageBatch) -> Iterator[Segments]:
+        """Per image, upright and in its own size."""
         with self.runner.autocast():
             results = self.runner.network.panoptic(self.runner.pixels(batch), batch.sizes, batch.original_sizes)
         meta = self.runner.network.meta
         for result in results:
-            yield category_map(result, meta), partial(soft_probabilities, result, meta)
+            if isinstance(result, Panoptic):
+                result = Segments(category_map(result, meta), partial(soft_probabilities, result, meta))
+            yield result
 
     def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
         """One dict of rows per image."""
@@ -147,19 +156,4 @@ class PanopticExtractor(NetworkExtractor):
         return rows
 
 
-@with_engines(
-    detectron2="extractors.detectron:panoptic_extractor",
-    transformers="extractors.panoptic_transformers:panoptic_extractor",
-)
-def build_extractor(
-    *,
-    architecture: str,
-    weights: str,
-    seg_features: str = "area",
-    min_pixels: int = 100,
-    precision: str = "fp32",
-    batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
-) -> PanopticExtractor:
-    """A `PanopticExtractor` from flat settings (config section `features.panoptic`)."""
-    runner = native_runner(architecture=architecture, weights=weights, precision=precision)
-    return PanopticExtractor(runner, seg_features=seg_features, min_pixels=min_pixels)
+EXTRACTOR = PanopticExtractor

@@ -6,12 +6,11 @@ its own post-processing. The package is imported only when this engine is asked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from core.files import digest_file, digest_json
 from extractors.images import ImageBatch, InputSpec
 from extractors.loading import EngineRunner
 from extractors.networks.rcnn import Meta
-from extractors.panoptic import PanopticExtractor, map_segments
+from extractors.panoptic import Segments, map_segments
 
 MODELS = ("mask2former", "maskformer", "oneformer")
 # Images as they are in their files: the processor resizes.
@@ -118,15 +117,12 @@ class UniversalSegmenter(nn.Module):
 
     @torch.inference_mode()
     def panoptic(
-        self, pixels: Tensor, original_sizes: list[tuple[int, int]]
-    ) -> list[tuple[np.ndarray, Callable[[], Tensor]]]:
-        """Segment upright images of one size.
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], original_sizes: Sequence[tuple[int, int]]
+    ) -> list[Segments]:
+        """Segment upright images of one size, whose probabilities are `soft_map`'s.
 
         Args:
-            pixels: (B, 3, H, W) RGB 0..255. original_sizes: B times (H, W).
-
-        Returns:
-            Per image its (H, W) uint8 categories and a function that gives `soft_map`'s (133, H, W).
+            pixels: (B, 3, H, W) RGB 0..255, on the CPU. sizes, original_sizes: B times (H, W).
         """
         images = [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy()]
         tasks = {"task_inputs": ["panoptic"] * len(images)} if self.model.config.model_type == "oneformer" else {}
@@ -138,10 +134,10 @@ class UniversalSegmenter(nn.Module):
             threshold=self.threshold,
             # Categories are the same with fused segments, but the function then gives some of them another one's id.
             label_ids_to_fuse=set(),
-            target_sizes=original_sizes,
+            target_sizes=list(original_sizes),
         )
         return [
-            (
+            Segments(
                 map_segments(
                     result["segmentation"].cpu().numpy(),
                     {segment["id"]: self.categories[segment["label_id"]] for segment in result["segments_info"]},
@@ -180,14 +176,12 @@ def soft_map(
     return soft
 
 
-class TransformersPanopticExtractor(PanopticExtractor):
-    """`PanopticExtractor` around a `UniversalSegmenter`."""
+class TransformersRunner(EngineRunner):
+    """Runs a `UniversalSegmenter`, whose processor takes images on the CPU."""
 
-    def segment(self, batch: ImageBatch) -> Iterator[tuple[np.ndarray, Callable[[], Tensor]]]:
-        """See `PanopticExtractor.segment`."""
-        with self.runner.autocast():
-            results = self.runner.network.panoptic(batch.pixels, batch.original_sizes)
-        yield from results
+    def pixels(self, batch: ImageBatch) -> Tensor:
+        """An `ImageBatch`'s pixels as they are."""
+        return batch.pixels
 
 
 def load_segmenter(folder: Path, weights: str, threshold: float) -> UniversalSegmenter:
@@ -227,26 +221,21 @@ def load_segmenter(folder: Path, weights: str, threshold: float) -> UniversalSeg
     return UniversalSegmenter(model.eval(), processor, categories, threshold)
 
 
-def panoptic_extractor(
-    *,
-    weights: str,
-    revision: str | None = None,
-    threshold: float = 0.5,
-    seg_features: str = "area",
-    min_pixels: int = 100,
-    batch_size: int = 1,  # of the command that feeds the extractor; listed so that other unknown settings are errors
-) -> TransformersPanopticExtractor:
-    """A `PanopticExtractor` on transformers from flat settings (config section `features.panoptic`)."""
+def transformers_runner(*, weights: str, revision: str | None = None, threshold: float = 0.5) -> TransformersRunner:
+    """The runner of a checkpoint: a name on the hub or a local folder."""
     _require_transformers()
     import transformers
 
     folder = resolve_checkpoint(weights, revision)
     network = load_segmenter(folder, weights, threshold)
-    runner = EngineRunner(network, checkpoint_digest(folder))
+    runner = TransformersRunner(network, checkpoint_digest(folder))
     runner.attributes = {
         "engine": "transformers",
         "model": network.model.config.model_type,
         "weights": weights,
         "transformers": transformers.__version__,
     }
-    return TransformersPanopticExtractor(runner, seg_features=seg_features, min_pixels=min_pixels)
+    return runner
+
+
+RUNNERS = {"panoptic": transformers_runner}

@@ -15,10 +15,10 @@ from torchvision.ops import box_iou, nms
 
 from core.console import UserError
 from extractors.images import ImageBatch
-from extractors.loading import NetworkExtractor, NetworkRunner, native_runner, with_engines
+from extractors.loading import NetworkExtractor, NetworkRunner
 from extractors.networks.boxes import exclusive
 from extractors.networks.rcnn import Proposals
-from stores.schema import ArraySpec
+from stores.features import region_arrays
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
 RECIPE = 2
@@ -130,19 +130,10 @@ class RegionExtractor(NetworkExtractor):
         super().__init__(runner)
         self.selection = selection
         self.num_regions = num_regions
-        heads = runner.network.roi_heads
-        dim = runner.network.region_size
-        k = num_regions
-        self.arrays = {
-            "features": ArraySpec((k, dim), "float16", 0),
-            "boxes": ArraySpec((k, 4), "float32", 0),
-            "scores": ArraySpec((k,), "float32", 0),
-            "class_ids": ArraySpec((k,), "int16", -1),
-            "counts": ArraySpec((), "int16", 0),
-        }
-        if getattr(heads, "attribute_predictor", None) is not None:
-            self.arrays["attribute_ids"] = ArraySpec((k,), "int16", -1)
-            self.arrays["attribute_scores"] = ArraySpec((k,), "float32", 0)
+        known = ["boxes", "scores", "class_ids"]
+        if getattr(runner.network.roi_heads, "attribute_predictor", None) is not None:
+            known += ["attribute_ids", "attribute_scores"]
+        self.arrays = region_arrays(num_regions, runner.network.region_size, known)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -166,7 +157,7 @@ class RegionExtractor(NetworkExtractor):
         ]
 
     def _rows(self, image: Proposals, size: tuple[int, int], original: tuple[int, int]) -> dict[str, np.ndarray]:
-        rows = {name: np.full(spec.shape, spec.fill, spec.dtype) for name, spec in self.arrays.items()}
+        rows = self.empty_rows()
         if image.inclusive:
             scale = (1 / self.input.scale(*original),) * 2
         else:
@@ -185,16 +176,4 @@ class RegionExtractor(NetworkExtractor):
         return rows
 
 
-@with_engines(detectron2="extractors.detectron:regions_extractor")
-def build_extractor(
-    *,
-    architecture: str,
-    weights: str,
-    selection: str = "caffe",
-    num_regions: int = 36,
-    precision: str = "fp32",
-    batch_size: int = 8,  # of the command that feeds the extractor; listed so that other unknown settings are errors
-) -> RegionExtractor:
-    """A `RegionExtractor` from flat settings (config section `features.regions`)."""
-    runner = native_runner(architecture=architecture, weights=weights, precision=precision)
-    return RegionExtractor(runner, selection=selection, num_regions=num_regions)
+EXTRACTOR = RegionExtractor

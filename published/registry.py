@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from core.console import UserError
 
 PREFIX = "published:"  # marks a registry name where a configuration expects a path
+KINDS = {"detector": "detector", "backbone": "backbone", "text": "text encoder"}  # in words
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,12 @@ def lookup(name: str) -> Entry:
     if name not in ENTRIES:
         raise UserError(f"{name!r} is no published weights; {suggestion(name)}")
     return ENTRIES[name]
+
+
+def named_entry(value: str | None) -> Entry | None:
+    """The entry that a configuration's `published:NAME` names; None for any other value, and where there is none."""
+    name = (value or "").removeprefix(PREFIX)
+    return ENTRIES.get(name) if name != value else None
 
 
 def resolve(value: str, folder: str, files: Mapping[str, str]) -> str:

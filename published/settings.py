@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from core.section import Section, folder_name
+from published.registry import ENTRIES, KINDS, PREFIX, by_hand, named_entry, suggestion
 
 
 class Published(Section):
@@ -20,3 +23,32 @@ class Published(Section):
     @classmethod
     def _folder_is_a_folder_name(cls, value: str) -> str:
         return folder_name(value)
+
+    def mistakes(self) -> Iterator[str]:
+        for name in self.files:
+            if name not in ENTRIES:
+                yield f"files.{name}: no published weights; {suggestion(name)}"
+
+    def missing(self) -> Iterator[str]:
+        """What is wrong with the files that it names: key, value and fix."""
+        for name, path in self.files.items():
+            if name not in ENTRIES:
+                continue
+            what, there = ("folder", os.path.isdir) if ENTRIES[name].kind == "text" else ("file", os.path.isfile)
+            if not there(path):
+                yield f"files.{name}: {what} {path!r} does not exist; correct the path, or remove the key to download it"
+
+    def refusals(self, value: str | None, kind: str, check_files: bool) -> Iterator[str]:
+        """Why a value cannot be weights of a kind; nothing of what is no `published:NAME`."""
+        if value is None or not value.startswith(PREFIX):
+            return
+        entry = named_entry(value)
+        if entry is None:
+            yield f"{value!r} - no published weights; {suggestion(value.removeprefix(PREFIX))}"
+        elif entry.kind != kind:
+            yield f"{value!r} is {entry.what}, no {KINDS[kind]}; `python -m published list` shows what there is"
+        elif check_files and entry.name not in self.files:
+            for file in entry.files:
+                there = entry.file_path(file, self.folder).is_file()
+                if not there and entry.address(file, self.mirror) is None:
+                    yield by_hand(entry, file, self.folder)

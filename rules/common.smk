@@ -54,7 +54,9 @@ def record_published():
 
 
 try:
-    SETTINGS = load_settings(config)
+    SETTINGS = load_settings(
+        config, files=CONFIGFILES, given=workflow.config_settings.config
+    )
     published_in_use()
 except UserError as error:
     raise WorkflowError(str(error)) from None

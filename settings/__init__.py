@@ -6,7 +6,10 @@ declared in the `settings.py` of the package it acts in; here they are put toget
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -14,6 +17,7 @@ from pydantic import Field, field_validator
 from catalog.settings import Dataset
 from core.console import UserError
 from core.features import FEATURES
+from core.files import keys_given_twice
 from core.section import Name, Section, folder_name
 from evaluation.settings import Ensemble, Testset
 from exchange.settings import Export
@@ -21,7 +25,8 @@ from extractors.settings import Features
 from model.settings import Run
 from published.registry import resolve
 from published.settings import Published
-from settings.checks import cross_checks
+from settings.checks import CrossChecks
+from settings.given import with_command_line, with_exponents
 from settings.salvage import Salvage
 
 __all__ = ["Settings", "load_settings", "used_weights"]
@@ -50,8 +55,8 @@ class Settings(Section):
 
 def used_weights(settings: Settings) -> list[str]:
     """What the extractors and text encoders start from: paths, names on a hub or `published:NAME`, each once."""
-    features = [getattr(settings.features, name) for name in FEATURES]
-    values = [section.weights for section in features] + [run.text.pretrained for run in settings.runs.values()]
+    values = [settings.features[feature].weights for feature in FEATURES]
+    values += [run.text.pretrained for run in settings.runs.values()]
     return [value for value in dict.fromkeys(values) if value is not None]
 
 
@@ -66,11 +71,19 @@ def _with_paths(settings: Settings) -> Settings:
     return Settings.model_validate(content)
 
 
-def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settings:
+def load_settings(
+    config: dict[str, Any],
+    *,
+    check_files: bool = True,
+    files: Iterable[str | os.PathLike[str]] = (),
+    given: dict[str, Any] | None = None,
+) -> Settings:
     """Validate a configuration.
 
     Args:
         config: as read from YAML. check_files: also check that folders and files it names exist.
+        files: those it was read from, to find keys that stand twice. given: what of it was given on Snakemake's command
+            line, where numbers are text.
 
     Returns:
         The settings, with the paths of published weights (there or yet to be fetched) in place of `published:NAME`.
@@ -78,8 +91,10 @@ def load_settings(config: dict[str, Any], *, check_files: bool = True) -> Settin
     Raises:
         UserError: with one line per mistake: the key, the value and the fix.
     """
+    config = with_exponents(with_command_line(config, given or {}))
+    twice = [line for file in files for line in keys_given_twice(Path(file).read_text(encoding="utf-8"), str(file))]
     salvage = Salvage(config, Settings)
-    lines = [*salvage.lines, *cross_checks(salvage, config, check_files)]
+    lines = [*twice, *salvage.lines, *CrossChecks(salvage, config, check_files)]
     if lines:
         raise UserError(_report(lines))
     return _with_paths(salvage.settings)

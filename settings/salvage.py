@@ -7,7 +7,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from settings.messages import key_path, messages
+from core.messages import key_path, messages
+from core.section import LATER
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -18,24 +19,31 @@ class Salvage(Generic[M]):
     def __init__(self, config: dict[str, Any], root: type[M]) -> None:
         self.settings: M | None = None
         self.lines: list[str] = []
-        #: (section, name) of what had errors: nothing else is said of what it lacks now.
-        self.doubtful: set[tuple[str, str]] = set()
+        self._wrong: set[tuple[str, ...]] = set()
         content = copy.deepcopy(config)
         # Each round takes something out; taking out a required key makes its section go in the next.
         for _ in range(5):
             try:
-                self.settings = root.model_validate(content)
+                self.settings = root.model_validate(content, context=LATER)
                 return
             except ValidationError as error:
                 errors = error.errors()
             if not self.lines:
                 self.lines = messages(errors, root)
             for item in errors:
-                path = key_path(item["loc"])
-                if len(path) > 1:
-                    self.doubtful.add((path[0], path[1]))
+                path = key_path(item, root)
+                # A misspelt key may have been meant for any other of its section.
+                self._wrong.add(path[:-1] if item["type"] == "extra_forbidden" else path)
                 if path:
                     _without(content, path, item["type"] == "missing")
+
+    def doubtful(self, section: str, name: str, key: str | None = None) -> bool:
+        """Whether a mistake was found in an entry; with a key, whether its value may be a stand-in for a mistake.
+
+        Nothing else is said of what is doubtful.
+        """
+        entries = [path for path in self._wrong if path[:2] == (section, name)]
+        return any(key is None or path[2:] in ((), (key,)) for path in entries)
 
 
 def _without(config: dict[str, Any], path: tuple[str, ...], missing: bool) -> None:

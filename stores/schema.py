@@ -63,27 +63,31 @@ def shard_key(name: str, index: int, spec: ArraySpec) -> str:
     return f"{name}/c/{index}" + "/0" * len(spec.shape)
 
 
-def describe_store(
-    *,
-    feature: str,
-    arrays: Mapping[str, ArraySpec],
-    plan: ShardPlan,
-    extractor: dict[str, Any],
-    weights_digest: str,
-    index_digest: str,
-    attributes: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Source:
+    """What a store's rows are made by: all that decides them beside the images.
+
+    Attributes:
+        feature: of the store. arrays: of the store, by name.
+        extractor: settings and recipe. weights_digest: sha256 of the weights.
+        attributes: what readers of the store should know, e.g. class names.
+    """
+
+    feature: str
+    arrays: Mapping[str, ArraySpec]
+    extractor: Mapping[str, Any]
+    weights_digest: str
+    attributes: Mapping[str, Any]
+
+
+def describe_store(source: Source, plan: ShardPlan, index_digest: str) -> dict[str, Any]:
     """Everything that decides a store's bytes but the images' failures, as JSON values.
 
     `core.files.digest_json` of it is the store's fingerprint: parts with different fingerprints never end up in one store.
-
-    Args:
-        extractor: settings and recipe. weights_digest: sha256 of the weights. index_digest: of the index.
-        attributes: what the extractor wants readers to know, e.g. class names.
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "feature": feature,
+        "feature": source.feature,
         "arrays": {
             name: {
                 "shape": list(spec.shape),
@@ -92,13 +96,13 @@ def describe_store(
                 "chunk_rows": spec.chunk_rows(plan.shard_rows),
                 "compression": spec.compression,
             }
-            for name, spec in sorted(arrays.items())
+            for name, spec in sorted(source.arrays.items())
         },
         "plan": {"images": plan.images, "shards": plan.shards, "shard_rows": plan.shard_rows},
-        "extractor": extractor,
-        "weights_digest": weights_digest,
+        "extractor": dict(source.extractor),
+        "weights_digest": source.weights_digest,
         "index_digest": index_digest,
-        "attributes": attributes or {},
+        "attributes": dict(source.attributes),
     }
 
 
@@ -108,6 +112,17 @@ def described_arrays(description: Mapping[str, Any]) -> dict[str, ArraySpec]:
         name: ArraySpec(tuple(array["shape"]), array["dtype"], array["fill"], array["compression"])
         for name, array in description["arrays"].items()
     }
+
+
+def described_source(description: Mapping[str, Any]) -> Source:
+    """The source in a `describe_store`."""
+    return Source(
+        description["feature"],
+        described_arrays(description),
+        description["extractor"],
+        description["weights_digest"],
+        description["attributes"],
+    )
 
 
 def compressed(arrays: Mapping[str, ArraySpec], compression: str) -> dict[str, ArraySpec]:

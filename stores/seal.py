@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from catalog.index import read_images
+from catalog.index import ImageRows, read_image_rows
 from core.console import UserError, progress, run_cli
 from core.files import atomic_path
 from core.machine import snakemake_command
@@ -26,9 +26,7 @@ def seal(
     *,
     store: Location,
     receipts: Sequence[Path],
-    image_ids: Sequence[str],
-    index_digest: str,
-    content_hashes: Sequence[str] | None = None,
+    images: ImageRows,
     on_bad_image: str = "fail",
     redo_command: str = REDO_COMMAND,
     marker: Path | None = None,
@@ -37,8 +35,7 @@ def seal(
 
     Args:
         store: folder or address ending in `.zarr`. receipts: one path per shard job, in order, whether or not there is a file.
-        image_ids: of the index, in its row order. index_digest: of the index.
-        content_hashes: of the index; without them no later extraction can take rows over (see `stores.former`).
+        images: of the index; without content hashes no later extraction can take rows over (see `stores.former`).
         on_bad_image: "fail" refuses a store with images that could not be read, "drop" lists them in its attribute
             `dropped`.
         redo_command: how to make one shard again; `{receipt}` and `{shard}` are filled in.
@@ -54,9 +51,9 @@ def seal(
     check_store_path(store)
     unseal(store)
     place = place_of(store)
-    plan = ShardPlan(len(image_ids), len(receipts))
+    plan = ShardPlan(len(images.ids), len(receipts))
     redo = redo_with(redo_command, receipts)
-    contents, problems = read_parts(receipts, plan, index_digest, redo)
+    contents, problems = read_parts(receipts, plan, images.digest, redo)
     problems += _mixtures(contents, receipts, redo)
     problems += damaged_files(place, contents, plan, redo)
     failures = [failure for content in contents.values() for failure in content["failures"]]
@@ -66,15 +63,15 @@ def seal(
             f"{len(failures)} unusable image(s): mend or remove them and start again, or set features.on_bad_image: "
             "drop to go on without them"
         )
-    elif len(failures) == len(image_ids):
-        problems.append(f"none of the {len(image_ids)} images could be read, the first because: {failures[0]['error']}")
+    elif len(failures) == plan.images:
+        problems.append(f"none of the {plan.images} images could be read, the first because: {failures[0]['error']}")
     if problems:
         raise UserError(f"{store} cannot be sealed:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
     arrays = described_arrays(contents[0]["store"])
     _remove_foreign(place, {key for content in contents.values() for key in content["files"]})
     attributes = store_attributes(contents)
-    root = write_metadata(store, arrays, plan, image_ids, attributes, content_hashes)
+    root = write_metadata(store, arrays, plan, images.ids, attributes, images.content_hashes)
     if marker is not None:
         with atomic_path(marker) as temporary:
             temporary.write_bytes(root)
@@ -203,19 +200,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="how to make one shard again, for messages; {receipt} and {shard} are filled in (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    images, digest = read_images(args.images)
+    images = read_image_rows(args.images)
     attributes = seal(
         store=args.store,
         receipts=args.receipts,
-        image_ids=images.column("image_id").to_pylist(),
-        index_digest=digest,
-        content_hashes=images.column("content_hash").to_pylist(),
+        images=images,
         on_bad_image=args.on_bad_image,
         redo_command=args.redo_command_template,
         marker=args.marker,
     )
     dropped = attributes["dropped"]
-    print(f"sealed {args.store}: {images.num_rows} images, {len(dropped)} of them dropped as unreadable")
+    print(f"sealed {args.store}: {len(images.ids)} images, {len(dropped)} of them dropped as unreadable")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from catalog.index import read_images
+from catalog.index import ImageRows, read_image_rows
 from core.console import UserError, run_cli
 from core.files import write_json
 from core.machine import snakemake_command, snakemake_target
@@ -23,16 +23,14 @@ def verify(
     *,
     store: Location,
     receipts: Sequence[Path],
-    image_ids: Sequence[str],
-    index_digest: str,
-    content_hashes: Sequence[str] | None = None,
+    images: ImageRows,
     redo_command: str = REDO_COMMAND,
     seal_command: str | None = None,
 ) -> dict[str, int]:
     """Read all of a sealed store and compare it with its receipts; nothing is changed.
 
     Args:
-        store, receipts, image_ids, index_digest, content_hashes, redo_command: as for `seal.seal`.
+        store, receipts, images, redo_command: as for `seal.seal`.
         seal_command: how the store is sealed again, for messages.
 
     Returns:
@@ -44,7 +42,7 @@ def verify(
     """
     opened = open_store(store)
     place = place_of(store)
-    plan = ShardPlan(len(image_ids), len(receipts))
+    plan = ShardPlan(len(images.ids), len(receipts))
     seal_again = "seal the store again with: " + (
         seal_command or f"{snakemake_command()} --force {snakemake_target(f'{store}/zarr.json')}"
     )
@@ -60,7 +58,7 @@ def verify(
         return f"array {name!r}: " + (", ".join(found[:3]) + more if found else "readable, but other data")
 
     redo = redo_with(redo_command, receipts)
-    contents, problems = read_parts(receipts, plan, index_digest, redo)
+    contents, problems = read_parts(receipts, plan, images.digest, redo)
     problems += damaged_files(place, contents, plan, redo, explain)
     others = {
         shard for shard, content in contents.items() if content["fingerprint"] != opened.attributes["fingerprint"]
@@ -69,7 +67,7 @@ def verify(
     keys = place.keys()
     if len(contents) == plan.shards and not others:
         arrays = described_arrays(contents[0]["store"])
-        metadata = encode_metadata(arrays, plan, image_ids, store_attributes(contents), content_hashes)
+        metadata = encode_metadata(arrays, plan, images.ids, store_attributes(contents), images.content_hashes)
         for key, data in sorted(metadata.items()):
             if key not in keys:
                 problems.append(f"{place}/{key} is missing; {seal_again}")
@@ -89,14 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", required=True, type=Path, help="the index' images.parquet")
     parser.add_argument("--report", type=Path, help="JSON file to write when nothing is wrong")
     args = parser.parse_args(argv)
-    images, digest = read_images(args.images)
-    found = verify(
-        store=args.store,
-        receipts=args.receipts,
-        image_ids=images.column("image_id").to_pylist(),
-        index_digest=digest,
-        content_hashes=images.column("content_hash").to_pylist(),
-    )
+    found = verify(store=args.store, receipts=args.receipts, images=read_image_rows(args.images))
     print(f"{args.store} is whole: {found['files']} files, {found['bytes'] / 1e6:.1f} MB")
     if args.report:
         write_json(args.report, found)

@@ -1,12 +1,11 @@
 """The extractors on a GPU: the rows of the CPU, and how far lower precision moves them."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.parity import photographs
+from extractors.engines import build_extractor
 from extractors.images import make_batch, resize_image
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -14,10 +13,8 @@ FEATURES = {"regions": "features", "grids": "features", "panoptic": "seg_feature
 
 
 def rows(feature: str, device: str, precision: str, batch: int = 1) -> list[dict[str, np.ndarray]]:
-    module = importlib.import_module(f"extractors.{feature}")
-    extractor = module.build_extractor(
-        architecture=f"scenes_{feature}", weights=f"weights/scenes_{feature}.safetensors", precision=precision
-    ).to(device)
+    settings = {"architecture": f"scenes_{feature}", "weights": f"weights/scenes_{feature}.safetensors"}
+    extractor = build_extractor(feature, **settings, precision=precision).to(device)
     result = []
     for image in photographs(("coffee.png", "astronaut.png")).values():
         resized = resize_image(image, extractor.input)

@@ -47,7 +47,7 @@ def test_all_mistakes_come_at_once(config):
     assert any(line.startswith("features.on_bad_image: 'ignore' - ") and "'drop'" in line for line in lines)
     assert any(line.startswith("datasets.scenes.shards: 0 - ") for line in lines)
     assert "datasets.scenes_dusk.stile: unknown key; did you mean 'style'?" in lines
-    assert "datasets.other.source: 'foldr' is not a source; did you mean 'folder'?" in lines
+    assert "datasets.other.source: 'foldr' is not a source here; did you mean 'folder'?" in lines
     assert any(line.startswith("runs.region.training.epochs: 'ten' - ") for line in lines)
     assert "ensembles.region_grid.runs: 'grid' is not under runs; add it there" in lines
     assert len(lines) == 8
@@ -156,15 +156,14 @@ def test_a_list_with_a_wrong_item_hides_nothing(config):
     [
         ({"runs": None}, "runs: None - is empty; fill it in or remove the key"),
         ({"features": {"grids": {"grid": "nativ"}}}, "features.grids.grid: 'nativ' - should be a valid integer or 'native'"),
-        ({"datasets": {"a": {"images": "x"}}}, "datasets.a.source: missing; choose 'scenes', 'folder', 'karpathy' or 'precomputed'"),
+        ({"datasets": {"a": {"images": "x"}}}, "datasets.a.source: missing; choose one of scenes, folder, karpathy, precomputed"),
         ({"datasets": {7: {"source": "scenes", "splits": {"test": 1}}}}, "datasets.7: 7 - is a name that is no text; put it in quotes"),
         ({"datasets": {"runs": {"source": "scenes", "splits": {"test": 1}}}}, "datasets.runs: the workflow has a folder of this name; rename the dataset"),
         ({"results": "out/{x}"}, "results: 'out/{x}' - must be free of braces and control characters: it becomes part of file patterns"),
         ({"testsets": {"t": {"dataset": "s", "folds": 9}}}, "testsets.t.folds: 9 folds of 2 images cannot be made; lower it to 2 or less"),
-        # What YAML makes of `learning_rate: 1e-4`.
         (
-            {"runs": {"r": {"dataset": "s", "visual": "grids", "val_split": None, "training": {"learning_rate": "1e-4"}}}},
-            "runs.r.training.learning_rate: '1e-4' - is text; write the number as 0.0001, without quotes",
+            {"runs": {"r": {"dataset": "s", "visual": "grids", "val_split": None, "training": {"epochs": "3"}}}},
+            "runs.r.training.epochs: '3' - is text; write the number as 3, without quotes",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -235,9 +234,9 @@ def test_files_of_other_sources_that_do_not_exist(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("feature", "section", "expected"),
     [
-        ("regions", {"engine": "detectron"}, ["engine: 'detectron' is not an engine of regions; did you mean 'detectron2'?"]),
-        ("grids", {"engine": "transformers"}, ["engine: 'transformers' is not an engine of grids; choose one of native, detectron2"]),
-        ("panoptic", {"engine": None}, ["engine: None is not an engine of panoptic; choose one of native, detectron2, transformers"]),
+        ("regions", {"engine": "detectron"}, ["engine: 'detectron' is not an engine here; did you mean 'detectron2'?"]),
+        ("grids", {"engine": "transformers"}, ["engine: 'transformers' is not an engine here; choose one of native, detectron2"]),
+        ("panoptic", {"engine": None}, ["engine: None is not an engine here; choose one of native, detectron2, transformers"]),
         ("regions", {"engine": "detectron2", "confg": "x"}, ["config: missing; add it", "confg: unknown key; did you mean 'config'?"]),
         ("regions", {"confg": "x"}, ["confg: unknown key; remove it"]),
         ("panoptic", {"engine": "transformers", "weights": "a/b", "treshold": 1}, ["treshold: unknown key; did you mean 'threshold'?"]),
@@ -310,3 +309,41 @@ def test_missing_positives_are_found_before_any_work(config, tmp_path, monkeypat
     for name in ("sits", "sis", "sts"):
         (tmp_path / f"{name}_test.csv").touch()
     assert load_settings(config).testsets["scenes_test"].protocols == ["cxc"]
+
+
+def test_exponents_are_numbers(config):
+    """YAML 1.1 takes `5e-4`, without a dot, for text."""
+    config["runs"]["region"]["training"] = {**config["runs"]["region"]["training"], "learning_rate": "5e-4"}
+    assert load_settings(config, check_files=False).runs["region"].training.learning_rate == 0.0005
+
+
+def test_keys_that_stand_twice_in_a_file(config, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "datasets:\n  a: {source: scenes, splits: {test: 5, test: 6}}\nruns:\n  region: &run {dataset: a}\n"
+        "  grid: {<<: *run, dataset: a}\n  region: {dataset: a}\n"
+    )
+    with pytest.raises(UserError) as error:
+        load_settings(config, check_files=False, files=[path])
+    assert str(error.value).splitlines() == [
+        "2 mistakes in the configuration:",
+        f"  datasets.a.splits.test: stands twice in {path}, line 2; keep one, or rename it",
+        f"  runs.region: stands twice in {path}, lines 4 and 6; keep one, or rename it",
+    ]
+
+
+def test_sections_on_the_command_line_have_their_types(config):
+    """Snakemake gives `--config 'runs={region: {training: {epochs: 3}}}'` as text all the way down."""
+    given = {"seed": 7, "runs": {"region": {"val_split": "null", "training": {"epochs": "3", "learning_rate": "5e-4"}}}}
+    given["runs"]["region"]["training"] |= {"lr_decay_epochs": ["2"], "mask_same_image": "true", "gradient_clip": "1.5"}
+    config["seed"] = 7
+    for key in ("val_split",):
+        config["runs"]["region"][key] = given["runs"]["region"][key]
+    config["runs"]["region"]["training"] = {
+        **config["runs"]["region"]["training"],
+        **given["runs"]["region"]["training"],
+    }
+    run = load_settings(config, check_files=False, given=given).runs["region"]
+    assert (run.val_split, run.training.epochs, run.training.learning_rate) == (None, 3, 0.0005)
+    assert (run.training.lr_decay_epochs, run.training.mask_same_image, run.training.gradient_clip) == ([2], True, 1.5)
+    assert run.training.batch_size == config["runs"]["region"]["training"]["batch_size"]

@@ -60,6 +60,25 @@ def test_images_are_unpacked_and_nothing_else(pack, tmp_path):
     assert everything_below(output) == {"d.png"}
 
 
+@pytest.mark.parametrize(("method", "words"), [(9, "Deflate64, as Windows Explorer"), (98, "ppmd"), (93, "method 93")])
+def test_what_cannot_be_unpacked_is_known_from_the_directory(pack, tmp_path, method, words):
+    archive = pack({"a.png": picture(), "notes.txt": b"x"})
+    data = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):  # local and central header of the first member
+        at = data.index(signature) + offset
+        data[at : at + 2] = method.to_bytes(2, "little")
+    archive.write_bytes(data)
+    with pytest.raises(UserError) as error:
+        unpack_images(archive, tmp_path / "images")
+    assert words in str(error.value) and "nothing was unpacked" in str(error.value) and "copy" not in str(error.value)
+    assert not (tmp_path / "images").exists()
+
+
+def test_what_is_left_out_of_an_archive_is_told(pack, tmp_path, capsys):
+    assert unpack_images(pack({"a.jfif": picture(), "b.heic": b"x", "c.txt": b"x"}), tmp_path / "images") == 1
+    assert "note: 2 files left out, no images by their suffix: 1 .heic, 1 .txt" in capsys.readouterr().out
+
+
 def link(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16

@@ -88,7 +88,7 @@ def test_everything_wrong_is_listed_at_once(folder):
         read_folder(str(folder), captions(folder, rows))
     message = str(error.value)
     assert "1 captions of images that are not in the folder: 'z.jpg'" in message
-    assert "1 empty captions: 'row 3 (b.PNG)'" in message
+    assert "1 empty captions: 'line 4 (b.PNG)'" in message
     assert "1 caption ids that occur twice: '1'" in message
     assert "1 images with captions in two splits: 'a.jpg'" in message
     assert "3 images without a caption" in message
@@ -135,8 +135,8 @@ def test_captions_that_cannot_be_taken_as_they_are(folder):
     )
     with pytest.raises(UserError) as error:
         read_folder(str(folder), str(path))
-    assert "1 captions that are not text (write one row per caption): 'row 1 (a)'" in str(error.value)
-    assert "1 rows with half a surrogate pair, as of an emoji cut in two (remove it): 'row 2 (b)'" in str(error.value)
+    assert "1 captions that are not text (write one row per caption): 'line 1 (a)'" in str(error.value)
+    assert "1 rows with half a surrogate pair, as of an emoji cut in two (remove it): 'line 2 (b)'" in str(error.value)
 
 
 def test_a_file_name_that_is_not_utf8(folder):
@@ -145,10 +145,61 @@ def test_a_file_name_that_is_not_utf8(folder):
         read_folder(str(folder))
 
 
-def test_two_files_of_one_id(folder):
+def test_files_that_differ_in_the_suffix_alone_keep_it(folder):
     (folder / "a.png").write_bytes(b"x")
-    with pytest.raises(UserError, match="1 image ids that occur twice.*'a'"):
-        read_folder(str(folder))
+    rows = [r for r in GOOD if r["image"] != "a"] + [{"image": "a.png", "caption": "drawn"}]
+    found = read_folder(str(folder), captions(folder, rows))
+    assert found.image_ids == ["a.jpg", "a.png", "b", "more/c"]
+    assert found.texts == ["one, two", "drawn", "ein Bär", "third"]
+    assert "2 files differ from another in the suffix alone; their ids keep it: 'a.jpg', 'a.png'" in found.notes
+    with pytest.raises(UserError, match="1 captions whose image name fits several files .*'a'"):
+        read_folder(str(folder), captions(folder, [*rows, {"image": "a", "caption": "which?"}]))
+
+
+def test_other_files_are_told(folder):
+    (folder / "d.heic").write_bytes(b"x")
+    found = read_folder(str(folder), captions(folder, GOOD))
+    assert found.notes == ["2 files left out, no images by their suffix: 1 .heic, 1 .txt"]
+    rows = [*GOOD, {"image": "d.heic", "caption": "from a phone"}]
+    with pytest.raises(
+        UserError, match=r"not in the folder: 'd\.heic' \(the file is there, but \.heic is not read: convert it\)"
+    ):
+        read_folder(str(folder), captions(folder, rows))
+    for name in ("e.jfif", "f.jpe", "g.ppm", "h.avif", "i.jp2"):
+        (folder / name).write_bytes(b"x")
+    assert len(read_folder(str(folder)).image_ids) == 8
+
+
+def test_going_on_without_what_is_missing(folder):
+    path = captions(folder, [*GOOD[:3], {"image": "z.jpg", "caption": "gone"}])
+    with pytest.raises(UserError) as error:
+        read_folder(str(folder), path)
+    assert "set missing_images: drop" in str(error.value) and "missing_captions: keep or drop" in str(error.value)
+    kept = read_folder(str(folder), path, {"train": 1.0}, missing_images="drop", missing_captions="keep")
+    assert (kept.image_ids, kept.splits) == (["a", "b", "more/c"], ["train", "train", "unlisted"])
+    assert kept.notes[-2:] == [
+        "1 captions left out, their images are not in the folder: 'z.jpg'",
+        "1 images without a caption kept outside of all splits ('unlisted'): 'more/c'",
+    ]
+    left = read_folder(str(folder), path, {"train": 1.0}, missing_images="drop", missing_captions="drop")
+    assert (left.image_ids, left.caption_images) == (["a", "b"], ["a", "a", "b"])
+    assert left.paths == kept.paths[:2]
+
+
+@pytest.mark.parametrize(
+    ("image", "caption", "line"),
+    [
+        (" ", "nobody's", "1 captions that name no image: 'line 6'"),
+        ("A.JPEG", "x", "there is 'a' with another suffix"),
+        ("more/b.PNG", "x", "'more/b.PNG' (there is 'b' with another suffix or in another folder)"),
+        ("moree/c", "x", "'moree/c' (there is 'more/c' with another suffix or in another folder)"),
+        ("a", "  ", "1 empty captions: 'line 6 (a)'"),
+    ],
+)
+def test_names_that_find_nothing_get_a_hint(folder, image, caption, line):
+    with pytest.raises(UserError) as error:
+        read_folder(str(folder), captions(folder, [*GOOD, {"image": image, "caption": caption}]))
+    assert line in str(error.value) and "''" not in str(error.value)
 
 
 def test_wrong_encoding_names_line_and_fix(folder):
@@ -156,19 +207,33 @@ def test_wrong_encoding_names_line_and_fix(folder):
     path.write_bytes(b"image,caption\na.jpg,caf\xe9\n")
     with pytest.raises(UserError, match=r"captions\.csv, line 2: byte 0xe9 is not UTF-8; .*iconv -f latin1"):
         read_folder(str(folder), str(path))
+    path.write_bytes("image,caption\na.jpg,a dog’s ball\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r"line 2: byte 0x92 is not UTF-8; .*iconv -f cp1252"):
+        read_folder(str(folder), str(path))
+    path.write_bytes("image,caption\na.jpg,a dog\x92s ball\n".encode())  # what latin1 makes of that
+    with pytest.raises(UserError, match=r"line 2: holds the control character U\+0092, .*iconv -f cp1252"):
+        read_folder(str(folder), str(path))
+    path.write_bytes("image,caption\na.jpg,x\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"line 1: byte 0x00 is no text; .*iconv -f utf-16le"):
+        read_folder(str(folder), str(path))
+    path.write_bytes("image,caption\na.jpg,犬\n".encode("shift-jis") + b"\x81\x8d")
+    with pytest.raises(
+        UserError, match=r"line 2: .* is not UTF-8; save the file as UTF-8 \(it is in none of the usual"
+    ):
+        read_folder(str(folder), str(path))
     path.write_bytes("image,caption\na.jpg,x\n".encode("utf-16"))
     with pytest.raises(UserError, match=r"captions\.csv, line 1: byte 0xff is not UTF-8; .*iconv -f utf-16"):
         read_folder(str(folder), str(path))
 
 
 def test_other_mistakes_name_the_file(folder, tmp_path):
-    with pytest.raises(UserError, match="needs columns `image` and `caption`; found file, text"):
+    with pytest.raises(UserError, match="needs columns `image` and `caption` in its line 1; found 'file', 'text'"):
         read_folder(str(folder), captions(folder, [{"file": "a.jpg", "text": "x"}]))
     (tmp_path / "captions.jsonl").write_text('{"image": "a.jpg"\n')
     with pytest.raises(UserError, match=r"captions\.jsonl, line 1: not JSON"):
         read_folder(str(folder), str(tmp_path / "captions.jsonl"))
     (tmp_path / "captions.xml").write_text("")
-    with pytest.raises(UserError, match=r"use \.csv, \.jsonl or \.parquet"):
+    with pytest.raises(UserError, match=r"use \.csv, .* or \.parquet"):
         read_folder(str(folder), str(tmp_path / "captions.xml"))
     with pytest.raises(UserError, match="nowhere does not exist"):
         read_folder("nowhere")

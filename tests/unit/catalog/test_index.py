@@ -4,7 +4,7 @@ import hashlib
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from catalog.index import (
     CAPTIONS_SCHEMA,
@@ -39,6 +39,18 @@ def test_sizes_are_upright_and_hashes_of_the_bytes(files):
     with open(files[0], "rb") as file:
         assert rows[0]["content_hash"] == hashlib.sha256(file.read()).hexdigest()
     assert rows[0]["error"] is None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "tif", "png", "webp"])
+def test_every_format_is_measured_as_it_is_decoded(tmp_path, kind, orientation):
+    path, exif = str(tmp_path / f"a.{kind}"), Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    row = describe_images(["a"], [path], ["train"]).to_pylist()[0]
+    with Image.open(path) as image:
+        assert (row["width"], row["height"]) == ImageOps.exif_transpose(image).size
+    assert (row["width"], row["height"]) == ((20, 30) if orientation > 4 else (30, 20))
 
 
 def test_a_broken_header_is_a_note_not_a_stop(files):

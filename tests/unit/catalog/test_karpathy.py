@@ -53,6 +53,47 @@ def test_coco(coco):
     assert found.texts[6] == "Caption 1 of 1."
 
 
+def test_going_on_without_what_is_missing(coco):
+    write, images = coco
+    path = write([entry(0), entry(1, captions=0), entry(9)])
+    with pytest.raises(UserError, match=r"missing_images: drop\): 'val2014/COCO_val2014_000000000009.jpg'"):
+        read_karpathy(path, str(images))
+    kept = read_karpathy(path, str(images), missing_images="drop", missing_captions="keep")
+    assert (kept.image_ids, kept.splits) == (["1000", "1001"], ["train", "unlisted"])
+    left = read_karpathy(path, str(images), missing_images="drop", missing_captions="drop")
+    assert left.image_ids == ["1000"] and len(left.notes) == 2
+
+
+def test_captions_beyond_five_are_told(coco):
+    write, images = coco
+    found = read_karpathy(write([entry(0, captions=7), entry(1), entry(2, captions=6)]), str(images))
+    assert found.notes == ["3 captions of 2 images left out: the first 5 of an image count, as the field does"]
+
+
+def test_the_pictures_under_the_names_of_coco_2017(coco, tmp_path):
+    """COCO 2017 holds COCO 2014's pictures as `train2017/000000001000.jpg`, in other folders than Karpathy's file says."""
+    write, _ = coco
+    for place, number in (("train2017", 1000), ("val2017", 1001)):
+        (tmp_path / "2017" / place).mkdir(parents=True)
+        Image.new("RGB", (4, 3)).save(tmp_path / "2017" / place / f"{number:012d}.jpg")
+    found = read_karpathy(write([entry(0), entry(1)]), str(tmp_path / "2017"))
+    assert [path.rpartition("2017/")[2] for path in found.paths] == ["000000001000.jpg", "000000001001.jpg"]
+    assert found.notes == ["2 images found by their COCO number, under the names of COCO 2017"]
+    with pytest.raises(UserError, match="1 files that are not in"):
+        read_karpathy(write([entry(0), entry(1), entry(2)]), str(tmp_path / "2017"))
+
+
+def test_annotations_in_another_encoding(coco, tmp_path):
+    write, images = coco
+    path = write([entry(0)])
+    text = (tmp_path / "dataset_coco.json").read_text().replace("Caption 0", "caf\xe9 ’")
+    (tmp_path / "dataset_coco.json").write_bytes(text.encode("cp1252"))
+    with pytest.raises(UserError, match=r"dataset_coco\.json, line 1: .* is not UTF-8; .*iconv -f cp1252"):
+        read_karpathy(path, str(images))
+    (tmp_path / "dataset_coco.json").write_bytes(text.encode("utf-16"))
+    assert read_karpathy(path, str(images)).texts[0].startswith("café ’")
+
+
 def test_some_splits_only(coco):
     """Files of the others need not be there."""
     write, images = coco
@@ -112,7 +153,7 @@ def test_everything_wrong_is_listed_at_once(coco):
         "1 entries without filename, split, sentences, sentid or raw: \"entry 5 (KeyError: 'split')\"",
         "8 files that are not in ",
         "1 unknown splits (known are train, restval, val, test): 'dev (COCO_val2014_000000000003.jpg)'",
-        "1 images without a caption: 'COCO_val2014_000000000002.jpg'",
+        "1 images without a caption (missing_captions: keep or drop goes on): 'COCO_val2014_000000000002.jpg'",
         "1 captions without an image: their imgid is another's: '30'",
         "1 captions that are empty or no text: '11'",
         "10 caption ids that occur twice: '0', '1', '2', '3', '4', ...",

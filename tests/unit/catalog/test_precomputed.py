@@ -73,7 +73,7 @@ def test_ids_captions_and_repeats_are_checked(folder):
     with pytest.raises(UserError) as error:
         read_precomputed(str(folder), SPLITS, ["regions"])
     assert "2 empty captions in train_caps.txt: 'line 14', 'line 15'" in str(error.value)
-    assert "1 image ids that occur twice" in str(error.value)
+    assert "1 image ids that occur twice in train_ids.txt: 'a'. Write ids that differ" in str(error.value)
 
     write(folder, "train", 3)
     (folder / "train_ids.txt").unlink()
@@ -82,6 +82,19 @@ def test_ids_captions_and_repeats_are_checked(folder):
     np.save(folder / "dev_ims.npy", rows)
     with pytest.raises(UserError, match="1 images whose five rows in dev_ims.npy are not equal: 'image 1'"):
         read_precomputed(str(folder), SPLITS, ["regions"])
+
+
+def test_ids_that_two_splits_share(folder):
+    """SCAN's files number the images of each split from 0."""
+    (folder / "train_ids.txt").write_text("0\n1\n2\n")
+    (folder / "dev_ids.txt").write_text("".join(f"{i}\n" * 5 for i in (0, 1)))
+    with pytest.raises(UserError) as error:
+        read_precomputed(str(folder), SPLITS, ["regions"])
+    _, line = str(error.value).splitlines()
+    assert line == (
+        "  2 image ids that occur twice in train_ids.txt and dev_ids.txt: '0', '1'. Write ids that differ over all splits into "
+        "these files, or remove them: rows are then numbered"
+    )
 
 
 def test_pickles_are_refused(folder):

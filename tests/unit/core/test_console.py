@@ -67,3 +67,11 @@ def test_mappings_come_inline_or_from_files(tmp_path):
     assert read_mapping(str(tmp_path / "c.yaml"), flag="--config") == {"a": 1}
     with pytest.raises(UserError, match="--config"):
         read_mapping(str(tmp_path / "missing.yaml"), flag="--config")
+
+
+def test_a_key_that_stands_twice(tmp_path):
+    (tmp_path / "c.json").write_text('{"a": {"b": 1,\n"b": 2}}')
+    with pytest.raises(UserError, match=r"a\.b: stands twice in --config .*c\.json, lines 1 and 2; keep one"):
+        read_mapping(str(tmp_path / "c.json"), flag="--config")
+    with pytest.raises(UserError, match="a: stands twice in --settings, line 1"):
+        read_mapping('{"a": 1, "a": 2}', flag="--settings")

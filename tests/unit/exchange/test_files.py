@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from catalog.index import ImageRows
 from core.console import UserError
 from exchange.importing import open_reader
 
@@ -76,7 +77,7 @@ def source(request, tmp_path):
 
 
 def read(source, rows=range(3), feature="regions", **options):
-    reader = open_reader(feature, source | options, image_ids=IDS, paths=PATHS, sizes=SIZES)
+    reader = open_reader(feature, source | options, images=ImageRows(IDS, "digest", PATHS, SIZES))
     return reader, *reader.read(rows)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from catalog.categories import UPSNET_TO_COCO
+from catalog.index import ImageRows, read_image_rows
 from core.console import UserError
 from exchange.__main__ import main
-from exchange.readers import ScanReader
+from exchange.formats import READERS
 from stores import open_store
 from stores.seal import seal
 
@@ -33,8 +34,6 @@ def make_index(folder, output, splits=SPLITS, features=FEATURES):
 
 
 def import_feature(index, folder, feature, shards=2, splits=SPLITS, features=FEATURES, **options):
-    from catalog.index import read_images
-
     store = index / f"{feature}.zarr"
     source = {"format": "scan", "folder": str(folder), "splits": splits, "features": features} | options
     receipts = [index / f"{feature}.receipts" / f"{k}.json" for k in range(shards)]
@@ -44,8 +43,7 @@ def import_feature(index, folder, feature, shards=2, splits=SPLITS, features=FEA
             + ["--images", str(index / "images.parquet"), "--receipt", str(receipt)]
             + ["--shard", str(k), "--shards", str(shards)]
         )  # fmt: skip
-    images, digest = read_images(index / "images.parquet")
-    seal(store=store, receipts=receipts, image_ids=images["image_id"].to_pylist(), index_digest=digest)
+    seal(store=store, receipts=receipts, images=read_image_rows(index / "images.parquet"))
     return open_store(store)
 
 
@@ -176,13 +174,14 @@ def test_files_that_do_not_fit(scan, tmp_path):
     write_split(folder, "train", 8)
     with pytest.raises(UserError, match="have 12 images, the index 13: they changed since"):
         import_feature(index, folder, "regions")
+    images = ImageRows([f"{i}" for i in range(12)], "digest")
     np.save(folder / "dev_ims.npy", np.zeros((4, 7, 16), np.float32))
     with pytest.raises(UserError, match="have different shapes per image"):
-        ScanReader("regions", folder=str(folder), splits=SPLITS, features=FEATURES)
+        READERS["scan"]("regions", images, folder=str(folder), splits=SPLITS, features=FEATURES)
     np.save(folder / "dev_cat_onehots.npy", np.zeros((4, 80), np.float32))
     np.save(folder / "train_cat_onehots.npy", np.zeros((8, 80), np.float32))
     with pytest.raises(UserError, match=r"category_onehots: \(80,\) per image instead of \(133,\)"):
-        ScanReader("panoptic", folder=str(folder), splits=SPLITS, features=FEATURES)
+        READERS["scan"]("panoptic", images, folder=str(folder), splits=SPLITS, features=FEATURES)
 
 
 def test_an_export_needs_five_captions(imported, tmp_path):
@@ -216,11 +215,8 @@ def test_large_files_never_enter_memory(command, large):
     peak = peak_memory(*arguments)
     assert peak < limit, f"{peak / 2**20:.0f} MiB"
     if command == "import":
-        from catalog.index import read_images
-
-        images, digest = read_images(index / "images.parquet")
-        ids = images["image_id"].to_pylist()
-        seal(store=index / "regions.zarr", receipts=[index / "0.json"], image_ids=ids, index_digest=digest)
+        images = read_image_rows(index / "images.parquet")
+        seal(store=index / "regions.zarr", receipts=[index / "0.json"], images=images)
     if command == "export":
         assert (index / "out" / "test_ims.npy").stat().st_size == (folder / "test_ims.npy").stat().st_size
 

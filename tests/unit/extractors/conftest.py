@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from catalog.index import CAPTIONS_SCHEMA, describe_images, write_index
+from catalog.index import CAPTIONS_SCHEMA, ImageRows, describe_images, write_index
 from extractors.run import main
 from stores import open_store
 from stores.seal import seal
@@ -25,7 +25,7 @@ def extract_store(tmp_path):
         arguments = {"feature": feature, "images": images, "shard": 0, "shards": 1, "store": store, "receipt": receipt}
         arguments |= {"settings": json.dumps(settings), "recipe": module.RECIPE, "device": "cpu", "workers": 1}
         main([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
-        seal(store=store, receipts=[receipt], image_ids=ids, index_digest=digest)
+        seal(store=store, receipts=[receipt], images=ImageRows(ids, digest))
         return open_store(store)
 
     yield run

@@ -15,8 +15,10 @@ import torch
 
 from catalog.categories import BY_NAME, COCO_PANOPTIC
 from core.console import UserError
+from core.features import FEATURES
 from core.files import digest_file
 from extractors import detectron, grids, panoptic, regions
+from extractors.engines import build_extractor
 from extractors.images import InputSpec, iterate_batches
 from extractors.loading import NetworkRunner
 from extractors.networks import build, load_checkpoint
@@ -129,7 +131,7 @@ def assert_same(found, expected, tolerance=1e-3):
 def test_regions_are_those_of_our_network(native, selection):
     network, weights = native(C4)
     ours = regions.RegionExtractor(NetworkRunner(network, "x"), selection=selection)
-    other = regions.build_extractor(**settings(C4, weights, selection=selection))
+    other = build_extractor("regions", **settings(C4, weights, selection=selection))
     expected = extract(ours)
     assert_same(extract(other), expected)
     assert expected[0]["counts"] == 36 and len(np.unique(expected[0]["class_ids"])) > 3
@@ -164,7 +166,7 @@ def test_as_the_workflow_runs_it(native, extract_store):
 def test_grids_are_those_of_our_network(native, grid):
     network, weights = native(C4)
     expected = extract(grids.GridExtractor(NetworkRunner(network, "x"), grid=grid))
-    assert_same(extract(grids.build_extractor(**settings(C4, weights, grid=grid))), expected)
+    assert_same(extract(build_extractor("grids", **settings(C4, weights, grid=grid))), expected)
 
 
 @installed
@@ -172,7 +174,7 @@ def test_grids_are_those_of_our_network(native, grid):
 def test_panoptic_is_that_of_our_network(native, seg_features):
     network, weights = native(PANOPTIC)
     ours = panoptic.PanopticExtractor(NetworkRunner(network, "x"), seg_features=seg_features, min_pixels=50)
-    other = panoptic.build_extractor(**settings(PANOPTIC, weights, seg_features=seg_features, min_pixels=50))
+    other = build_extractor("panoptic", **settings(PANOPTIC, weights, seg_features=seg_features, min_pixels=50))
     expected = extract(ours)
     assert_same(extract(other), expected, tolerance=5e-3)
     # What is taken out of the model before its own merge makes no difference to the merge.
@@ -186,7 +188,7 @@ def test_panoptic_is_that_of_our_network(native, seg_features):
 @installed
 def test_a_pyramid_gives_regions_of_its_box_head_and_the_grid_of_its_body(native):
     _, weights = native(PANOPTIC)
-    extractor = regions.build_extractor(**settings(PANOPTIC, weights, num_regions=20))
+    extractor = build_extractor("regions", **settings(PANOPTIC, weights, num_regions=20))
     model = extractor.runner.network.model
     rows = extract(extractor)
     assert rows[0]["features"].shape == (20, 64) and rows[0]["counts"] == 20
@@ -212,7 +214,7 @@ def test_a_pyramid_gives_regions_of_its_box_head_and_the_grid_of_its_body(native
     torch.testing.assert_close(proposals.regressed(places, classes), own, atol=1e-3, rtol=1e-5)
     assert np.abs(rows[0]["features"] - expected).max() <= 5e-3 * np.abs(expected).max()
 
-    grid = extract(grids.build_extractor(**settings(PANOPTIC, weights, grid="native")))[0]
+    grid = extract(build_extractor("grids", **settings(PANOPTIC, weights, grid="native")))[0]
     height, width = (-(-side // 32) for side in batch.sizes[0])
     assert grid["grid_shapes"].tolist() == [height, width]
     cells = body[:, :height, :width].flatten(1).T.numpy()
@@ -240,7 +242,7 @@ def test_lazy_configurations(native, tmp_path):
             with pytest.raises(UserError, match="how test images are resized"):
                 detectron.input_spec(cfg)
     with pytest.raises(UserError, match=r"do not fit the model(.|\n)*missing: .*roi_heads.mask_head"):
-        regions.build_extractor(engine="detectron2", config=str(file), weights=str(weights))
+        build_extractor("regions", engine="detectron2", config=str(file), weights=str(weights))
 
 
 @installed
@@ -278,18 +280,18 @@ def test_any_model_with_panoptic_results(tmp_path):
         "weights": str(weights),
         "options": ["MODEL.META_ARCHITECTURE", "Stripes", "DATASETS.TEST", "('coco_2017_val_panoptic',)"],
     }
-    extractor = panoptic.build_extractor(**config)
+    extractor = build_extractor("panoptic", **config)
     assert extractor.runner.network.model.weight.item() == 1
     for row in extract(extractor):
         sky = BY_NAME["sky-other-merged"].index
         assert np.flatnonzero(row["category_onehots"]).tolist() == [0, sky]
         assert row["seg_maps"][5, [0, 31, 63]].tolist() == [0, 255, sky]
     with pytest.raises(UserError, match="Stripes gives no probabilities; set seg_features: area"):
-        panoptic.build_extractor(**config, seg_features="soft")
+        build_extractor("panoptic", **config, seg_features="soft")
     with pytest.raises(UserError, match="need a Faster or Mask R-CNN configuration .* not Stripes"):
-        regions.build_extractor(**config)
+        build_extractor("regions", **config)
     with pytest.raises(UserError, match="need a C4 model or a backbone with a res5 map"):
-        grids.build_extractor(**config)
+        build_extractor("grids", **config)
 
 
 @installed
@@ -312,7 +314,7 @@ def test_any_model_with_panoptic_results(tmp_path):
 def test_mistakes(native, changes, message):
     _, weights = native(C4)
     with pytest.raises(UserError, match=message):
-        regions.build_extractor(**(settings(C4, weights) | changes))
+        build_extractor("regions", **(settings(C4, weights) | changes))
 
 
 @installed
@@ -323,7 +325,7 @@ def test_a_hostile_file_is_not_unpickled(tmp_path):
 
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"model": {"a": Attack()}, "__author__": "x"}))
     with pytest.raises(UserError, match="not a plain weights pickle"):
-        regions.build_extractor(**settings(C4, tmp_path / "bad.pkl"))
+        build_extractor("regions", **settings(C4, tmp_path / "bad.pkl"))
     assert not (tmp_path / "harm").exists()
 
 
@@ -334,7 +336,7 @@ def test_weights_of_the_zoo_are_found_by_the_configurations_name(native, monkeyp
     _, weights = native(C4)
     asked = []
     monkeypatch.setattr(PathManager, "get_local_path", lambda url: asked.append(url) or str(weights))
-    extractor = regions.build_extractor(**(settings(C4, weights) | {"weights": None}))
+    extractor = build_extractor("regions", **(settings(C4, weights) | {"weights": None}))
     assert asked and asked[0].endswith("COCO-Detection/faster_rcnn_R_50_C4_3x/137849393/model_final_f97cb7.pkl")
     assert extractor.weights_digest == digest_file(weights)
 
@@ -343,9 +345,9 @@ def test_without_detectron2_the_message_says_what_to_do(monkeypatch):
     for name in [n for n in sys.modules if n.split(".")[0] == "detectron2"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    for feature in (regions, grids, panoptic):
+    for feature in FEATURES:
         with pytest.raises(UserError) as caught:
-            feature.build_extractor(engine="detectron2", config=C4[2])
+            build_extractor(feature, engine="detectron2", config=C4[2])
         message = str(caught.value)
         assert "engine: detectron2 needs detectron2" in message
         assert f"git+https://github.com/facebookresearch/detectron2@{detectron.COMMIT}'" in message
@@ -374,13 +376,13 @@ def test_categories_come_from_ids_and_names():
 
 def test_unknown_settings_name_the_engine():
     with pytest.raises(UserError, match="settings of engine detectron2: .* 'architecture'"):
-        regions.build_extractor(engine="detectron2", config="x", architecture="faster_rcnn_r50_c4")
+        build_extractor("regions", engine="detectron2", config="x", architecture="faster_rcnn_r50_c4")
     with pytest.raises(
         UserError, match="settings of engine native: missing a required (keyword-only )?argument: 'architecture'"
     ):
-        regions.build_extractor(weights="x")
+        build_extractor("regions", weights="x")
     with pytest.raises(UserError, match="unknown engine 'transformers'; choose one of native, detectron2"):
-        regions.build_extractor(engine="transformers", weights="x")
+        build_extractor("regions", engine="transformers", weights="x")
 
 
 def test_segments_without_a_category_are_void():

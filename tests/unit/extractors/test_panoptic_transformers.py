@@ -16,6 +16,7 @@ from PIL import Image
 from catalog.categories import BY_NAME, COCO_PANOPTIC
 from core.console import UserError
 from extractors import panoptic
+from extractors.engines import build_extractor
 from extractors.images import iterate_batches
 from extractors.panoptic_transformers import category_order, checkpoint_digest, soft_map
 
@@ -136,7 +137,7 @@ def own_results(folder: Path, kind: str, path: Path, threshold: float) -> tuple[
 
 
 def extract(paths, **settings) -> list[dict[str, np.ndarray]]:
-    extractor = panoptic.build_extractor(engine="transformers", **settings)
+    extractor = build_extractor("panoptic", engine="transformers", **settings)
     rows = {}
     for batch in iterate_batches(paths, range(len(paths)), extractor.input, batch_size=2):
         rows.update(zip(batch.rows, extractor(batch), strict=True))
@@ -188,7 +189,7 @@ def test_nothing_found_is_void(checkpoints, photos):
 
 def test_what_the_store_says(checkpoints, tmp_path):
     folder = checkpoints["maskformer"]
-    extractor = panoptic.build_extractor(engine="transformers", weights=str(folder))
+    extractor = build_extractor("panoptic", engine="transformers", weights=str(folder))
     assert extractor.attributes["engine"] == "transformers" and extractor.attributes["model"] == "maskformer"
     assert extractor.attributes["transformers"] == transformers.__version__
     assert extractor.attributes["class_order"] == "coco"
@@ -219,7 +220,7 @@ def test_a_hub_name_is_fetched(checkpoints, photos, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     message = r"'someone/other' is not a local folder and could not be fetched .*\(ConnectionError: no route\)"
     with pytest.raises(UserError, match=message):
-        panoptic.build_extractor(engine="transformers", weights="someone/other")
+        build_extractor("panoptic", engine="transformers", weights="someone/other")
 
 
 def edited(folder: Path, target: Path, **changes) -> str:
@@ -234,7 +235,7 @@ def test_mistakes(checkpoints, tmp_path):
 
     def refused(message, weights):
         with pytest.raises(UserError, match=message):
-            panoptic.build_extractor(engine="transformers", weights=weights)
+            build_extractor("panoptic", engine="transformers", weights=weights)
 
     labels = {str(i): name for i, name in enumerate(NAMES)} | {"3": "carpet", "9": NAMES[8]}
     refused(
@@ -264,7 +265,7 @@ def test_labels_are_matched_by_name():
 def test_without_transformers_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError) as caught:
-        panoptic.build_extractor(engine="transformers", weights="x")
+        build_extractor("panoptic", engine="transformers", weights="x")
     message = str(caught.value)
     assert "engine: transformers needs the package transformers" in message
     assert "pip install --group transformers" in message and "envs/transformers.yaml" in message

@@ -6,8 +6,9 @@ import torch
 from torchvision.ops import nms
 
 from core.console import UserError
+from extractors.engines import build_extractor
 from extractors.networks.rcnn import Proposals
-from extractors.regions import build_extractor, choose_regions, surviving_confidence
+from extractors.regions import choose_regions, surviving_confidence
 
 
 def random_proposals(count=60, classes=7, seed=0):
@@ -137,11 +138,11 @@ def test_no_proposals_give_no_regions():
 
 def test_settings_are_checked_by_name(tmp_path):
     with pytest.raises(UserError, match="unknown engine 'caffe'"):
-        build_extractor(architecture="scenes_regions", weights="x", engine="caffe")
+        build_extractor("regions", architecture="scenes_regions", weights="x", engine="caffe")
     with pytest.raises(UserError, match="unknown architecture 'resnet'"):
-        build_extractor(architecture="resnet", weights="x")
+        build_extractor("regions", architecture="resnet", weights="x")
     with pytest.raises(UserError, match="missing.safetensors"):
-        build_extractor(architecture="scenes_regions", weights=str(tmp_path / "missing.safetensors"))
+        build_extractor("regions", architecture="scenes_regions", weights=str(tmp_path / "missing.safetensors"))
 
 
 def test_scores_are_finite_numbers():

@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, describe_images, write_index
+from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, ImageRows, describe_images, write_index
 from core.console import UserError
 from core.files import digest_file
 from extractors.images import InputSpec, decode_image, resize_shortest_edge
-from extractors.run import main, pick_device
+from extractors.loading import RUNNERS
+from extractors.run import main
 from stores import open_store
 from stores.schema import ArraySpec
 from stores.seal import seal
@@ -67,17 +68,21 @@ class MeanColour:
 
 @pytest.fixture
 def module(monkeypatch):
-    """A stand-in for extractors/regions.py, and small Zarr shards."""
+    """A stand-in for extractors/regions.py and its network, and small Zarr shards."""
     fake = types.ModuleType("extractors.regions")
     fake.RECIPE = 3
     fake.built = []
 
-    def build_extractor(*, architecture: str, batch_size: int = 8, scale: float = 1.0, weights: str | None = None):
-        fake.built.append(MeanColour(scale, weights))
+    def extractor(runner: str | None, *, scale: float = 1.0):
+        fake.built.append(MeanColour(scale, weights=runner))
         return fake.built[-1]
 
-    fake.build_extractor = build_extractor
+    def runner(*, architecture: str, weights: str | None = None):
+        return weights
+
+    fake.EXTRACTOR = extractor
     monkeypatch.setitem(sys.modules, "extractors.regions", fake)
+    monkeypatch.setitem(RUNNERS, "regions", runner)
     monkeypatch.setattr("stores.plan.MAX_SHARD_ROWS", 4)
     threads = torch.get_num_threads()
     yield fake
@@ -128,7 +133,7 @@ def job(tmp_path, module, capsys):
         return json.loads(receipt(shard).read_text())
 
     def seal_(shards: int = 2, **changes) -> None:
-        arguments = {"image_ids": ids, "index_digest": digest, "on_bad_image": "drop", **changes}
+        arguments = {"images": ImageRows(ids, digest), "on_bad_image": "drop", **changes}
         seal(store=job.store, receipts=[receipt(shard) for shard in range(shards)], **arguments)
 
     def digests() -> dict[str, str]:
@@ -147,7 +152,7 @@ def job(tmp_path, module, capsys):
         """Every shard and the seal, as the workflow does it; the receipts."""
         receipts = [run(shard, shards, **changes) for shard in range(shards)]
         hashes = job.table.column("content_hash").to_pylist()
-        seal_(shards, image_ids=job.ids, index_digest=job.digest, content_hashes=hashes)
+        seal_(shards, images=ImageRows(job.ids, job.digest, content_hashes=hashes))
         return receipts
 
     job.table = table
@@ -314,8 +319,8 @@ def test_too_few_results_are_an_error(job, monkeypatch):
         ({"settings": "[]"}, "--settings"),
         ({"settings": '{"batch_size": 0}'}, "batch_size of regions must be a whole number of at least 1, not 0"),
         ({"settings": '{"batch_size": true}'}, "not True"),
-        ({"settings": "{}"}, "--settings of regions: missing a required (keyword-only )?argument: 'architecture'"),
-        ({"settings": {"scael": 2}}, "--settings of regions: got an unexpected keyword argument 'scael'"),
+        ({"settings": "{}"}, "settings of engine native: missing a required (keyword-only )?argument: 'architecture'"),
+        ({"settings": {"scael": 2}}, "settings of engine native: got an unexpected keyword argument 'scael'"),
         ({"device": "cuda:99"}, "--device cuda:99: this machine has"),
         ({"device": "gpu"}, "--device gpu: no such device"),
     ],
@@ -340,18 +345,6 @@ def test_an_empty_index_is_a_user_error(job):
     )
     with pytest.raises(UserError, match="no images"):
         job.run(0)
-
-
-def test_device_names(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == pick_device("cpu") == ("cpu", "cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
-    assert pick_device("auto") == ("cuda", "GPU cuda")
-    assert pick_device("cuda:1") == ("cuda:1", "GPU cuda:1")
-    with pytest.raises(UserError, match="--device cuda:2: this machine has 2"):
-        pick_device("cuda:2")
 
 
 def photograph(folder, name: str, seed: int) -> str:
@@ -394,7 +387,7 @@ def test_jobs_that_die_and_come_back_find_the_former_store_again(job, module, mo
     job.all_shards()
     rows = changed_dataset(job)
     with monkeypatch.context() as patch:
-        patch.setattr("extractors.run.write_zarr_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("stores.job.write_zarr_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             job.run(0)
     with pytest.raises(UserError, match="not a finished store"):

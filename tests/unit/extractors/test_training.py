@@ -82,12 +82,11 @@ def test_shipped_weights_find_what_is_drawn(repository):
     """One held-out scene: the 36 boxes cover its objects."""
     from torchvision.ops import box_iou
 
+    from extractors.engines import build_extractor
     from extractors.images import make_batch, resize_shortest_edge
-    from extractors.regions import build_extractor
 
-    extractor = build_extractor(
-        architecture="scenes_regions", weights=str(repository / "weights/scenes_regions.safetensors")
-    )
+    weights = str(repository / "weights/scenes_regions.safetensors")
+    extractor = build_extractor("regions", architecture="scenes_regions", weights=weights)
     spec = extractor.input
     found = total = 0
     for index in range(6):

@@ -416,7 +416,7 @@ def test_threads_that_ask_for_one_file_fetch_it_once(server, content, weights, g
 
 
 def test_processes_that_ask_for_one_file_fetch_it_once(server, content, weights, get, tmp_path, repository):
-    server.stall = 0.5
+    server.stall = 2
     entry, file = weights()
     program = (
         "import sys; from published.download import fetch; from published.registry import Entry, File;"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from catalog.index import ImageRows
+from stores.job import ShardJob
 from stores.plan import ShardPlan
-from stores.receipts import write_receipt
-from stores.schema import COMPRESSIONS, ArraySpec, compressed, describe_store
+from stores.schema import COMPRESSIONS, ArraySpec, Source
 from stores.seal import seal
-from stores.writer import unseal, write_zarr_shard
 
 ARRAYS = {
     # One row of `features` is large enough for a chunk of its own, the others are not.
@@ -43,8 +43,7 @@ class Parts:
         self.receipts = [self.root / "regions.receipts" / f"{shard}.json" for shard in range(self.shards)]
         self.ids = [f"image {i} é" for i in range(self.images)]
         self.plan = ShardPlan(self.images, self.shards)
-        self.arrays = compressed(ARRAYS, self.compression)
-        self.failures: dict[int, dict[str, str]] = {}
+        self.failures: set[int] = set()
         generator = np.random.default_rng(7)
         self.values = {
             name: (generator.normal(0, 50, (self.images, *spec.shape))).astype(spec.dtype)
@@ -52,39 +51,27 @@ class Parts:
         }
         self.values["features"][generator.random(self.values["features"].shape) < 0.5] = 0
 
+    @property
+    def rows(self) -> ImageRows:
+        """The index."""
+        return ImageRows(self.ids, self.index_digest, [f"photos/{i}.jpg" for i in range(self.images)])
+
     def fail(self, row: int) -> None:
         """Make an image unreadable."""
-        self.failures[row] = {"image_id": self.ids[row], "path": f"photos/{row}.jpg", "error": "is damaged"}
+        self.failures.add(row)
         for name, spec in ARRAYS.items():
             self.values[name][row] = spec.fill
 
     def write(self, *shards: int) -> Parts:
         """Do what shard jobs do; all of them by default."""
         for shard in shards or range(self.shards):
-            unseal(self.store)
-            files = {}
-            for index, rows in self.plan.zarr_shards(shard):
-                values = {name: array[rows.start : rows.stop] for name, array in self.values.items()}
-                files |= write_zarr_shard(self.store, index, values, self.arrays, self.plan)
-            rows = self.plan.rows(shard)
-            write_receipt(
-                self.receipts[shard],
-                description=describe_store(
-                    feature="regions",
-                    arrays=self.arrays,
-                    plan=self.plan,
-                    extractor=self.extractor,
-                    weights_digest=self.weights_digest,
-                    index_digest=self.index_digest,
-                    attributes={"class_names": ["cat", "dog"]},
-                ),
-                shard=shard,
-                rows=rows,
-                failures=[self.failures[row] for row in rows if row in self.failures],
-                seconds={"total": 2.0, "startup": 1.0, "decode": 0.1, "network": 0.8, "write": 0.1},
-                device="cpu",
-                files=files,
-            )
+            source = Source("regions", ARRAYS, self.extractor, self.weights_digest, {"class_names": ["cat", "dog"]})
+            place = {"store": self.store, "receipt": self.receipts[shard], "shard": shard, "shards": self.shards}
+            with ShardJob(source, self.rows, **place, compression=self.compression) as job:
+                for index, part in job.parts:
+                    job.write(index, {name: values[part.start : part.stop] for name, values in self.values.items()})
+                    for row in self.failures & set(part):
+                        job.fail(row, "is damaged")
         return self
 
     def seal(self, **changes: Any) -> dict[str, Any]:
@@ -92,8 +79,7 @@ class Parts:
         arguments = {
             "store": self.store,
             "receipts": self.receipts,
-            "image_ids": self.ids,
-            "index_digest": self.index_digest,
+            "images": self.rows,
             **changes,
         }
         return seal(**arguments)

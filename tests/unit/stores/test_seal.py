@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -112,14 +113,14 @@ def test_shards_of_other_settings_or_weights_are_never_mixed(parts, change, diff
 def test_shards_of_another_index_or_plan_are_refused(parts):
     made = parts(21, 3).write()
     with pytest.raises(UserError) as caught:
-        made.seal(index_digest="new")
+        made.seal(images=replace(made.rows, digest="new"))
     assert str(caught.value).count("was made from another version of the index") == 3
     with pytest.raises(UserError, match="is of shard 0 of 3, not 0 of 2"):
         made.seal(receipts=made.receipts[:2])
     with pytest.raises(UserError, match="is of shard 1 of 3, not 0 of 3"):
         made.seal(receipts=[made.receipts[1], made.receipts[0], made.receipts[2]])
     with pytest.raises(UserError, match=r"has rows \[0, 7\], not \[0, 8\]"):
-        made.seal(image_ids=[*made.ids, "one", "more"])
+        made.seal(images=replace(made.rows, ids=[*made.ids, "one", "more"]))
 
 
 def test_an_edited_receipt_is_found(parts):

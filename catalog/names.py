@@ -1,0 +1,101 @@
+"""How users name an image: by path, file name, id or number, composed or decomposed, with slashes of either system."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+_NUMBER = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?0*(\d+)")  # COCO_val2014_000000000042 is COCO's image 42
+_HINTS_UP_TO = 20_000  # names; looking for similar ones takes seconds beyond
+
+
+def normal(name: str) -> str:
+    """A name as it is compared: composed Unicode (macOS decomposes), `/` between folders, no blanks around, no `./`."""
+    name = unicodedata.normalize("NFC", name).strip().replace("\\", "/")
+    while name.startswith("./"):
+        name = name[2:]
+    return name
+
+
+def as_name(value: object) -> str:
+    """What a cell of a table names: spreadsheets and pandas turn the name 42 into the number 42 or 42.0."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+class Names:
+    """Finds images by the names that users give them.
+
+    Args:
+        root: the folder of the images. relative: their paths below it. ids: their ids, in the same order.
+        others: paths below it of files that are no images to us, for hints.
+    """
+
+    def __init__(
+        self, root: str | Path, relative: Sequence[str], ids: Sequence[str], others: Iterable[str] = ()
+    ) -> None:
+        self._exact = {normal(r): i for r, i in zip(relative, ids, strict=True)} | {normal(i): i for i in ids}
+        self._bare: dict[str, str | None] = {}
+        self._folded: dict[str, str | None] = {}
+        self._numbers: dict[int, str | None] = {}
+        for path, image_id in zip(relative, ids, strict=True):
+            path = normal(path)
+            name = PurePosixPath(path).name
+            stem = name.rsplit(".", 1)[0]
+            for key in {name, stem}:
+                _add(self._bare, key, image_id)
+            for key in {path, path.rsplit(".", 1)[0], name, stem, normal(image_id)}:
+                _add(self._folded, key.casefold(), image_id)
+            if number := _NUMBER.fullmatch(stem):
+                _add(self._numbers, int(number[1]), image_id)
+        parts = [normal(part) for part in Path(root).absolute().parts]
+        #: What paths from elsewhere may begin with: `/data/mine/images/`, ..., `mine/images/`, `images/`.
+        self._prefixes = {"/".join(parts[i:]).lstrip("/") + "/" for i in range(1, len(parts))}
+        self._others = {normal(other): other for other in others}
+        self._others |= {PurePosixPath(other).name: other for other in self._others}
+
+    def find(self, value: object) -> str | None:
+        """The id of the image called so: "" where none is, None where several could be meant."""
+        name = normal(as_name(value))
+        if not name:
+            return ""
+        if name in self._exact:
+            return self._exact[name]
+        # A bare name that fits files of two folders fits none of them.
+        if name in self._bare:
+            return self._bare[name]
+        if (found := self._folded.get(name.casefold(), "")) != "":
+            return found
+        absolute = name.removeprefix("/")
+        for prefix in self._prefixes:
+            if absolute.startswith(prefix) and (found := self._exact.get(absolute.removeprefix(prefix))):
+                return found
+        whole = re.fullmatch(r"(\d+)(?:\.0+)?", name)  # leading zeros are lost where a table is read as numbers
+        return self._numbers.get(int(whole[1]), "") if whole else ""
+
+    def hint(self, value: object) -> str:
+        """Why an image is not found, as far as that can be said: "" or a clause in brackets."""
+        name = normal(as_name(value))
+        if (other := self._others.get(name)) is not None:
+            kind = PurePosixPath(other).suffix or "no suffix"
+            return f" (the file is there, but {kind} is not read: convert it)"
+        stem = self._folded.get(PurePosixPath(name).name.rsplit(".", 1)[0].casefold())
+        if stem:
+            return f" (there is {stem!r} with another suffix or in another folder)"
+        if len(self._exact) <= _HINTS_UP_TO and (
+            close := difflib.get_close_matches(name, self._exact, n=1, cutoff=0.8)
+        ):
+            return f" (did you mean {close[0]!r}?)"
+        return ""
+
+
+def _add(table: dict, key: object, image_id: str) -> None:
+    """Remember a key's image, or that it fits several."""
+    table[key] = image_id if table.get(key, image_id) == image_id else None

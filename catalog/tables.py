@@ -1,0 +1,201 @@
+"""Tables of captions as users have them: CSV of any spreadsheet, JSON Lines, Parquet, and the field's own text files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from catalog.index import listing
+from catalog.text import decode_text
+from core.console import UserError
+
+COLUMNS = ("image", "caption", "caption_id", "split")
+SUFFIXES = (".csv", ".tsv", ".txt", ".token", ".jsonl", ".parquet")
+# Kaggle's Flickr30K, `image_name| comment_number| comment`: the field's most copied table of captions.
+_KNOWN_NAMES = {"image_name": "image", "comment": "caption"}
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_TOKEN_LINE = re.compile(r"([^\t]+)#\d+\t(.*)")  # Flickr8K's and Flickr30K's *.token: `1000092795.jpg#0<TAB>text`
+
+
+@dataclass
+class Table:
+    """Rows of a table of captions.
+
+    Attributes:
+        rows: dictionaries with `image`, `caption` and perhaps `caption_id`, `split`; places: what to call each of them.
+        problems: what is wrong with some rows. notes: what was passed over or taken for something else.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_table(path: Path) -> Table:
+    """The rows of a file of captions; those without any value, as spreadsheets leave them, are no rows.
+
+    Raises:
+        UserError: no row can be read: another format, another encoding, columns that are missing or there twice.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(
+            f"captions file {path}: use {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, not {suffix or 'no suffix'}"
+        )
+    if suffix == ".parquet":
+        table = _parquet(path)
+    elif suffix == ".jsonl":
+        table = _json_lines(path, decode_text(path))
+    else:
+        text = decode_text(path)
+        table = _token_lines(text) if suffix in (".token", ".txt") else None
+        table = table or _separated(path, text)
+    kept = [k for k, row in enumerate(table.rows) if any(_filled(value) for value in row.values())]
+    if (empty := len(table.rows) - len(kept)) and kept:
+        table.notes.append(f"{path}: {empty} empty rows passed over")
+    table.rows, table.places = [table.rows[k] for k in kept], [table.places[k] for k in kept]
+    found = list(dict.fromkeys(key for row in table.rows[:50] for key in row))
+    if not {"image", "caption"} <= set(found):
+        raise UserError(f"{path}: needs columns `image` and `caption`; found {_quoted(found)}")
+    return table
+
+
+def _filled(value: object) -> bool:
+    return value is not None and (not isinstance(value, str) or bool(value.strip())) and value == value  # not NaN
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(repr(str(name)) for name in names) or "none"
+
+
+def _column(name: object) -> str:
+    """A column's name as ours: blanks and capitals do not matter."""
+    plain = str(name).strip().lower()
+    plain = re.sub(r"\s+", "_", plain)
+    plain = _KNOWN_NAMES.get(plain, plain)
+    return plain if plain in COLUMNS else str(name)
+
+
+def _columns(path: Path, names: list[Any]) -> list[str]:
+    """The columns' names as ours. UserError where one of ours is there twice: only one of them could count."""
+    found = [_column(name) for name in names]
+    twice = [name for name in COLUMNS if found.count(name) > 1]
+    if twice:
+        own = [str(n) for n, column in zip(names, found, strict=True) if column == twice[0]]
+        raise UserError(f"{path}: the column `{twice[0]}` is there {len(own)} times ({_quoted(own)}); keep one of them")
+    return found
+
+
+def _separated(path: Path, text: str) -> Table:
+    """A table with a header, fields between commas, semicolons (Excel in many countries), tabs or bars (Kaggle)."""
+    table, first = Table(), 1
+    if announced := re.match(r"(?i)sep=(.)\r?\n", text):  # Excel's own first line
+        text, first = text[announced.end() :], 2
+    separators = [announced[1]] if announced else list(_SEPARATORS)
+    headers = {s: next(csv.reader(io.StringIO(text, newline=""), delimiter=s), []) for s in separators}
+    fitting = [s for s in separators if {"image", "caption"} <= {_column(name) for name in headers[s]}]
+    separator = (fitting or separators)[0]
+    if not fitting and text.strip():
+        header = headers[separator]
+        several = next((s for s in separators if len(headers[s]) > 1), separator)
+        header = headers[several]
+        hint = f"; between them are {_SEPARATORS[several]}" if several != "," and several in _SEPARATORS else ""
+        raise UserError(
+            f"{path}: needs columns `image` and `caption` in its line {first}; found {_quoted(header)}{hint}. "
+            "Rename the columns, or add the line if there is none"
+        )
+    # Not splitlines(): a quoted caption may hold line breaks, and U+2028 ends no row. Kaggle's file quotes nothing.
+    quoting = csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, strict=quoting != csv.QUOTE_NONE, quoting=quoting
+    )
+    columns = _columns(path, next(reader, []))
+    long, begins = [], reader.line_num + first
+    try:
+        for fields in reader:
+            place, begins = f"line {begins}", reader.line_num + first
+            if not fields:
+                continue
+            if any(extra.strip() for extra in fields[len(columns) :]):
+                long.append(place)
+            values = fields + [None] * (len(columns) - len(fields))
+            table.rows.append({c: v for c, v in zip(columns, values, strict=False) if c in COLUMNS})
+            table.places.append(place)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, the row that begins in line {begins}: {error}; close its quotes and double those inside them"
+        ) from error
+    if long:
+        # Taking the first fields would cut `a dog, on a mat` short.
+        names = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+        what = f"rows with more fields than the header (put captions that hold {names.get(separator, separator)} in quotes)"
+        table.problems.append(listing(what, long))
+    return table
+
+
+def _token_lines(text: str) -> Table | None:
+    """Flickr's `name#k<TAB>caption` lines; None where the first line is none of them."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    if not _TOKEN_LINE.fullmatch(lines[0]):
+        return None
+    table, wrong = Table(), []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if (match := _TOKEN_LINE.fullmatch(line)) is None:
+            wrong.append(f"line {number}")
+            continue
+        table.rows.append({"image": match[1], "caption": match[2]})
+        table.places.append(f"line {number}")
+    if wrong:
+        table.problems.append(listing("lines that are not `name#number<TAB>caption`", wrong))
+    return table
+
+
+def _json_lines(path: Path, text: str) -> Table:
+    table = Table()
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise ValueError(f"the key {twice!r} is there twice")
+        return dict(pairs)
+
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=once)
+        except ValueError as error:
+            what = "not JSON (" if isinstance(error, json.JSONDecodeError) else "("
+            raise UserError(f"{path}, line {number}: {what}{error}); write one object per line") from error
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}, line {number}: expected an object with `image` and `caption`, found {line[:40]!r}"
+            )
+        columns = _columns(path, list(row))
+        table.rows.append(dict(zip(columns, row.values(), strict=True)))
+        table.places.append(f"line {number}")
+    return table
+
+
+def _parquet(path: Path) -> Table:
+    import pyarrow.parquet as pq
+
+    try:
+        columns = pq.read_schema(path).names
+    except Exception as error:
+        raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
+    columns = _columns(path, columns)
+    try:
+        content = pq.read_table(path).rename_columns(columns)
+    except Exception as error:
+        raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
+    rows = content.select([c for c in content.column_names if c in COLUMNS] or content.column_names).to_pylist()
+    return Table(rows, [f"row {number}" for number in range(1, len(rows) + 1)])

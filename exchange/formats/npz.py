@@ -1,0 +1,81 @@
+"""bottom-up-attention's regions: one `.npz` per image."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from catalog.index import ImageRows
+from core.features import Feature
+from exchange.formats.base import Rows, named_files
+from exchange.formats.regions import RegionReader
+
+
+class NpzReader(RegionReader):
+    """Files with the keys `x`, `bbox`, `num_bbox`, `image_h`, `image_w`, `info` in the folder `path`."""
+
+    format = "npz"
+
+    def __init__(
+        self, feature: Feature, images: ImageRows, *, path: str, num_regions: int = 36, provenance: str = "unknown"
+    ) -> None:
+        super().__init__(images, path, num_regions, provenance)
+        self._files, self.attributes["files_digest"] = named_files(path, ".npz")
+        names = ", ".join(repr(f"{n}.npz") for n in self.names[0][:2])
+        nothing = f"{path} has no usable .npz file for any image of the index; looked for {names}, ..."
+        self.describe(self.example(nothing)[0])
+
+    def load(self, row: int) -> tuple[Rows, tuple[int, int]]:
+        """See `RegionReader.load`."""
+        file = next((self._files[n] for n in self.names[row] if n in self._files), None)
+        if file is None:
+            raise ValueError(f"no {self.names[row][0]}.npz in {self.path}")
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                found = {"features": content["x"], "boxes": content["bbox"]}
+                size = int(content["image_h"]), int(content["image_w"])
+                count = int(content["num_bbox"]) if "num_bbox" in content else len(found["features"])
+            info = _read_info(file)
+        except Exception as error:  # damaged and hostile files raise errors of every kind
+            raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+        for array, key in (
+            ("class_ids", "objects_id"), ("scores", "objects_conf"),
+            ("attribute_ids", "attrs_id"), ("attribute_scores", "attrs_conf"),
+        ):  # fmt: skip
+            if key in info:
+                found[array] = np.asarray(info[key])
+        return {name: values[:count] for name, values in found.items()}, size
+
+
+class _InfoUnpickler(pickle.Unpickler):
+    """Containers of numpy arrays and nothing else: a file from a stranger cannot run code."""
+
+    _ALLOWED = {
+        (module, name)
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name in ("_reconstruct", "scalar")
+    } | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no feature file needs")
+        return super().find_class(module, name)
+
+
+def _read_info(file: str) -> dict[str, Any]:
+    """The dictionary `info`, which numpy could only unpickle without restriction."""
+    with zipfile.ZipFile(file) as archive:
+        if "info.npy" not in archive.namelist():
+            return {}
+        with archive.open("info.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            read_header(member)
+            content = _InfoUnpickler(member, encoding="latin1").load()
+    info = content.item() if isinstance(content, np.ndarray) and content.size == 1 else content
+    return info if isinstance(info, dict) else {}

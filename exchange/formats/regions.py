@@ -1,0 +1,50 @@
+"""What formats of region features per image share."""
+
+from __future__ import annotations
+
+from catalog.index import ImageRows
+from exchange.formats.base import PerImageReader, Rows
+from stores.features import region_arrays
+
+
+class RegionReader(PerImageReader):
+    """Rows of the `regions` store from files with one set of regions per image.
+
+    Args:
+        num_regions: K, rows are padded to it.
+    """
+
+    features = ("regions",)
+
+    def __init__(self, images: ImageRows, path: str, num_regions: int, provenance: str) -> None:
+        super().__init__(images, path, provenance, num_regions=num_regions)
+        self.num_regions = num_regions
+
+    def load(self, row: int) -> tuple[Rows, tuple[int, int]]:
+        """Unpadded arrays of an image and the (height, width) they are for. ValueError: what is wrong with it."""
+        raise NotImplementedError
+
+    def describe(self, example: Rows) -> None:
+        """Set `arrays` to those that one image has."""
+        self.arrays = region_arrays(self.num_regions, example["features"].shape[1], example)
+
+    def put(self, row: int, result: Rows, at: int) -> None:
+        """See `PerImageReader.put`."""
+        found, size = self.load(row)
+        self._check(found, size, self.sizes[row])
+        count = len(found["features"])
+        for name in self.arrays.keys() - {"counts"}:
+            result[name][at, :count] = self.rounded(row, found[name]) if name == "features" else found[name]
+        result["counts"][at] = count
+
+    def _check(self, found: Rows, size: tuple[int, int], known: tuple[int, int]) -> None:
+        count = len(found["features"])
+        if count > self.num_regions:
+            raise ValueError(f"has {count} regions; raise imports.regions.num_regions from {self.num_regions}")
+        if found.keys() < self.arrays.keys() - {"counts"}:
+            raise ValueError(f"lacks {', '.join(sorted(self.arrays.keys() - found.keys() - {'counts'}))}")
+        for name, spec in self.arrays.items():
+            if name != "counts" and found[name].shape != (count, *spec.shape[1:]):
+                raise ValueError(f"{name} has shape {found[name].shape} instead of {(count, *spec.shape[1:])}")
+        if known[0] and size != known:
+            raise ValueError(f"is of an image of {size[1]} x {size[0]} pixels, this one has {known[1]} x {known[0]}")

@@ -1,0 +1,69 @@
+"""How users name an image: found where only one can be meant."""
+
+import math
+import unicodedata
+
+import pytest
+
+from catalog.names import Names, as_name
+
+FILES = ["0.jpg", "00123.png", "Dog.JPG", "more/COCO_val2014_000000000042.jpg", "more/d.jpg", "other/d.jpg"]
+
+
+@pytest.fixture
+def names(tmp_path):
+    root = tmp_path / "mine" / "images"
+    return Names(root, FILES, [f.rsplit(".", 1)[0] for f in FILES], ["more/raw.heic", "notes"])
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (0, "0"),
+        ("0", "0"),
+        (0.0, "0"),
+        (123, "00123"),
+        ("123.0", "00123"),
+        (42, "more/COCO_val2014_000000000042"),
+        ("dog.jpg", "Dog"),
+        (" Dog ", "Dog"),
+        ("./more/d.jpg", "more/d"),
+        ("more\\d.jpg", "more/d"),
+        ("images/more/d", "more/d"),
+        ("mine/images/0.jpg", "0"),
+        ("d.jpg", None),
+        ("d", None),
+        ("else/d.jpg", ""),
+        ("elsewhere/0.jpg", ""),
+        (7, ""),
+        (None, ""),
+        ("  ", ""),
+        (math.nan, ""),
+    ],
+)
+def test_what_is_found(names, given, found):
+    assert names.find(given) == found
+
+
+def test_absolute_paths_into_the_folder(names, tmp_path):
+    assert names.find(str(tmp_path / "mine" / "images" / "more" / "d.jpg")) == "more/d"
+    assert names.find(str(tmp_path / "mine" / "0.jpg")) == ""
+
+
+def test_composed_and_decomposed_names_are_one():
+    decomposed = unicodedata.normalize("NFD", "café")
+    assert decomposed != "café"
+    for on_disk, given in ((decomposed, "café.jpg"), ("café", f"{decomposed}.jpg"), ("CAFÉ", decomposed)):
+        assert Names("x", [f"{on_disk}.jpg"], [on_disk]).find(given) == on_disk
+
+
+def test_hints(names):
+    assert names.hint("raw.heic") == " (the file is there, but .heic is not read: convert it)"
+    assert names.hint("notes") == " (the file is there, but no suffix is not read: convert it)"
+    assert names.hint("Dog.png") == " (there is 'Dog' with another suffix or in another folder)"
+    assert names.hint("more/COCO_val2014_000000000043.jpg") == " (did you mean 'more/COCO_val2014_000000000042.jpg'?)"
+    assert names.hint("quite another") == ""
+
+
+def test_a_cell_s_name():
+    assert [as_name(v) for v in (0, 1.0, 1.5, None, math.nan, "x", True)] == ["0", "1", "1.5", "", "", "x", "True"]

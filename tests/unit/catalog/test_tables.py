@@ -1,0 +1,80 @@
+"""Tables of captions as spreadsheets, pandas and the field write them."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from catalog.tables import read_table
+from core.console import UserError
+
+
+def table(tmp_path, text: str, name: str = "captions.csv"):
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    return read_table(path)
+
+
+def pairs(found) -> list[tuple[object, object]]:
+    return [(row["image"], row["caption"]) for row in found.rows]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,caption\na,a dog\n",
+        "\ufeffimage, caption\r\na,a dog\r\n",
+        " Image ;CAPTION;\na;a dog;\n",
+        "sep=;\r\nimage;caption\r\na;a dog\r\n",
+        "caption\timage\na dog\ta\n",
+        "image_name| comment_number| comment\na| 0| a dog\n",
+        "id,image,caption\n7,a,a dog\n,,\n\n , ,\n",
+    ],
+    ids=["plain", "blanks", "excel", "announced", "tabs", "kaggle", "empty rows"],
+)
+def test_every_spreadsheets_csv(tmp_path, text):
+    found = table(tmp_path, text)
+    assert [(i, c.strip()) for i, c in pairs(found)] == [("a", "a dog")]
+    assert found.problems == []
+
+
+def test_empty_rows_are_told(tmp_path):
+    found = table(tmp_path, "image,caption\na,a dog\n,\n,\n")
+    assert found.notes == [f"{tmp_path / 'captions.csv'}: 2 empty rows passed over"]
+
+
+def test_flickrs_token_files(tmp_path):
+    text = "1.jpg#0\tA dog .\n1.jpg#1\tIt runs\tfast .\n\nbroken\n"
+    for name in ("results.token", "captions.txt"):
+        found = table(tmp_path, text, name)
+        assert pairs(found) == [("1.jpg", "A dog ."), ("1.jpg", "It runs\tfast .")]
+        assert found.problems == ["1 lines that are not `name#number<TAB>caption`: 'line 4'"]
+    assert pairs(table(tmp_path, "image,caption\na,a dog\n", "captions.txt")) == [("a", "a dog")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file;text\na;b\n", "found 'file', 'text'; between them are semicolons"),
+        ("a.jpg,a dog\nb.jpg,a cat\n", "in its line 1; found 'a.jpg', 'a dog'. Rename the columns, or add the line"),
+        ("image,caption,Caption \na,b,c\n", "the column `caption` is there 2 times ('caption', 'Caption '); keep one"),
+        ("", "needs columns `image` and `caption`; found none"),
+    ],
+)
+def test_headers_that_cannot_be_read(tmp_path, text, message):
+    with pytest.raises(UserError) as error:
+        table(tmp_path, text)
+    assert message in str(error.value)
+
+
+def test_a_key_that_is_there_twice(tmp_path):
+    with pytest.raises(UserError, match=r"captions\.jsonl, line 2: \(the key 'caption' is there twice\)"):
+        table(
+            tmp_path, '{"image": 0, "caption": "a"}\n{"image": 0, "caption": "b", "caption": "c"}\n', "captions.jsonl"
+        )
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["image", "caption", "caption"]), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="the column `caption` is there 2 times"):
+        read_table(tmp_path / "c.parquet")
+
+
+def test_numbers_stay_what_they_are(tmp_path):
+    assert pairs(table(tmp_path, '{"image": 0, "caption": "a"}\n', "c.jsonl")) == [(0, "a")]
