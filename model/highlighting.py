@@ -24,10 +24,10 @@ SEG_MAP_ENCODINGS = ("raw", "standardised")
 class SemanticHighlighting(nn.Module):
     """What: each visual token v is gated by its agreement with the image's segmentation features F as a whole.
 
-        v' = MLP(v) + v
-        q  = MLP(c) + c,  c = ConceptEmbedding(mean of F over its cells)
-        w  = sigmoid(v' . q / sqrt(E)) v'                       0 for padding
-        highlighted = ReLU(Linear(w * tanh(Linear(w)) + q))     without q for padding
+    v' = MLP(v) + v
+    q  = MLP(c) + c,  c = ConceptEmbedding(mean of F over its cells)
+    w  = sigmoid(v' . q / sqrt(E)) v'                       0 for padding
+    highlighted = ReLU(Linear(w * tanh(Linear(w)) + q))     without q for padding
     """
 
     def __init__(self, embed_size: int, num_categories: int, dropout: float) -> None:
