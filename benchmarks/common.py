@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.data import VOCABULARY_SIZE
-from core.console import UserError
+from core.devices import open_device
 from core.files import write_json
 from model.bert import Bert, BertConfig
 from model.encoders import ImageEncoder, TextEncoder
@@ -46,12 +46,9 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
 
 def start(args: argparse.Namespace) -> torch.device:
     """Apply the common flags. UserError if there is no such device."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device on this machine; use --device cpu")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    device, _ = open_device(args.device, threads=args.threads)
     torch.manual_seed(args.seed)
-    return torch.device(args.device)
+    return torch.device(device)
 
 
 def build_network(args: argparse.Namespace, *, dropout: float = 0.1) -> ThreeSHNet:

@@ -30,11 +30,12 @@ from PIL import Image
 
 from benchmarks.parity import CASES, detectron2_model, photographs, seed_weights
 from core.console import UserError, run_cli
+from core.devices import allow_tf32
 from core.files import atomic_path
 from extractors.engines import build_extractor
 from extractors.grids import GridExtractor
 from extractors.images import decode_image, iterate_batches, make_batch, resize_image
-from extractors.loading import NetworkRunner, allow_tf32
+from extractors.loading import NetworkRunner
 from extractors.networks import build, load_checkpoint
 from extractors.networks.layers import fold_norms
 from extractors.panoptic import PanopticExtractor

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from benchmarks import baseline, common, data
 from core.console import run_cli
+from core.devices import matmul_precision
 from model.data import image_tensors
 from model.losses import triplet_loss
 from model.network import ThreeSHNet
-from model.precision import matmul_precision
 
 PARTS = {"image": "image side", "whole": "whole"}
 OPTIONS = ("fp32", "tf32", "bf16", "bf16-compile")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from core.console import UserError, run_cli
-from core.devices import claim_gpu
+from core.devices import full_float32, open_device
 from evaluation.embeddings import Embeddings, write_embeddings
 from stores.places import Location, location
 
@@ -161,20 +161,8 @@ def main() -> None:
 
     read_config(args.run)  # a wrong folder should not cost the seconds that importing torch takes
 
-    if args.device == "auto":
-        claim_gpu()
-    import torch
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no usable CUDA device; give --device cpu or auto")
-    from model.precision import matmul_precision
-
-    torch.set_float32_matmul_precision(matmul_precision(device))
+    device, _ = open_device(args.device, threads=args.threads)
+    full_float32(device)
     embeddings = encode(
         run_dir=args.run,
         images=args.images,

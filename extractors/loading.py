@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from core.console import UserError
+from core.devices import allow_tf32
 from core.features import FEATURES
 from core.files import digest_file
 from extractors.images import InputSpec
@@ -36,12 +37,6 @@ def load_network(architecture: str, weights: str | os.PathLike[str]) -> tuple[nn
     except ValueError as error:
         raise UserError(str(error)) from error
     return network.eval(), digest_file(weights)
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Let a GPU round the factors of float32 products, or not: torch's own choice is yes for convolutions, no for the rest."""
-    torch.backends.cudnn.allow_tf32 = allowed
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 class NetworkRunner:

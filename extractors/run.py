@@ -14,7 +14,7 @@ import numpy as np
 
 from catalog.index import ImageRows, read_image_rows
 from core.console import UserError, progress, run_cli
-from core.devices import claim_gpu
+from core.devices import open_device
 from core.files import digest_file, read_mapping
 from extractors.engines import build_extractor
 from stores.former import find_description, identity
@@ -191,26 +191,6 @@ def _store_row(values: dict[str, np.ndarray], at: int, result: dict[str, np.ndar
         target[at] = row
 
 
-def pick_device(name: str) -> tuple[str, str]:
-    """(torch device, the same in words) of "auto", "cpu", "cuda" or "cuda:N". UserError if it is not there."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if name == "auto":
-        name = "cuda" if available else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: no such device; choose auto, cpu, cuda or cuda:N") from error
-    if device.type == "cpu":
-        return "cpu", "cpu"
-    if device.type != "cuda" or not available or (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; choose auto or cpu"
-        )
-    return str(device), torch.cuda.get_device_name(device)
-
-
 def known_extractor(feature: str, settings: dict[str, Any], recipe: int, store: Location) -> dict[str, Any] | None:
     """What a former store says of this very extractor; None if there is none, or where only building it tells."""
     weights = settings.get("weights")
@@ -248,11 +228,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ShardPlan(len(images.ids), args.shards).rows(args.shard)
 
     def build() -> tuple[Any, str]:
-        if args.device == "auto":
-            claim_gpu()
+        device, device_name = open_device(args.device, threads=args.threads)
         import torch
 
-        torch.set_num_threads(max(1, args.threads))
         # A redone shard must give the same bytes.
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
@@ -262,7 +240,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--recipe {args.recipe} is not the RECIPE {module.RECIPE} of extractors/{args.feature}.py: "
                 "the program changed under a running workflow; start it again"
             )
-        device, device_name = pick_device(args.device)
         return build_extractor(args.feature, **settings).to(device), device_name
 
     known = known_extractor(args.feature, settings, args.recipe, args.store)

@@ -735,7 +735,7 @@ def main() -> None:
         claim_gpu()
     import torch
 
-    from model.precision import matmul_precision
+    from core.devices import matmul_precision
 
     # Each task of a Slurm step has processors of its own.
     torch.set_num_threads(max(1, arguments.threads * slurm_tasks_here() // local))

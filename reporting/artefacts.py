@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from catalog.index import Index, read_index
 from core.console import UserError
+from evaluation.embeddings import Embeddings, read_embeddings
 from stores import open_store
 from stores.reader import Store
 
-EMBEDDINGS_VERSION = 1  # of the groups that `evaluation.encode` writes
 SECONDS = ("decode", "network", "write", "startup")
 
 
@@ -78,17 +76,6 @@ class History:
     def column(self, *names: str) -> list[float] | None:
         """The first of `names` that exists."""
         return next((self.columns[name] for name in names if name in self.columns), None)
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """What the gallery needs of one embeddings group: images (N,E) f4, captions (M,E) f4, caption_image (M,), ids."""
-
-    images: np.ndarray
-    captions: np.ndarray
-    caption_image: np.ndarray
-    image_ids: np.ndarray
-    caption_ids: np.ndarray
 
 
 @dataclass
@@ -205,23 +192,11 @@ class Artefacts:
 
     def embeddings(self, run: str, testset: str) -> Embeddings | None:
         """The embeddings of a run on a test set; None (and a note) if they do not exist."""
-        import zarr
-
         path = self.results / "evaluation" / run / testset / "embeddings.zarr"
         if not (path / "zarr.json").is_file():
             self.note(f"Run {run} has no embeddings of {testset}, so the gallery leaves it out: {path} does not exist.")
             return None
-        group = zarr.open_group(str(path), mode="r")
-        version = group.attrs.get("embeddings_version")
-        if version != EMBEDDINGS_VERSION:
-            raise UserError(
-                f"{path} has embeddings version {version!r}, the report reads version {EMBEDDINGS_VERSION}: "
-                "run the evaluation again"
-            )
-        return Embeddings(
-            **{name: np.asarray(group[name][:]) for name in ("images", "captions", "caption_image")},
-            **{name: np.array(group[name][:].tolist(), dtype=str) for name in ("image_ids", "caption_ids")},
-        )
+        return read_embeddings(path)
 
     @staticmethod
     def _json(path: Path) -> dict[str, Any] | None:

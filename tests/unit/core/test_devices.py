@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+import torch
+
 from core import devices
+from core.console import UserError
 
 
 def test_a_gpu_is_what_the_driver_lists(monkeypatch, tmp_path):
@@ -44,3 +48,27 @@ def test_a_cluster_s_choice_of_gpus_stands(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     devices.claim_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5"
+
+
+def test_device_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.pick_device("auto") == devices.pick_device("cpu") == ("cpu", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
+    assert devices.pick_device("auto") == ("cuda", "GPU cuda")
+    assert devices.pick_device("cuda:1") == ("cuda:1", "GPU cuda:1")
+    with pytest.raises(UserError, match="--device cuda:2: this machine has 2"):
+        devices.pick_device("cuda:2")
+
+
+def test_a_device_is_opened_with_its_threads(monkeypatch):
+    claimed, threads = [], torch.get_num_threads()
+    monkeypatch.setattr(devices, "claim_gpu", lambda: claimed.append(True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    try:
+        assert devices.open_device("cpu", threads=0) == ("cpu", "cpu") and torch.get_num_threads() == 1
+        assert devices.open_device("auto", threads=None) == ("cpu", "cpu") and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert claimed == [True], "not where the user has chosen"

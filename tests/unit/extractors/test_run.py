@@ -19,7 +19,7 @@ from core.console import UserError
 from core.files import digest_file
 from extractors.images import InputSpec, decode_image, resize_shortest_edge
 from extractors.loading import RUNNERS
-from extractors.run import main, pick_device
+from extractors.run import main
 from stores import open_store
 from stores.schema import ArraySpec
 from stores.seal import seal
@@ -345,18 +345,6 @@ def test_an_empty_index_is_a_user_error(job):
     )
     with pytest.raises(UserError, match="no images"):
         job.run(0)
-
-
-def test_device_names(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == pick_device("cpu") == ("cpu", "cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
-    assert pick_device("auto") == ("cuda", "GPU cuda")
-    assert pick_device("cuda:1") == ("cuda:1", "GPU cuda:1")
-    with pytest.raises(UserError, match="--device cuda:2: this machine has 2"):
-        pick_device("cuda:2")
 
 
 def photograph(folder, name: str, seed: int) -> str:

@@ -1,9 +1,11 @@
+"""Float32 products keep their digits, whichever library a CPU is best served by."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
-from model import precision
+from core import devices as precision
 
 
 @pytest.fixture(autouse=True)
