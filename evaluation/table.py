@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import glob
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core import layout
 from core.console import UserError, run_cli
 from core.files import atomic_path, read_mapping
 from core.scores import CUTOFFS, RECALLS
@@ -82,7 +84,7 @@ class Block:
 
 def metrics_path(results: str | os.PathLike[str], system: str, testset: str, ensemble: bool) -> Path:
     """Where the workflow puts the metrics of a run or an ensemble on a test set."""
-    return Path(results) / ("ensembles" if ensemble else "evaluation") / system / testset / "metrics.json"
+    return Path((layout.ensemble_metrics if ensemble else layout.metrics)(results, system, testset))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -403,9 +405,9 @@ def main() -> None:
     else:
         paths = args.metrics
         if args.results:
-            results = Path(args.results)
-            paths = sorted(results.glob("evaluation/*/*/metrics.json"))
-            paths += sorted(results.glob("ensembles/*/*/metrics.json"))
+            root = glob.escape(args.results)
+            paths = sorted(map(Path, glob.glob(layout.metrics(root, "*", "*"))))
+            paths += sorted(map(Path, glob.glob(layout.ensemble_metrics(root, "*", "*"))))
         entries = found_entries(paths)
     if not entries:
         raise UserError(f"no metrics under {args.results}: run the evaluation first (snakemake --cores N evaluate)")

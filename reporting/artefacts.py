@@ -1,8 +1,4 @@
-"""Everything the report reads, as plain records. Only finished artefacts are read; what is missing becomes a note.
-
-Paths are those of the workflow, below the results folder: `{dataset}/index`, `{dataset}/features/{feature}.zarr`,
-`{dataset}/features/{feature}.receipts`, `runs/{run}`, `evaluation/{run}/{testset}`, `ensembles/{ensemble}/{testset}`.
-"""
+"""Everything the report reads, as plain records. Only finished artefacts are read; what is missing becomes a note."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.index import Index, read_index
+from core import layout
 from core.console import UserError
 from evaluation.embeddings import Embeddings, read_embeddings
 from stores import open_store
@@ -117,9 +114,8 @@ class Artefacts:
 
     def metrics(self, system: System, testset: str) -> dict[str, Any] | None:
         """The metrics of a system on a test set; None (and a note) if they do not exist."""
-        path = (
-            self.results / ("ensembles" if system.ensemble else "evaluation") / system.name / testset / "metrics.json"
-        )
+        where = layout.ensemble_metrics if system.ensemble else layout.metrics
+        path = Path(where(self.results, system.name, testset))
         metrics = self._json(path)
         if metrics is None:
             self.note(f"{system.name} has no metrics on {testset}: {path} does not exist.")
@@ -130,8 +126,8 @@ class Artefacts:
     def index(self, dataset: str) -> Index | None:
         """The index of a dataset; None (and a note) if it does not exist."""
         if dataset not in self._indexes:
-            path = self.results / dataset / "index"
-            self._indexes[dataset] = read_index(path) if (path / "images.parquet").is_file() else None
+            path = Path(layout.images(self.results, dataset))
+            self._indexes[dataset] = read_index(path) if path.is_file() else None
             if self._indexes[dataset] is None:
                 self.note(f"Dataset {dataset} has no index: {path} does not exist.")
         return self._indexes[dataset]
@@ -140,14 +136,14 @@ class Artefacts:
         """The sealed store of a feature; None if it does not exist or is not sealed."""
         key = (dataset, feature)
         if key not in self._stores:
-            store = f"{dataset}/features/{feature}.zarr"
-            sealed = (self.results / store / "zarr.json").is_file()
-            self._stores[key] = open_store(f"{self.stores or self.results}/{store}") if sealed else None
+            sealed = Path(layout.sealed(self.results, dataset, feature)).is_file()
+            store = layout.store(self.stores or self.results, dataset, feature)
+            self._stores[key] = open_store(store) if sealed else None
         return self._stores[key]
 
     def stage(self, dataset: str, feature: str) -> Stage | None:
         """The receipts of a feature, summed; None if there are none."""
-        folder = self.results / dataset / "features" / f"{feature}.receipts"
+        folder = Path(layout.receipts_of(layout.store(self.results, dataset, feature)))
         receipts = [receipt for path in sorted(folder.glob("*.json")) if (receipt := self._json(path))]
         if not receipts:
             return None
@@ -174,7 +170,7 @@ class Artefacts:
 
     def history(self, run: str) -> History | None:
         """The training history of a run; None (and a note) if it does not exist."""
-        path = self.results / "runs" / run / "history.csv"
+        path = Path(layout.run_file(self.results, layout.HISTORY, run))
         if not path.is_file():
             self.note(f"Run {run} has no training history: {path} does not exist.")
             return None
@@ -188,12 +184,12 @@ class Artefacts:
 
     def run_config(self, run: str) -> dict[str, Any] | None:
         """The configuration stored beside a run's weights."""
-        return self._json(self.results / "runs" / run / "config.json")
+        return self._json(Path(layout.run_file(self.results, layout.CONFIG, run)))
 
     def embeddings(self, run: str, testset: str) -> Embeddings | None:
         """The embeddings of a run on a test set; None (and a note) if they do not exist."""
-        path = self.results / "evaluation" / run / testset / "embeddings.zarr"
-        if not (path / "zarr.json").is_file():
+        path = Path(layout.embeddings(self.results, run, testset))
+        if not Path(layout.seal_of(path)).is_file():
             self.note(f"Run {run} has no embeddings of {testset}, so the gallery leaves it out: {path} does not exist.")
             return None
         return read_embeddings(path)
