@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, array_path, layout_files
 from core.features import FEATURES, VISUAL, Feature, GridKept, RegionsKept
-from core.section import Name, Positive, Section, canonical
+from core.section import FilePath, Name, Positive, Section, canonical
 
 if TYPE_CHECKING:
     from catalog.annotations import Annotations
@@ -143,7 +143,7 @@ class FileImport(Section):
     """Features that another program wrote to files."""
 
     format: str
-    path: str
+    path: FilePath
     provenance: str = "unknown"  # in words, which detector they are from
 
 
@@ -179,7 +179,7 @@ class ImagesDataset(DatasetSection):
     BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"imports"}
     YOUNGER = frozenset({"missing_images", "missing_captions"})
 
-    images: str
+    images: FilePath
     #: Captions (or entries) of images that are not there: an error, or left out and counted.
     missing_images: Literal["fail", "drop"] = "fail"
     #: Images without a caption, where there are captions: an error, kept outside of all splits, or left out.
@@ -215,9 +215,9 @@ class FolderDataset(ImagesDataset):
     """A folder or zip archive of images, with captions in a file or none."""
 
     source: Literal["folder"]
-    captions: str | None = None
+    captions: FilePath | None = None
     splits: dict[Name, Annotated[float, Field(gt=0)]] | None = None
-    split_files: dict[Name, str] | None = None
+    split_files: dict[Name, FilePath] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
 
     def mistakes(self) -> Iterator[str]:
@@ -275,7 +275,7 @@ class KarpathyDataset(ImagesDataset):
     """COCO or Flickr30K with Karpathy's splits."""
 
     source: Literal["karpathy"]
-    annotations: str
+    annotations: FilePath
     member: str | None = None
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["train", "val", "test"]
 
@@ -302,7 +302,7 @@ class PrecomputedDataset(DatasetSection):
     BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"class_order", "seg_maps", "rounding", "provenance"}
 
     source: Literal["precomputed"]
-    folder: str
+    folder: FilePath
     splits: Annotated[dict[Name, Name], Field(min_length=1)] = {"train": "train", "val": "dev", "test": "test"}
     features: Annotated[list[Feature], Field(min_length=1)] = ["regions", "panoptic"]
     class_order: Literal["upsnet", "coco"] = "upsnet"
