@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,6 +15,7 @@ from catalog.index import CAPTIONS_SCHEMA, describe_images, write_index
 from catalog.karpathy import read_karpathy
 from catalog.precomputed import read_precomputed
 from core.console import UserError, run_cli
+from core.flags import add_index, add_mapping, command
 
 
 def captions_table(annotations: Annotations) -> pa.Table:
@@ -29,31 +30,38 @@ def captions_table(annotations: Annotations) -> pa.Table:
     )
 
 
-def render(args: argparse.Namespace) -> None:
+def render(*, dataset: str, settings: dict[str, Any], output: Path) -> None:
     """Render a scenes dataset."""
     from catalog.scenes_dataset import write_dataset
 
-    settings = json.loads(args.settings)
-    write_dataset(args.output, seed=settings["seed"], splits=settings["splits"], style=settings["style"])
+    write_dataset(output, seed=settings["seed"], splits=settings["splits"], style=settings["style"])
 
 
-def unpack(args: argparse.Namespace) -> None:
+def unpack(*, dataset: str, archive: Path, output: Path) -> None:
     """Unpack a dataset's images."""
-    count = unpack_images(args.archive, args.output)
-    print(f"{args.dataset}: {count} images of {args.archive}")
+    count = unpack_images(archive, output)
+    print(f"{dataset}: {count} images of {archive}")
 
 
-def index(args: argparse.Namespace) -> None:
+def index(
+    *,
+    dataset: str,
+    settings: dict[str, Any],
+    images: Path,
+    captions: Path,
+    annotations: Path | None,
+    unpacked: Path | None,
+    threads: int,
+) -> None:
     """Write images.parquet and captions.parquet of a dataset."""
-    settings = json.loads(args.settings)
     source = settings["source"]
     if source == "scenes":
         from catalog.scenes_dataset import read_dataset
 
-        annotations: Annotations = read_dataset(args.annotations)
+        found: Annotations = read_dataset(annotations)
     elif source == "folder":
-        annotations = read_folder(
-            str(args.unpacked or settings["images"]),
+        found = read_folder(
+            str(unpacked or settings["images"]),
             settings.get("captions"),
             settings.get("splits"),
             settings.get("seed", 0),
@@ -62,7 +70,7 @@ def index(args: argparse.Namespace) -> None:
             missing_captions=settings.get("missing_captions", "fail"),
         )
     elif source == "karpathy":
-        annotations = read_karpathy(
+        found = read_karpathy(
             settings["annotations"],
             settings["images"],
             settings.get("member"),
@@ -71,49 +79,46 @@ def index(args: argparse.Namespace) -> None:
             settings.get("missing_captions", "fail"),
         )
     elif source == "precomputed":
-        annotations, images = read_precomputed(
-            settings["folder"], settings["splits"], settings["features"], args.threads
-        )
+        found, table = read_precomputed(settings["folder"], settings["splits"], settings["features"], threads)
     else:
         raise UserError(
-            f"datasets.{args.dataset}.source: unknown source {source!r}; choose scenes, folder, karpathy or precomputed"
+            f"datasets.{dataset}.source: unknown source {source!r}; choose scenes, folder, karpathy or precomputed"
         )
     if source != "precomputed":
-        images = describe_images(annotations.image_ids, annotations.paths, annotations.splits, args.threads * 2)
-    for note in annotations.notes:
+        table = describe_images(found.image_ids, found.paths, found.splits, threads * 2)
+    for note in found.notes:
         print(f"note: {note}")
-    captions = captions_table(annotations)
-    write_index(args.images, args.captions, images, captions)
+    texts = captions_table(found)
+    write_index(images, captions, table, texts)
     counts: dict[str, int] = {}
-    for name in annotations.splits:
+    for name in found.splits:
         counts[name] = counts.get(name, 0) + 1
-    bad = sum(e is not None for e in images.column("error").to_pylist())
+    bad = sum(e is not None for e in table.column("error").to_pylist())
     print(
-        f"{args.dataset}: {images.num_rows} images ({', '.join(f'{k} {v}' for k, v in sorted(counts.items()))}), "
-        f"{captions.num_rows} captions" + (f", {bad} files with a broken header" if bad else "")
+        f"{dataset}: {table.num_rows} images ({', '.join(f'{k} {v}' for k, v in sorted(counts.items()))}), "
+        f"{texts.num_rows} captions" + (f", {bad} files with a broken header" if bad else "")
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m catalog.run", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("render", "unpack", "index"):
-        command = commands.add_parser(name)
-        command.add_argument("--dataset", required=True)
-        if name == "unpack":
-            command.add_argument("--archive", required=True, type=Path, help="zip file")
-            command.add_argument("--output", required=True, type=Path, help="folder; an earlier one is replaced")
-            continue
-        command.add_argument("--settings", required=True, help="the dataset's settings as JSON")
-    commands.choices["render"].add_argument("--output", required=True, type=Path)
-    command = commands.choices["index"]
-    command.add_argument("--annotations", type=Path, help="folder that `render` made (source scenes)")
-    command.add_argument("--unpacked", type=Path, help="folder that `unpack` made (source folder, images in a zip)")
-    command.add_argument("--images", required=True, type=Path)
-    command.add_argument("--captions", required=True, type=Path)
-    command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    args = parser.parse_args()
-    {"render": render, "unpack": unpack, "index": index}[args.command](args)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("catalog.run", __doc__)
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for function in (render, unpack, index):
+        own = commands.add_parser(function.__name__, help=function.__doc__)
+        own.set_defaults(function=function)
+        own.add_argument("--dataset", required=True)
+        if function is not unpack:
+            add_mapping(own, "--settings", "the dataset's settings", required=True)
+        if function is not index:
+            own.add_argument("--output", required=True, type=Path, help="folder; an earlier one is replaced")
+    commands.choices["unpack"].add_argument("--archive", required=True, type=Path, help="zip file")
+    own = commands.choices["index"]
+    own.add_argument("--annotations", type=Path, help="folder that `render` made (source scenes)")
+    own.add_argument("--unpacked", type=Path, help="folder that `unpack` made (source folder, images in a zip)")
+    add_index(own)
+    own.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = vars(parser.parse_args(argv))
+    options.pop("function")(**options)
 
 
 if __name__ == "__main__":
