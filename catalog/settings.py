@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from typing import Annotated, ClassVar, Literal, Union, get_args
+from typing import Annotated, ClassVar, Literal, Union
 
 from pydantic import Field, field_validator
 
@@ -329,9 +329,6 @@ def _existing(paths: Iterable[str]) -> list[str]:
 Dataset = Annotated[
     Union[ScenesDataset, FolderDataset, KarpathyDataset, PrecomputedDataset], Field(discriminator="source")
 ]
-SOURCES: tuple[str, ...] = tuple(
-    get_args(section.model_fields["source"].annotation)[0] for section in get_args(get_args(Dataset)[0])
-)
 
 
 def imported_features(dataset: DatasetSection) -> list[str]:

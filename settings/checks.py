@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.settings import DatasetSection
 from core.features import FEATURES, Feature
+from core.messages import did_you_mean
 from evaluation.settings import Ensemble, Testset
 from model.settings import Run
 from published.registry import named_entry
 from published.settings import Published
-from settings.messages import did_you_mean
 
 if TYPE_CHECKING:
     from settings.salvage import Salvage

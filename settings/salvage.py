@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from core.messages import key_path, messages
 from core.section import LATER
-from settings.messages import key_path, messages
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -31,7 +31,7 @@ class Salvage(Generic[M]):
             if not self.lines:
                 self.lines = messages(errors, root)
             for item in errors:
-                path = key_path(item["loc"])
+                path = key_path(item, root)
                 # A misspelt key may have been meant for any other of its section.
                 self._wrong.add(path[:-1] if item["type"] == "extra_forbidden" else path)
                 if path:

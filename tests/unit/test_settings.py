@@ -47,7 +47,7 @@ def test_all_mistakes_come_at_once(config):
     assert any(line.startswith("features.on_bad_image: 'ignore' - ") and "'drop'" in line for line in lines)
     assert any(line.startswith("datasets.scenes.shards: 0 - ") for line in lines)
     assert "datasets.scenes_dusk.stile: unknown key; did you mean 'style'?" in lines
-    assert "datasets.other.source: 'foldr' is not a source; did you mean 'folder'?" in lines
+    assert "datasets.other.source: 'foldr' is not a source here; did you mean 'folder'?" in lines
     assert any(line.startswith("runs.region.training.epochs: 'ten' - ") for line in lines)
     assert "ensembles.region_grid.runs: 'grid' is not under runs; add it there" in lines
     assert len(lines) == 8
@@ -156,7 +156,7 @@ def test_a_list_with_a_wrong_item_hides_nothing(config):
     [
         ({"runs": None}, "runs: None - is empty; fill it in or remove the key"),
         ({"features": {"grids": {"grid": "nativ"}}}, "features.grids.grid: 'nativ' - should be a valid integer or 'native'"),
-        ({"datasets": {"a": {"images": "x"}}}, "datasets.a.source: missing; choose 'scenes', 'folder', 'karpathy' or 'precomputed'"),
+        ({"datasets": {"a": {"images": "x"}}}, "datasets.a.source: missing; choose one of scenes, folder, karpathy, precomputed"),
         ({"datasets": {7: {"source": "scenes", "splits": {"test": 1}}}}, "datasets.7: 7 - is a name that is no text; put it in quotes"),
         ({"datasets": {"runs": {"source": "scenes", "splits": {"test": 1}}}}, "datasets.runs: the workflow has a folder of this name; rename the dataset"),
         ({"results": "out/{x}"}, "results: 'out/{x}' - must be free of braces and control characters: it becomes part of file patterns"),
@@ -234,9 +234,9 @@ def test_files_of_other_sources_that_do_not_exist(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("feature", "section", "expected"),
     [
-        ("regions", {"engine": "detectron"}, ["engine: 'detectron' is not an engine of regions; did you mean 'detectron2'?"]),
-        ("grids", {"engine": "transformers"}, ["engine: 'transformers' is not an engine of grids; choose one of native, detectron2"]),
-        ("panoptic", {"engine": None}, ["engine: None is not an engine of panoptic; choose one of native, detectron2, transformers"]),
+        ("regions", {"engine": "detectron"}, ["engine: 'detectron' is not an engine here; did you mean 'detectron2'?"]),
+        ("grids", {"engine": "transformers"}, ["engine: 'transformers' is not an engine here; choose one of native, detectron2"]),
+        ("panoptic", {"engine": None}, ["engine: None is not an engine here; choose one of native, detectron2, transformers"]),
         ("regions", {"engine": "detectron2", "confg": "x"}, ["config: missing; add it", "confg: unknown key; did you mean 'config'?"]),
         ("regions", {"confg": "x"}, ["confg: unknown key; remove it"]),
         ("panoptic", {"engine": "transformers", "weights": "a/b", "treshold": 1}, ["treshold: unknown key; did you mean 'threshold'?"]),
