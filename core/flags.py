@@ -77,6 +77,11 @@ def add_shard(parser: argparse.ArgumentParser, *, one_by_default: bool = False) 
     parser.add_argument("--compression", choices=COMPRESSIONS, default=COMPRESSIONS[0], help="(default: %(default)s)")
 
 
+def add_results(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """`results`: the root of the tree in `core.layout`."""
+    parser.add_argument("--results", required=required, help="the results folder")
+
+
 def add_device(parser: argparse.ArgumentParser, *, threads: int | None = None) -> None:
     """`device` and `threads`, for `core.devices.open_device`."""
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
