@@ -22,9 +22,9 @@ from core.files import location, read_mapping
 _MAPPING = "JSON, or a JSON or YAML file"
 
 
-def command(name: str, doc: str) -> argparse.ArgumentParser:
+def command(name: str, doc: str, **options: Any) -> argparse.ArgumentParser:
     """The parser of `python -m {name}`; the first line of `doc`, its module's, says what it does."""
-    return argparse.ArgumentParser(prog=f"python -m {name}", description=doc.splitlines()[0])
+    return argparse.ArgumentParser(prog=f"python -m {name}", description=doc.splitlines()[0], **options)
 
 
 def add_mapping(parser: Any, flag: str, what: str, **options: Any) -> None:
