@@ -25,6 +25,7 @@ from benchmarks import baseline, common, data
 from core.console import run_cli
 from core.devices import matmul_precision
 from core.flags import command
+from core.scores import SUMMED
 from evaluation.metrics import retrieval_metrics
 from model.data import Features, Split
 from model.embed import embed_captions, embed_images
@@ -116,9 +117,7 @@ def measure_metrics(
     size = f"{len(images)} x {len(captions)}"
     whole = common.interleaved({"ours": ours, "baseline": theirs}, args.repetitions, device)
     difference = max(
-        abs(found["ours"][way][key] - found["baseline"][way][key])
-        for way in ("i2t", "t2i")
-        for key in ("r1", "r5", "r10")
+        abs(found["ours"][way][key] - found["baseline"][way][key]) for way in ("i2t", "t2i") for key in SUMMED
     )
     for name in whole:
         seconds[name] = [a + b for a, b in zip(seconds.get(name, [0.0] * args.repetitions), whole[name], strict=True)]

@@ -17,6 +17,7 @@ import numpy as np
 from core.console import UserError, run_cli
 from core.files import write_json
 from core.flags import command
+from core.scores import CUTOFFS, SUMMED
 from evaluation.bootstrap import LEVEL, RESAMPLES, interval, resample_ranks
 from evaluation.embeddings import Embeddings, read_embeddings
 from evaluation.positives import PROTOCOLS, Positives, read_positives
@@ -79,7 +80,7 @@ def rank_intervals(
                 sums[direction][name] = sums[direction].get(name, 0) + samples / len(parts)
     result: dict[str, Any] = {"level": LEVEL, "resamples": resamples, "seed": seed}
     result |= {d: {name: interval(samples) for name, samples in sums[d].items()} for d in sums}
-    return result | {"rsum": interval(sum(sums[d][name] for d in sums for name in ("r1", "r5", "r10")))}
+    return result | {"rsum": interval(sum(sums[d][name] for d in sums for name in SUMMED))}
 
 
 def fold_metrics(
@@ -160,9 +161,9 @@ def chance_metrics(captions_per_image: Sequence[int] | np.ndarray) -> dict[str, 
         for taken in range(count):
             each *= np.clip(captions - places - taken, 0, None) / (captions - taken)
         later += how_often / images * each
-    i2t = {f"r{k}": 100.0 * float(1 - later[min(k, captions)]) for k in (1, 5, 10)}
+    i2t = {f"r{k}": 100.0 * float(1 - later[min(k, captions)]) for k in CUTOFFS}
     i2t |= {"medr": float(np.argmax(later <= 0.5)), "meanr": float(np.mean((captions + 1) / (counts + 1)))}
-    t2i = {f"r{k}": 100.0 * min(k, images) / images for k in (1, 5, 10)}
+    t2i = {f"r{k}": 100.0 * min(k, images) / images for k in CUTOFFS}
     t2i |= {"medr": float(-(-images // 2)), "meanr": (images + 1) / 2}
     return {"i2t": i2t, "t2i": t2i, "rsum": _rsum(i2t, t2i)}
 
@@ -259,7 +260,7 @@ def _with_size(scores: dict[str, Any], images: int, captions: int) -> dict[str, 
 
 
 def _rsum(i2t: dict[str, float], t2i: dict[str, float]) -> float:
-    return sum(direction[key] for direction in (i2t, t2i) for key in ("r1", "r5", "r10"))
+    return sum(direction[key] for direction in (i2t, t2i) for key in SUMMED)
 
 
 def _mean_scores(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.index import ImageRows, read_image_rows
+from core import layout
 from core.console import UserError, run_cli
 from core.files import write_json
 from core.flags import add_images, add_receipts, add_store, command
@@ -45,7 +46,7 @@ def verify(
     place = place_of(store)
     plan = ShardPlan(len(images.ids), len(receipts))
     seal_again = "seal the store again with: " + (
-        seal_command or f"{snakemake_command()} --force {snakemake_target(f'{store}/zarr.json')}"
+        seal_command or f"{snakemake_command()} --force {snakemake_target(layout.seal_of(store))}"
     )
 
     def explain(key: str) -> str:
