@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core import layout
 from core.console import UserError, progress
 from core.files import atomic_path
 
@@ -110,10 +111,10 @@ def read_index(path: str | os.PathLike[str]) -> Index:
     """Both tables, from the index folder or from its images.parquet."""
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    images, digest = read_images(folder / "images.parquet")
-    captions, captions_digest = _read(folder / "captions.parquet")
+    images, digest = read_images(folder / layout.IMAGES)
+    captions, captions_digest = _read(folder / layout.CAPTIONS)
     if captions_digest != digest:
-        raise UserError(f"{folder}: images.parquet and captions.parquet are of different runs; make the index again")
+        raise UserError(f"{folder}: {layout.IMAGES} and {layout.CAPTIONS} are of different runs; make the index again")
     return Index(images, captions, digest)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from core.scores import CUTOFFS, RECALLS
+
 LEVEL = 0.95
 RESAMPLES = 1000
 _WEIGHTS_AT_ONCE = 1 << 22  # numbers held at a time
@@ -30,7 +32,7 @@ def resample_ranks(
         `{r1, r5, r10, medr, meanr}`, each (resamples,) float64; NaN where a resample has no query at all.
     """
     ranks, image = np.asarray(ranks), np.asarray(image)
-    values = np.stack([*(100.0 * (ranks < k) for k in (1, 5, 10)), ranks + 1.0], axis=1)
+    values = np.stack([*(100.0 * (ranks < k) for k in CUTOFFS), ranks + 1.0], axis=1)
     means = resample_means(values, image, images, resamples=resamples, seed=seed)
     order = np.argsort(ranks, kind="stable")
     ascending, owner = ranks[order], image[order]
@@ -44,10 +46,9 @@ def resample_ranks(
             for place in ((total - 1) // 2, total // 2)
         ]
         medians.append(np.where(total > 0, np.floor((middle[0] + middle[1]) / 2) + 1, np.nan))
-    names = ("r1", "r5", "r10")
-    return {name: means[:, k] for k, name in enumerate(names)} | {
+    return {name: means[:, k] for k, name in enumerate(RECALLS)} | {
         "medr": np.concatenate(medians),
-        "meanr": means[:, 3],
+        "meanr": means[:, len(RECALLS)],
     }
 
 

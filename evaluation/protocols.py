@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from core.console import UserError
+from core.scores import SUMMED
 from evaluation.bootstrap import LEVEL, interval, resample_means, resample_ranks
 from evaluation.embeddings import Embeddings
 from evaluation.positives import Positives, item_key
@@ -126,8 +127,8 @@ def protocol_metrics(
                 samples = dict(zip(values, means.T, strict=True))
         intervals[direction] = {name: interval(drawn) for name, drawn in samples.items()}
         if positives.protocol == "cxc" and direction in ("i2t", "t2i"):
-            result["rsum"] = result.get("rsum", 0.0) + sum(result[direction][name] for name in ("r1", "r5", "r10"))
-            sums += [samples[name] for name in ("r1", "r5", "r10")] if samples else []
+            result["rsum"] = result.get("rsum", 0.0) + sum(result[direction][name] for name in SUMMED)
+            sums += [samples[name] for name in SUMMED] if samples else []
     if sums:
         intervals["rsum"] = interval(sum(sums))
     if resamples:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PRINTED = (1, 5, 10)  # the cut-offs of the values below
 #: Images of each benchmark's test set: on another number of images the published results are not comparable.
 IMAGES = {"coco": 5000, "flickr30k": 1000}
 _VSE_INFTY = (

@@ -6,8 +6,8 @@ published results where a test set is declared to be a benchmark), or `python -m
 
 from __future__ import annotations
 
-import argparse
 import csv
+import glob
 import io
 import json
 import os
@@ -17,19 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core import layout
 from core.console import UserError, run_cli
-from core.files import atomic_path, read_mapping
-from evaluation.published import IMAGES, PUBLISHED
+from core.files import atomic_path
+from core.flags import add_mapping, add_results, command
+from core.scores import CUTOFFS, RECALLS
+from evaluation.published import IMAGES, PRINTED, PUBLISHED
 
-COLUMNS = ("R@1", "R@5", "R@10")
+COLUMNS = tuple(f"R@{k}" for k in CUTOFFS)
 ECCV_COLUMNS = ("mAP@R", "R-P", "R@1")
-#: Where a block's numbers are in a metrics file: two directions, three metrics each, and whether rSum follows.
-RECALL = ("r1", "r5", "r10")
+#: Where a block's numbers are in a metrics file: two directions, the metrics of each, and whether rSum follows.
 LAYOUTS = {
-    "recall": (("i2t", "t2i"), RECALL, True),
-    "folds": (("i2t", "t2i"), RECALL, True),
-    "cxc": (("i2t", "t2i"), RECALL, True),
-    "cxc_intra": (("i2i", "t2t"), RECALL, False),
+    "recall": (("i2t", "t2i"), RECALLS, True),
+    "folds": (("i2t", "t2i"), RECALLS, True),
+    "cxc": (("i2t", "t2i"), RECALLS, True),
+    "cxc_intra": (("i2i", "t2t"), RECALLS, False),
     "eccv": (("i2t", "t2i"), ("map_at_r", "r_precision", "r1"), False),
 }
 DIRECTIONS = {
@@ -82,7 +84,7 @@ class Block:
 
 def metrics_path(results: str | os.PathLike[str], system: str, testset: str, ensemble: bool) -> Path:
     """Where the workflow puts the metrics of a run or an ensemble on a test set."""
-    return Path(results) / ("ensembles" if ensemble else "evaluation") / system / testset / "metrics.json"
+    return Path((layout.ensemble_metrics if ensemble else layout.metrics)(results, system, testset))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -174,7 +176,14 @@ def _published(name: str, benchmark: str | None, metrics: dict[str, Any]) -> lis
     if name == "folds":
         same = same and (folds["count"], folds["images_per_fold"]) == (5, 1000)
     rows = [row for row in PUBLISHED if same and (row.benchmark, row.block) == (benchmark, name)]
-    return [Line(row.system, "published", list(row.values), source=row.source) for row in rows]
+    return [Line(row.system, "published", _placed(row.values), source=row.source) for row in rows]
+
+
+def _placed(values: Sequence[float | None]) -> list[float | None]:
+    """Published values under the columns of ours, None where a source does not print one."""
+    each = len(PRINTED)
+    ways = [dict(zip(PRINTED, values[start : start + each], strict=True)) for start in (0, each)]
+    return [way.get(k) for way in ways for k in CUTOFFS] + list(values[2 * each :])
 
 
 def blocks_of(entries: Sequence[Entry]) -> list[Block]:
@@ -239,14 +248,14 @@ def format_table(entries: Sequence[Entry]) -> str:
                         "cxc_intra": "    CxC: image -> image, text -> text",
                         "eccv": f"    ECCV Caption: {', '.join(ECCV_COLUMNS)}",
                     }[block.name]
-                    bounds = line.bounds[6] if len(line.bounds) > 6 else None
+                    bounds = line.bounds[-1] if LAYOUTS[block.name][2] and line.bounds else None
                     lines.append(
                         (below, _cells(line.values), f"  [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
                     )
     width = max([len(line[0]) for line in lines if not isinstance(line, str)] + [10]) + 2
     intervals = any(line[2] for line in lines if not isinstance(line, str))
     header = [
-        " " * width + "  image -> text       text -> image",
+        " " * width + f"{'  image -> text':<{7 * len(COLUMNS)}} text -> image",
         " " * width
         + "".join(f"{name:>7}" for name in (*COLUMNS, *COLUMNS))
         + f"{'rSum':>8}"
@@ -261,8 +270,9 @@ def format_table(entries: Sequence[Entry]) -> str:
         if len(numbers) < 2:
             body.append(f"{label:<{width}}  {''.join(numbers)}".rstrip())
         else:
-            total = f"{numbers[6]:>8}" if len(numbers) > 6 else ""
-            body.append(f"{label:<{width}}" + "".join(f"{value:>7}" for value in numbers[:6]) + total + bounds)
+            metrics, total = numbers[: 2 * (len(numbers) // 2)], numbers[2 * (len(numbers) // 2) :]
+            shown = "".join(f"{value:>7}" for value in metrics) + "".join(f"{value:>8}" for value in total)
+            body.append(f"{label:<{width}}" + shown + bounds)
     return "\n".join(header + body) + "\n"
 
 
@@ -293,7 +303,8 @@ def format_markdown(entries: Sequence[Entry]) -> str:
     for block in blocks_of(entries):
         heads = [DIRECTIONS[direction].replace("->", "→") for direction in LAYOUTS[block.name][0]]
         names = _column_names(block.name)
-        full = [f"{heads[k // 3]} {name}" if k < 6 else name for k, name in enumerate(names)]
+        each = len(LAYOUTS[block.name][1])
+        full = [f"{heads[k // each]} {name}" if k < 2 * each else name for k, name in enumerate(names)]
         text += [f"### {block.title}", "", "| | " + " | ".join(full) + " |", "|---|" + "---:|" * len(names)]
         for line in _shown(block):
             text.append(f"| {_label(line, sources)} | " + " | ".join(_cells(line.values, "")) + " |")
@@ -319,15 +330,15 @@ def format_latex(entries: Sequence[Entry]) -> str:
     """One LaTeX `tabular` per block (package booktabs) in the field's layout, intervals small below each system."""
     text, sources = ["% needs \\usepackage{booktabs}"], []
     for block in blocks_of(entries):
-        names = _column_names(block.name)
-        heads = " & ".join(rf"\multicolumn{{3}}{{c}}{{{_tex(DIRECTIONS[d])}}}" for d in LAYOUTS[block.name][0])
+        names, each = _column_names(block.name), len(LAYOUTS[block.name][1])
+        heads = " & ".join(rf"\multicolumn{{{each}}}{{c}}{{{_tex(DIRECTIONS[d])}}}" for d in LAYOUTS[block.name][0])
         text += [
             "",
             rf"\begin{{tabular}}{{l*{{{len(names)}}}{{r}}}}",
             r"\toprule",
             rf"\multicolumn{{{len(names) + 1}}}{{l}}{{{_tex(block.title)}}} \\",
-            " & " + heads + (" & " if len(names) > 6 else "") + r" \\",
-            r"\cmidrule(lr){2-4} \cmidrule(lr){5-7}",
+            " & " + heads + (" & " if LAYOUTS[block.name][2] else "") + r" \\",
+            rf"\cmidrule(lr){{2-{each + 1}}} \cmidrule(lr){{{each + 2}-{2 * each + 1}}}",
             " & " + " & ".join(map(_tex, names)) + r" \\",
             r"\midrule",
         ]
@@ -372,34 +383,32 @@ def format_csv(entries: Sequence[Entry]) -> str:
 FORMATTERS = {"text": format_table, "markdown": format_markdown, "latex": format_latex, "csv": format_csv}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.table", description=__doc__.split("\n")[0])
-    parser.add_argument("metrics", nargs="*", help="metrics.json files, if --results is not given")
-    parser.add_argument("--results", help="the results folder")
-    parser.add_argument("--config", help="show what this configuration asks for: JSON, or a JSON or YAML file")
-    parser.add_argument(
-        "--format", choices=FORMATTERS, help="default: by the suffix of --out (.csv .md .tex .txt), or text"
-    )
-    parser.add_argument("--out", nargs="+", default=[], help="files to write instead of the terminal")
-    args = parser.parse_args()
-    if bool(args.results) == bool(args.metrics):
+def write_tables(
+    *,
+    metrics: Sequence[str],
+    results: str | None,
+    config: dict[str, Any] | None,
+    format: str | None,
+    out: Sequence[str],
+) -> None:
+    """Write the table of these files, or of all that lie in `results`, to the files `out` or to the terminal."""
+    if bool(results) == bool(metrics):
         raise UserError("give either --results DIR or one or more metrics.json files")
-    if args.config and not args.results:
+    if config is not None and not results:
         raise UserError("--config needs --results DIR")
-    formats = {path: args.format or FORMATS.get(Path(path).suffix) for path in args.out}
+    formats = {path: format or FORMATS.get(Path(path).suffix) for path in out}
     if unknown := [path for path, name in formats.items() if name is None]:
         raise UserError(f"--out {unknown[0]}: give it one of the suffixes {', '.join(FORMATS)}, or give --format")
-    if args.config:
-        entries = configured_entries(args.results, read_mapping(args.config, flag="--config"))
+    if config is not None:
+        entries = configured_entries(results, config)
+    elif results:
+        root = glob.escape(results)
+        patterns = (layout.metrics(root, "*", "*"), layout.ensemble_metrics(root, "*", "*"))
+        entries = found_entries([Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))])
     else:
-        paths = args.metrics
-        if args.results:
-            results = Path(args.results)
-            paths = sorted(results.glob("evaluation/*/*/metrics.json"))
-            paths += sorted(results.glob("ensembles/*/*/metrics.json"))
-        entries = found_entries(paths)
+        entries = found_entries(metrics)
     if not entries:
-        raise UserError(f"no metrics under {args.results}: run the evaluation first (snakemake --cores N evaluate)")
+        raise UserError(f"no metrics under {results}: run the evaluation first (snakemake --cores N evaluate)")
     for entry in {entry.testset: entry for entry in entries if entry.benchmark and entry.metrics}.values():
         if entry.metrics["images"] != IMAGES[entry.benchmark]:
             print(
@@ -410,8 +419,20 @@ def main() -> None:
     for path, name in formats.items():
         with atomic_path(path) as temporary:
             temporary.write_text(FORMATTERS[name](entries), encoding="utf-8")
-    if not args.out:
-        sys.stdout.write(FORMATTERS[args.format or "text"](entries))
+    if not out:
+        sys.stdout.write(FORMATTERS[format or "text"](entries))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("evaluation.table", __doc__)
+    parser.add_argument("metrics", nargs="*", help="metrics.json files, if --results is not given")
+    add_results(parser, required=False)
+    add_mapping(parser, "--config", "show what this configuration asks for")
+    parser.add_argument(
+        "--format", choices=FORMATTERS, help="default: by the suffix of --out (.csv .md .tex .txt), or text"
+    )
+    parser.add_argument("--out", nargs="+", default=[], help="files to write instead of the terminal")
+    write_tables(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

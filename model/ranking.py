@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.scores import CUTOFFS, SUMMED
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -158,11 +160,11 @@ def ranks_from_similarity(
 
 
 def recalls(ranks: np.ndarray) -> dict[str, float]:
-    """`{r1, r5, r10}` in percent, `medr` = floor(median) + 1 and `meanr` = mean + 1, from 0-based ranks."""
+    """`{r1, r5, r10}` (of `CUTOFFS`) in percent, `medr` = floor(median) + 1 and `meanr` = mean + 1, from 0-based ranks."""
     ranks = np.asarray(ranks)
     if ranks.size == 0:
         raise ValueError("no ranks to summarise: the split holds no images or no captions")
-    return {f"r{k}": 100.0 * float(np.mean(ranks < k)) for k in (1, 5, 10)} | {
+    return {f"r{k}": 100.0 * float(np.mean(ranks < k)) for k in CUTOFFS} | {
         "medr": float(np.floor(np.median(ranks)) + 1),
         "meanr": float(np.mean(ranks) + 1),
     }
@@ -171,7 +173,7 @@ def recalls(ranks: np.ndarray) -> dict[str, float]:
 def retrieval_scores(to_caption: np.ndarray, to_image: np.ndarray) -> dict:
     """`{i2t: recalls, t2i: recalls, rsum}` from the ranks of both directions; rsum = the sum of the six recalls."""
     i2t, t2i = recalls(to_caption), recalls(to_image)
-    return {"i2t": i2t, "t2i": t2i, "rsum": sum(d[k] for d in (i2t, t2i) for k in ("r1", "r5", "r10"))}
+    return {"i2t": i2t, "t2i": t2i, "rsum": sum(d[k] for d in (i2t, t2i) for k in SUMMED)}
 
 
 def _embeddings(values: np.ndarray, name: str) -> np.ndarray:

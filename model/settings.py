@@ -16,7 +16,7 @@ from pydantic import Discriminator, Field, Tag, model_serializer
 from core.console import UserError
 from core.features import Feature, Visual
 from core.messages import did_you_mean
-from core.section import Positive, Section, Share
+from core.section import FilePath, Positive, Section, Share
 
 #: The kinds of network: what `model.kind` calls each, and the file of its `RetrievalNetwork`.
 KINDS = {
@@ -100,7 +100,7 @@ AnyModel = Annotated[
 class Text(Section):
     """The text encoder: a pretrained BERT, or (pretrained: null) a small one trained from scratch."""
 
-    pretrained: str | None = "bert-base-uncased"
+    pretrained: FilePath | None = "bert-base-uncased"
     layers: Positive = 2
     hidden_size: Positive = 128
     heads: Positive = 2

@@ -1,8 +1,4 @@
-"""Everything the report reads, as plain records. Only finished artefacts are read; what is missing becomes a note.
-
-Paths are those of the workflow, below the results folder: `{dataset}/index`, `{dataset}/features/{feature}.zarr`,
-`{dataset}/features/{feature}.receipts`, `runs/{run}`, `evaluation/{run}/{testset}`, `ensembles/{ensemble}/{testset}`.
-"""
+"""Everything the report reads, as plain records. Only finished artefacts are read; what is missing becomes a note."""
 
 from __future__ import annotations
 
@@ -13,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from catalog.index import Index, read_index
+from core import layout
 from core.console import UserError
+from evaluation.embeddings import Embeddings, read_embeddings
 from stores import open_store
 from stores.reader import Store
 
-EMBEDDINGS_VERSION = 1  # of the groups that `evaluation.encode` writes
 SECONDS = ("decode", "network", "write", "startup")
 
 
@@ -80,17 +75,6 @@ class History:
         return next((self.columns[name] for name in names if name in self.columns), None)
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """What the gallery needs of one embeddings group: images (N,E) f4, captions (M,E) f4, caption_image (M,), ids."""
-
-    images: np.ndarray
-    captions: np.ndarray
-    caption_image: np.ndarray
-    image_ids: np.ndarray
-    caption_ids: np.ndarray
-
-
 @dataclass
 class Artefacts:
     """Reader of one results folder for one configuration; `notes` collects what was looked for and not found.
@@ -130,9 +114,8 @@ class Artefacts:
 
     def metrics(self, system: System, testset: str) -> dict[str, Any] | None:
         """The metrics of a system on a test set; None (and a note) if they do not exist."""
-        path = (
-            self.results / ("ensembles" if system.ensemble else "evaluation") / system.name / testset / "metrics.json"
-        )
+        where = layout.ensemble_metrics if system.ensemble else layout.metrics
+        path = Path(where(self.results, system.name, testset))
         metrics = self._json(path)
         if metrics is None:
             self.note(f"{system.name} has no metrics on {testset}: {path} does not exist.")
@@ -143,8 +126,8 @@ class Artefacts:
     def index(self, dataset: str) -> Index | None:
         """The index of a dataset; None (and a note) if it does not exist."""
         if dataset not in self._indexes:
-            path = self.results / dataset / "index"
-            self._indexes[dataset] = read_index(path) if (path / "images.parquet").is_file() else None
+            path = Path(layout.images(self.results, dataset))
+            self._indexes[dataset] = read_index(path) if path.is_file() else None
             if self._indexes[dataset] is None:
                 self.note(f"Dataset {dataset} has no index: {path} does not exist.")
         return self._indexes[dataset]
@@ -153,14 +136,14 @@ class Artefacts:
         """The sealed store of a feature; None if it does not exist or is not sealed."""
         key = (dataset, feature)
         if key not in self._stores:
-            store = f"{dataset}/features/{feature}.zarr"
-            sealed = (self.results / store / "zarr.json").is_file()
-            self._stores[key] = open_store(f"{self.stores or self.results}/{store}") if sealed else None
+            sealed = Path(layout.sealed(self.results, dataset, feature)).is_file()
+            store = layout.store(self.stores or self.results, dataset, feature)
+            self._stores[key] = open_store(store) if sealed else None
         return self._stores[key]
 
     def stage(self, dataset: str, feature: str) -> Stage | None:
         """The receipts of a feature, summed; None if there are none."""
-        folder = self.results / dataset / "features" / f"{feature}.receipts"
+        folder = Path(layout.receipts_of(layout.store(self.results, dataset, feature)))
         receipts = [receipt for path in sorted(folder.glob("*.json")) if (receipt := self._json(path))]
         if not receipts:
             return None
@@ -187,7 +170,7 @@ class Artefacts:
 
     def history(self, run: str) -> History | None:
         """The training history of a run; None (and a note) if it does not exist."""
-        path = self.results / "runs" / run / "history.csv"
+        path = Path(layout.run_file(self.results, layout.HISTORY, run))
         if not path.is_file():
             self.note(f"Run {run} has no training history: {path} does not exist.")
             return None
@@ -201,27 +184,15 @@ class Artefacts:
 
     def run_config(self, run: str) -> dict[str, Any] | None:
         """The configuration stored beside a run's weights."""
-        return self._json(self.results / "runs" / run / "config.json")
+        return self._json(Path(layout.run_file(self.results, layout.CONFIG, run)))
 
     def embeddings(self, run: str, testset: str) -> Embeddings | None:
         """The embeddings of a run on a test set; None (and a note) if they do not exist."""
-        import zarr
-
-        path = self.results / "evaluation" / run / testset / "embeddings.zarr"
-        if not (path / "zarr.json").is_file():
+        path = Path(layout.embeddings(self.results, run, testset))
+        if not Path(layout.seal_of(path)).is_file():
             self.note(f"Run {run} has no embeddings of {testset}, so the gallery leaves it out: {path} does not exist.")
             return None
-        group = zarr.open_group(str(path), mode="r")
-        version = group.attrs.get("embeddings_version")
-        if version != EMBEDDINGS_VERSION:
-            raise UserError(
-                f"{path} has embeddings version {version!r}, the report reads version {EMBEDDINGS_VERSION}: "
-                "run the evaluation again"
-            )
-        return Embeddings(
-            **{name: np.asarray(group[name][:]) for name in ("images", "captions", "caption_image")},
-            **{name: np.array(group[name][:].tolist(), dtype=str) for name in ("image_ids", "caption_ids")},
-        )
+        return read_embeddings(path)
 
     @staticmethod
     def _json(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reporting.artefacts import Embeddings
+from evaluation.embeddings import Embeddings
 
 FOUND = 5  # results shown per query, and the rank up to which the right one counts as found
 _CANDIDATES = 240  # captions (and images) tried as queries, so that a large test set costs little

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, ImageOps
 
 from catalog.categories import COCO_PANOPTIC
+from catalog.index import Index
+from reporting.words import shorten
 
 # Side in pixels and JPEG quality, tried in turn until the report's images fit their budget.
 LADDER = ((240, 80), (200, 72), (160, 66), (112, 58))
@@ -212,3 +216,24 @@ def encode_pictures(pictures: Sequence[Picture], budget: int) -> tuple[int, int]
         if total <= budget:
             break
     return side, quality
+
+
+def indexed_pictures(index: Index, rows: np.ndarray, prefix: str) -> list[Picture]:
+    """Pictures (not yet encoded) of the given rows of the index, described by their first caption."""
+    images = index.images.take(pa.array(rows, pa.int64())).to_pylist()
+    ids = pa.array([image["image_id"] for image in images], pa.string())
+    captions = index.captions.filter(pc.is_in(index.captions["image_id"], value_set=ids))
+    first: dict[str, str] = {}
+    for image_id, text in zip(captions["image_id"].to_pylist(), captions["text"].to_pylist(), strict=True):
+        first.setdefault(image_id, text)
+    return [
+        Picture(
+            key=f"{prefix}{number}",
+            path=image["path"],
+            image_id=image["image_id"],
+            alt=shorten(first.get(image["image_id"], f"image {image['image_id']}"), 200),
+            width=max(1, image["width"] or 1),
+            height=max(1, image["height"] or 1),
+        )
+        for number, image in enumerate(images)
+    ]

@@ -27,7 +27,7 @@ from snakemake.exceptions import WorkflowError
 
 use_this_interpreter(REPOSITORY)
 remember_configfiles(workflow.overwrite_configfiles)
-CONFIGFILES = workflow.overwrite_configfiles or [f"{REPOSITORY}/config.yaml"]
+CONFIGFILES = workflow.overwrite_configfiles or [DEFAULT_CONFIG]
 PUBLISHED_LOCK = str(Path(CONFIGFILES[0]).parent / LOCK_FILE)
 
 

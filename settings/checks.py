@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from catalog.settings import DatasetSection
+from core import layout
 from core.features import FEATURES, Feature
 from core.messages import did_you_mean
 from evaluation.settings import Ensemble, Testset
@@ -16,9 +17,6 @@ from published.settings import Published
 
 if TYPE_CHECKING:
     from settings.salvage import Salvage
-
-# Folders that the workflow makes beside the datasets' own.
-RESERVED = ("runs", "evaluation", "ensembles", "tables", "report", "logs", "benchmarks")
 
 
 class CrossChecks:
@@ -49,7 +47,7 @@ class CrossChecks:
             yield from self._ensemble(name, ensemble)
 
     def _dataset(self, name: str, dataset: DatasetSection) -> Iterator[str]:
-        if name in RESERVED:
+        if name in layout.RESERVED:
             yield f"datasets.{name}: the workflow has a folder of this name; rename the dataset"
         yield from self._section(f"datasets.{name}", dataset)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from core import layout
 from core.console import UserError
+from core.files import location
 from core.machine import snakemake_command, snakemake_target
 from stores.arrays import DamagedRows, RowArray, open_array
-from stores.places import Location, location, place_of
+from stores.places import Location, place_of
 from stores.plan import ShardPlan
 from stores.schema import CONTENT_HASHES, IMAGE_IDS, SCHEMA_VERSION
 
@@ -136,7 +138,7 @@ class Store:
         if plan is None:
             return "make the store again"
         shard = ShardPlan(plan["images"], plan["shards"]).shard_of(row)
-        receipt = snakemake_target(f"{str(self.path).removesuffix('.zarr')}.receipts/{shard}.json")
+        receipt = snakemake_target(layout.receipt_of(self.path, shard))
         return f"make its shard again with: {snakemake_command()} --force {receipt}"
 
     def _array(self, name: str) -> RowArray:

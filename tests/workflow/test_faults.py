@@ -26,7 +26,7 @@ from .conftest import TINY, Workflow
 
 pytestmark = pytest.mark.workflow
 
-KILLS = int(os.environ.get("THREESHNET_KILLS", "8"))
+KILLS = int(os.environ.get("THREESHNET_KILLS", "3"))
 # Two shards of enough images that a kill meets them at work.
 CONFIG = {"datasets": {"tiny": TINY["datasets"]["tiny"] | {"splits": {"train": 60}}}}
 STORE = Path("tiny/features/grids.zarr")

@@ -89,33 +89,38 @@ def test_caption_embeddings_for_any_length_and_batch(network):
         assert (network.encode_captions(ids[i : i + 1, :n], lengths[i : i + 1])[0] - expected[i]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("hardest", [False, True])
-def test_training_mode_loss_and_gradients(network, hardest):
+def test_training_mode_losses_and_gradients(network):
     """Batch statistics include the padded rows; one image is far shorter than the longest, and one column is all padding."""
     network = copy.deepcopy(network).train()
     batch = batch_of([36, 1, 20], longest=37, seed=1)
     captions = torch.nn.functional.normalize(torch.randn(3, E, generator=torch.Generator().manual_seed(2)), dim=1)
     weights = double_weights(network, grad=True)
     expected = oracle(network, batch, weights, training=True)
-    loss = naive.triplet_loss(expected, captions.double(), 0.2, hardest)
-    loss.backward()
-
     single = copy.deepcopy(network)
-    found = single.encode_images(*batch)
-    assert (found - expected).abs().max() < 1e-5
-    found = triplet_loss(found, captions, hardest=hardest)
-    assert found.item() == pytest.approx(loss.item(), abs=1e-5)
-    found.backward()
-
+    in_single = single.encode_images(*batch)
+    assert (in_single - expected).abs().max() < 1e-5
     network.double()
-    found = network.encode_images(*batch)
-    assert found.dtype == torch.float64 and (found - expected).abs().max() < 1e-12
-    found = triplet_loss(found, captions.double(), hardest=hardest)
-    assert found.item() == pytest.approx(loss.item(), abs=1e-12)
-    found.backward()
-    for name, parameter in network.image.named_parameters():
-        gradient = weights[f"image.{name}"].grad
-        # A bias before a batch norm has no gradient at all: what is there is rounding, hence the absolute part.
-        assert (parameter.grad - gradient).abs().max() < 1e-9 * gradient.abs().max() + 1e-13, name
-        rounded = single.image.get_parameter(name).grad
-        assert (rounded - gradient).norm() < 0.02 * gradient.norm() + 1e-5, name
+    in_double = network.encode_images(*batch)
+    assert in_double.dtype == torch.float64 and (in_double - expected).abs().max() < 1e-12
+
+    names = [name for name, _ in network.image.named_parameters()]
+    leaves = (
+        [weights[f"image.{name}"] for name in names],
+        list(single.image.parameters()),
+        list(network.image.parameters()),
+    )
+    # One forward pass serves both losses.
+    for hardest in (False, True):
+        loss = naive.triplet_loss(expected, captions.double(), 0.2, hardest)
+        losses = [triplet_loss(found, captions.to(found.dtype), hardest=hardest) for found in (in_single, in_double)]
+        assert losses[0].item() == pytest.approx(loss.item(), abs=1e-5)
+        assert losses[1].item() == pytest.approx(loss.item(), abs=1e-12)
+        gradients = (gradients_of(found, own) for found, own in zip((loss, *losses), leaves, strict=True))
+        for name, gradient, rounded, exact in zip(names, *gradients, strict=True):
+            # A bias before a batch norm has no gradient at all: what is there is rounding, hence the absolute part.
+            assert (exact - gradient).abs().max() < 1e-9 * gradient.abs().max() + 1e-13, (name, hardest)
+            assert (rounded - gradient).norm() < 0.02 * gradient.norm() + 1e-5, (name, hardest)
+
+
+def gradients_of(loss, parameters):
+    return torch.autograd.grad(loss, parameters, retain_graph=True)

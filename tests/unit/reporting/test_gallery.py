@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evaluation.embeddings import Embeddings
 from model.ranking import ranks_from_embeddings
-from reporting.artefacts import Embeddings
 from reporting.gallery import Hit, answer, caption_scores, choose, choose_queries, image_scores, rank_of
 
 

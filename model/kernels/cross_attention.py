@@ -1,0 +1,194 @@
+"""SCAN's score of an image and a caption: how well the items of one side are met by what they attend to on the other.
+
+    s[q, a] = <query q, attended a>                                   queries: words (t2i) or regions (i2t)
+    weights[q, :] = softmax_a(sharpness * norm_q(s))[q, :]            norm over the queries of each attended item
+    score = aggregate_q cos(query q, sum_a weights[q, a] attended a)
+
+The reference is one pair as the paper has it. The fast way never builds the weighted sums: with G the products of the
+attended items with each other, <query, sum> is the weighted sum of s and |sum|^2 is weights G weights^T. So all that is
+left per pair is the one product s, and everything else stays in a processor's cache. Items of one count are scored
+together: nothing is padded, nothing is masked.
+
+Source: "Stacked cross attention for image-text matching" (SCAN), `model.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Direction = Literal["t2i", "i2t"]
+Norm = Literal["clipped_l2norm", "l2norm", "softmax", "clipped", "no_norm"]
+Aggregate = Literal["LogSumExp", "Mean", "Max", "Sum"]
+
+SLOPE = 0.1  # of the leaky ReLU that the paper writes as [x]+
+_EPS = 1e-8
+_VALUES_AT_ONCE = 1 << 17  # attention weights of a block: half a megabyte
+_PRODUCTS_AT_ONCE = 1 << 22  # of s, computed by one matrix product
+
+NORMS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "clipped_l2norm": lambda s, queries: _unit(F.leaky_relu(s, SLOPE), queries),
+    "l2norm": lambda s, queries: _unit(s, queries),
+    "softmax": lambda s, queries: s.softmax(queries),
+    "clipped": lambda s, queries: F.leaky_relu(s, SLOPE),
+    "no_norm": lambda s, queries: s,
+}
+AGGREGATES: dict[str, Callable[[Tensor, int, float], Tensor]] = {
+    # Without 1/n, as published: a longer caption scores higher by log(n) / sharpness.
+    "LogSumExp": lambda c, queries, sharpness: (c * sharpness).logsumexp(queries) / sharpness,
+    "Mean": lambda c, queries, sharpness: c.mean(queries),
+    "Max": lambda c, queries, sharpness: c.amax(queries),
+    "Sum": lambda c, queries, sharpness: c.sum(queries),
+}
+
+
+def _unit(values: Tensor, dim: int) -> Tensor:
+    return values / (values.square().sum(dim, keepdim=True).clamp(min=0).sqrt() + _EPS)
+
+
+def reference(
+    regions: Tensor,
+    words: Tensor,
+    *,
+    direction: Direction,
+    norm: Norm,
+    aggregate: Aggregate,
+    sharpness: float,
+    lse: float,
+) -> Tensor:
+    """The score of one image (R, E) and one caption (n, E), a scalar; arguments as `pair_scores`."""
+    queries, attended = (words, regions) if direction == "t2i" else (regions, words)
+    weights = torch.softmax(sharpness * NORMS[norm](queries @ attended.T, 0), dim=1)
+    context = weights @ attended
+    lengths = queries.norm(dim=1) * context.norm(dim=1)
+    return AGGREGATES[aggregate]((queries * context).sum(1) / lengths.clamp(min=_EPS), 0, lse)
+
+
+def pair_scores(
+    images: Tensor,
+    image_lengths: Tensor,
+    captions: Tensor,
+    caption_lengths: Tensor,
+    *,
+    direction: Direction,
+    norm: Norm = "clipped_l2norm",
+    aggregate: Aggregate = "LogSumExp",
+    sharpness: float = 9.0,
+    lse: float = 6.0,
+) -> Tensor:
+    """The scores of all pairs.
+
+    Args:
+        images: (N, R, E) floats, the first `image_lengths[i]` >= 1 of image i are its regions.
+        captions: (M, T, E) floats, the first `caption_lengths[j]` >= 1 of caption j are its words.
+        image_lengths, caption_lengths: (N,) and (M,) integers in host memory.
+        direction: "t2i": words attend to regions; "i2t": regions attend to words.
+        norm: of s over the queries, a key of `NORMS`. aggregate: over the queries, a key of `AGGREGATES`.
+        sharpness: of the softmax (lambda_softmax). lse: of LogSumExp (lambda_lse).
+
+    Returns:
+        (N, M) in the embeddings' dtype.
+
+    Raises:
+        ValueError: an image without regions or a caption without words.
+    """
+    for what, lengths in (("image", image_lengths), ("caption", caption_lengths)):
+        if len(lengths) and int(lengths.min()) < 1:
+            raise ValueError(
+                f"{what} {int(lengths.argmin())} has nothing to attend to; every length must be at least 1"
+            )
+    score = _TextToImage if direction == "t2i" else _ImageToText
+    block = score(NORMS[norm], AGGREGATES[aggregate], sharpness, lse)
+    rows: list[Tensor] = []
+    row_order: list[Tensor] = []
+    for count, image_rows in _by_length(image_lengths):
+        columns: list[Tensor] = []
+        column_order: list[Tensor] = []
+        own = images[image_rows.to(images.device), :count]
+        for length, caption_rows in _by_length(caption_lengths):
+            columns.append(block.scores(own, captions[caption_rows.to(captions.device), :length]))
+            column_order.append(caption_rows)
+        rows.append(_in_order(columns, column_order, dim=1))
+        row_order.append(image_rows)
+    return _in_order(rows, row_order, dim=0) if rows else images.new_zeros(0, len(captions))
+
+
+def _by_length(lengths: Tensor) -> list[tuple[int, Tensor]]:
+    """(length, (k,) the rows of that length), by rising length."""
+    lengths = lengths.cpu().long()
+    return [(int(length), (lengths == length).nonzero().squeeze(1)) for length in lengths.unique()]
+
+
+def _in_order(parts: list[Tensor], order: list[Tensor], dim: int) -> Tensor:
+    """The parts side by side, each row (or column) back in its place."""
+    if len(parts) == 1:
+        return parts[0]
+    places = torch.cat(order).argsort()
+    return torch.cat(parts, dim).index_select(dim, places.to(parts[0].device))
+
+
+class _Pairs:
+    """Scores of images (I, R, E) and captions (C, n, E) of one count of items each."""
+
+    def __init__(self, norm: Callable, aggregate: Callable, sharpness: float, lse: float) -> None:
+        self.norm, self.aggregate, self.sharpness, self.lse = norm, aggregate, sharpness, lse
+
+    def scores(self, images: Tensor, captions: Tensor) -> Tensor:
+        """(I, C)."""
+        (number, regions, _), (total, words, _) = images.shape, captions.shape
+        attended = images if isinstance(self, _TextToImage) else captions
+        grams = attended @ attended.mT
+        region_norms, word_norms = images.norm(dim=2), captions.norm(dim=2)
+        per_pair = regions * words
+        # Wide enough for a fast product, then in parts that stay in the cache.
+        wide = max(1, min(total, 2048 // words))
+        high = max(1, min(number, _PRODUCTS_AT_ONCE // (wide * per_pair)))
+        low = max(1, _VALUES_AT_ONCE // (wide * per_pair))
+        bands = []
+        for top in range(0, number, high):
+            band, row = images[top : top + high], []
+            for left in range(0, total, wide):
+                part = captions[left : left + wide]
+                products = (part.flatten(0, 1) @ band.flatten(0, 1).T).view(len(part), words, len(band), regions)
+                cells = []
+                for start in range(0, len(band), low):
+                    here = slice(top + start, min(top + start + low, top + len(band)))
+                    cells.append(
+                        self.block(
+                            products[:, :, start : start + low],
+                            grams[here if attended is images else slice(left, left + wide)],
+                            region_norms[here],
+                            word_norms[left : left + wide],
+                        )
+                    )
+                row.append(torch.cat(cells))
+            bands.append(torch.cat(row, dim=1))
+        return torch.cat(bands)
+
+    def cosines(self, inner: Tensor, squared: Tensor, norms: Tensor) -> Tensor:
+        # The tiny number: the root's slope at 0 is infinite.
+        return inner / (norms * squared.clamp(min=1e-30).sqrt()).clamp(min=_EPS)
+
+
+class _TextToImage(_Pairs):
+    def block(self, s: Tensor, grams: Tensor, region_norms: Tensor, word_norms: Tensor) -> Tensor:
+        """s (C, n, I, R), grams (I, R, R), word_norms (C, n) -> (I, C)."""
+        weights = self.norm(s, 1).mul(self.sharpness).softmax(3)
+        inner = (weights * s).sum(3)
+        flat = weights.flatten(0, 1).transpose(0, 1)  # (I, C*n, R)
+        squared = ((flat @ grams) * flat).sum(2).T.unflatten(0, s.shape[:2])  # (C, n, I)
+        return self.aggregate(self.cosines(inner, squared, word_norms[:, :, None]), 1, self.lse).T
+
+
+class _ImageToText(_Pairs):
+    def block(self, s: Tensor, grams: Tensor, region_norms: Tensor, word_norms: Tensor) -> Tensor:
+        """s (C, n, I, R), grams (C, n, n), region_norms (I, R) -> (I, C)."""
+        weights = self.norm(s, 3).mul(self.sharpness).softmax(1)
+        inner = (weights * s).sum(1)  # (C, I, R)
+        flat = weights.flatten(2)  # (C, n, I*R)
+        squared = ((grams @ flat) * flat).sum(1).unflatten(1, s.shape[2:])
+        return self.aggregate(self.cosines(inner, squared, region_norms), 2, self.lse).T
