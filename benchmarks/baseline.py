@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.bert import Bert
 from model.layers import l2_normalise, sinusoidal_positions
-from model.network import ThreeSHNet
 from model.pooling import GeneralizedPooling
+from model.three_shnet import ThreeSHNet
 from model.tokenizer import CaptionTokenizer
 
 FAR = -10000.0  # what the original gives to padding, before sorting and before the softmax

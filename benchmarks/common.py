@@ -18,11 +18,14 @@ from typing import Any
 import torch
 
 from benchmarks.data import VOCABULARY_SIZE
+from catalog.categories import NUM_CATEGORIES
 from core.devices import open_device
 from core.files import write_json
 from model.bert import Bert, BertConfig
-from model.encoders import ImageEncoder, TextEncoder
-from model.network import ThreeSHNet
+from model.build import new_image_encoder
+from model.settings import ThreeSHNetModel
+from model.text import TextEncoder
+from model.three_shnet import ThreeSHNet
 
 BERT_BASE = {"layers": 12, "hidden_size": 768}
 
@@ -63,7 +66,10 @@ def build_network(args: argparse.Namespace, *, dropout: float = 0.1) -> ThreeSHN
             dropout=dropout,
         )
     )
-    return ThreeSHNet(ImageEncoder(args.img_dim, args.embed_size, dropout=dropout), TextEncoder(bert, args.embed_size))
+    model = ThreeSHNetModel(embed_size=args.embed_size, dropout=dropout)
+    image = new_image_encoder(ThreeSHNet, model, img_dim=args.img_dim, num_categories=NUM_CATEGORIES)
+    pooling = {"pool_position_size": model.pool_position_size, "pool_hidden_size": model.pool_hidden_size}
+    return ThreeSHNet(image, TextEncoder(bert, args.embed_size, **pooling))
 
 
 def interleaved(

@@ -25,7 +25,7 @@ from core.devices import matmul_precision
 from core.flags import command
 from model.data import image_tensors
 from model.losses import triplet_loss
-from model.network import ThreeSHNet
+from model.three_shnet import ThreeSHNet
 
 PARTS = {"image": "image side", "whole": "whole"}
 OPTIONS = ("fp32", "tf32", "bf16", "bf16-compile")
@@ -52,7 +52,7 @@ def our_step(
     """A step as `model.train` does it; `captions` (B, E) takes the place of the text encoder."""
     parameters = [*(network if captions is None else network.image).parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=1e-4, fused=True)
-    model = network if captions is None else network.image
+    model = network if captions is None else network.encode_images
     if option == "bf16-compile":
         model = torch.compile(model)
 

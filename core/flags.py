@@ -48,12 +48,10 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", required=True, type=location, help="folder or s3:// address ending in .zarr")
 
 
-def add_stores(parser: argparse.ArgumentParser, *, panoptic_required: bool) -> None:
+def add_stores(parser: argparse.ArgumentParser) -> None:
     """`visual` and `panoptic`: sealed stores that are read."""
     parser.add_argument("--visual", required=True, type=location, help="store of regions or grids")
-    parser.add_argument(
-        "--panoptic", required=panoptic_required, type=location, help="store of panoptic features, where they are used"
-    )
+    parser.add_argument("--panoptic", type=location, help="store of panoptic features, where they are used")
 
 
 def add_receipts(parser: argparse.ArgumentParser) -> None:

@@ -63,7 +63,7 @@ def encode(
     captions: Path,
     split: str,
     visual: Location,
-    panoptic: Location,
+    panoptic: Location | None,
     batch_size: int = 128,
     device: str = "cpu",
     precision: str = "fp32",
@@ -73,8 +73,8 @@ def encode(
     Images that were dropped from a store or have no caption are left out.
 
     Args:
-        run_dir: see `model.checkpoint.load_run`. images, captions: the index. split: its name.
-        visual, panoptic: sealed stores of that index. batch_size: images at a time. device: a torch device.
+        run_dir: see `model.runs.load_run`. images, captions: the index. split: its name.
+        visual, panoptic: sealed stores of that index; the latter where the run's network needs it. batch_size: images at a time. device: a torch device.
         precision: "fp32", or "bf16": bfloat16 where torch's autocast takes it. Embeddings are float32 either way.
 
     Raises:
@@ -82,22 +82,23 @@ def encode(
             vocabulary.
     """
     from model.data import Features, read_split
-    from stores import open_store
-
-    features = Features(open_store(visual), open_store(panoptic))
-    items = read_split(
-        images, captions, split, captions_per_image=_CAPTIONS_PER_IMAGE, dropped=sorted(features.dropped)
-    )
-    # A second time with the index known: its digest must be the stores'.
-    features = Features(features.visual, features.panoptic, index_digest=items.index_digest)
-
-    from model.checkpoint import load_run
     from model.embed import embed_captions, embed_images
+    from model.runs import load_run
+    from stores import open_store
 
     network, config, tokenizer = load_run(run_dir)
     run = str(config.get("run") or Path(run_dir).name)
+    if "panoptic" not in network.needs:
+        panoptic = None
+    elif panoptic is None:
+        raise UserError(f"--panoptic: missing; the network of run {run} reads panoptic features")
+    features = Features(open_store(visual), panoptic and open_store(panoptic))
+    items = read_split(
+        images, captions, split, captions_per_image=_CAPTIONS_PER_IMAGE, dropped=sorted(features.dropped)
+    )
+    features.check_index(items.index_digest)
     check_same_extractor(config.get("features"), features.describe(), run=run)
-    expected = network.image.arguments["img_dim"]
+    expected = network.image.sizes.img_dim
     if features.img_dim != expected:
         raise UserError(
             f"run {run} takes features of width {expected}, but those of {visual} have width {features.img_dim}"
@@ -143,7 +144,7 @@ def encode_split(*, run: Path, output: Path, batch_size: int, device: str, threa
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {batch_size}")
 
-    from model.checkpoint import read_config
+    from model.runs import read_config
 
     read_config(run)  # a wrong folder should not cost the seconds that importing torch takes
 
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", required=True, type=Path, help="run folder")
     add_index(parser)
     parser.add_argument("--split", required=True)
-    add_stores(parser, panoptic_required=True)
+    add_stores(parser)
     parser.add_argument("--output", required=True, type=Path, help="Zarr group to write")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     exporting = commands.add_parser("export", help="stores -> .npy and .txt as SCAN, VSE-infinity and 3SHNet read them")
     exporting.set_defaults(function=export_features)
     exporting.add_argument("--index", required=True, type=Path, help="folder of images.parquet and captions.parquet")
-    add_stores(exporting, panoptic_required=False)
+    add_stores(exporting)
     exporting.add_argument("--output", required=True, type=Path, help="folder")
     add_mapping(exporting, "--names", "file prefix by split (default: %(default)s)", default='{"val": "dev"}')
     exporting.add_argument("--class-order", choices=("upsnet", "coco"), default="upsnet")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from core.console import UserError, progress
+from core.scores import DIRECTIONS
 from model.data import Batch, Split, TrainingPairs
 from model.embed import embed_captions, embed_images
 from model.losses import triplet_loss_from_scores
@@ -108,7 +109,7 @@ def train(
         if validation is not None and ((now.epoch + 1) % recipe.validate_every == 0 or last):
             with memory_explained("validation", pairs.batch_size, recipe.precision):
                 scores = validate(network, pairs, validation, run=run, workers=recipe.workers)
-            row |= {f"{way}_{key}": value for way in ("i2t", "t2i") for key, value in scores[way].items()}
+            row |= {f"{way}_{key}": value for way in DIRECTIONS for key, value in scores[way].items()}
             row["rsum"] = scores["rsum"]
             if now.best_rsum is None or scores["rsum"] > now.best_rsum:
                 now.best_epoch, now.best_rsum = now.epoch, scores["rsum"]

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from core.files import atomic_path
+from core.scores import DIRECTIONS, METRICS
 from model.parallel import processes
 from model.training.state import Progress, remove_leftovers
 
 HISTORY_FILE, TENSORBOARD = "history.csv", "tensorboard"
 HISTORY_COLUMNS = (
     *("epoch", "step", "lr", "train_loss", "seconds"),
-    *(f"{way}_{key}" for way in ("i2t", "t2i") for key in ("r1", "r5", "r10", "medr", "meanr")),
+    *(f"{way}_{key}" for way in DIRECTIONS for key in METRICS),
     "rsum",
 )
 _LOG_STEPS = 20  # between TensorBoard points of the training loss

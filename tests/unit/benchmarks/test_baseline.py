@@ -10,9 +10,9 @@ from benchmarks import baseline, data
 from model import ranking
 from model.bert import Bert, BertConfig
 from model.data import image_tensors
-from model.encoders import ImageEncoder, TextEncoder
-from model.network import ThreeSHNet
+from model.three_shnet import ThreeSHNet
 from model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
+from tests.unit.model.helpers import image_encoder, text_encoder
 
 WORDS = ("a", "dog", "red", "runs", "on", "##s", "grass")
 
@@ -21,7 +21,7 @@ WORDS = ("a", "dog", "red", "runs", "on", "##s", "grass")
 def network():
     torch.manual_seed(0)
     bert = Bert(BertConfig(len(SPECIAL_TOKENS) + len(WORDS), 32, 2, 2, 64, 64, dropout=0.0))
-    made = ThreeSHNet(ImageEncoder(24, 16, 8, dropout=0.0), TextEncoder(bert, 16))
+    made = ThreeSHNet(image_encoder(24, 16, 8, dropout=0.0), text_encoder(bert, 16))
     with torch.no_grad():
         for name, values in made.state_dict().items():
             if values.is_floating_point() and ("norm" in name or "running" in name):

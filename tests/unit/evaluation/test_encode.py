@@ -162,7 +162,7 @@ def test_bf16_embeddings_are_near_those_of_fp32(world):
 
 
 def test_each_image_and_caption_is_encoded_once(world, monkeypatch):
-    from model.network import ThreeSHNet
+    from model.three_shnet import ThreeSHNet
 
     seen = {"encode_images": 0, "encode_captions": 0}
     for name in seen:

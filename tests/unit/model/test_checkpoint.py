@@ -15,10 +15,10 @@ from catalog.categories import UPSNET_TO_COCO
 from core.console import UserError
 from model.bert import Bert, BertConfig
 from model.checkpoint import IMAGE_PREFIXES, load_reference, load_run, save_run
-from model.encoders import ImageEncoder, TextEncoder
-from model.network import ThreeSHNet
+from model.three_shnet import ThreeSHNet
 from model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
 from tests.unit.model import naive
+from tests.unit.model.helpers import image_encoder, text_encoder
 
 ROOT = Path(__file__).parents[3]
 VOCABULARY = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(45))]
@@ -193,8 +193,8 @@ def test_nothing_in_a_file_is_run(tmp_path, capsys):
 @torch.no_grad()
 def test_a_run_folder_is_all_it_takes(tmp_path):
     torch.manual_seed(0)
-    image = ImageEncoder(24, 16, 8, seg_map_encoding="standardised", void_value=7, pool_hidden_size=5)
-    network = ThreeSHNet(image, TextEncoder(Bert(BertConfig(50, 32, 2, 4, 40, 30)), 16, pool_position_size=10)).eval()
+    image = image_encoder(24, 16, 8, seg_map_encoding="standardised", void_value=7, pool_hidden_size=5)
+    network = ThreeSHNet(image, text_encoder(Bert(BertConfig(50, 32, 2, 4, 40, 30)), 16, pool_position_size=10)).eval()
     tokenizer = CaptionTokenizer(VOCABULARY, lowercase=False, max_tokens=9)
     save_run(tmp_path / "run", network, tokenizer, config={"run": "one", "features": {"visual": None}})
     loaded, config, again = load_run(tmp_path / "run")
@@ -208,7 +208,7 @@ def test_a_run_folder_is_all_it_takes(tmp_path):
 
 def test_a_run_folder_that_does_not_fit_is_explained(tmp_path):
     torch.manual_seed(0)
-    network = ThreeSHNet(ImageEncoder(24, 16, 8), TextEncoder(Bert(BertConfig(50, 32, 1, 4, 40, 30)), 16))
+    network = ThreeSHNet(image_encoder(24, 16, 8), text_encoder(Bert(BertConfig(50, 32, 1, 4, 40, 30)), 16))
     save_run(tmp_path, network, None, config={})
     assert load_run(tmp_path)[2] is None
     config = json.loads((tmp_path / "config.json").read_text())

@@ -15,11 +15,11 @@ import torch
 from benchmarks import data
 from model.bert import Bert, BertConfig
 from model.data import image_tensors
-from model.encoders import ImageEncoder, TextEncoder
 from model.layers import sinusoidal_positions
 from model.losses import triplet_loss
-from model.network import ThreeSHNet
+from model.three_shnet import ThreeSHNet
 from tests.unit.model import naive
+from tests.unit.model.helpers import image_encoder, text_encoder
 
 E, D = 1024, 2048
 
@@ -28,7 +28,7 @@ E, D = 1024, 2048
 def network():
     torch.manual_seed(0)
     made = ThreeSHNet(
-        ImageEncoder(D, E, dropout=0.0), TextEncoder(Bert(BertConfig(50, 32, 1, 2, 64, 64, dropout=0.0)), E)
+        image_encoder(D, E, dropout=0.0), text_encoder(Bert(BertConfig(50, 32, 1, 2, 64, 64, dropout=0.0)), E)
     )
     with torch.no_grad():
         for name, values in made.state_dict().items():

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from model.bert import Bert, BertConfig
-from model.encoders import ImageEncoder, TextEncoder
 from model.losses import triplet_loss
-from model.network import ThreeSHNet
+from model.three_shnet import ThreeSHNet
 from tests.unit.model import naive
+from tests.unit.model.helpers import image_encoder, text_encoder
 
 CATEGORIES, SIDE = 133, 12
 
@@ -16,7 +16,7 @@ def small_network(seed: int = 0, *, dropout: float = 0.0, **image) -> ThreeSHNet
     torch.manual_seed(seed)
     bert = Bert(BertConfig(50, 32, 1, 2, 64, 64, dropout=dropout))
     network = ThreeSHNet(
-        ImageEncoder(24, 16, 8, num_categories=CATEGORIES, dropout=dropout, **image), TextEncoder(bert, 16)
+        image_encoder(24, 16, 8, num_categories=CATEGORIES, dropout=dropout, **image), text_encoder(bert, 16)
     )
     with torch.no_grad():
         for name, values in network.state_dict().items():
@@ -155,8 +155,8 @@ def test_autocast_stays_close():
 
 def test_sizes_of_the_papers_network():
     with torch.device("meta"):
-        image = ImageEncoder(2048, 1024, 128)
-        text = TextEncoder(Bert(BertConfig(30522)), 1024)
+        image = image_encoder(2048, 1024, 128)
+        text = text_encoder(Bert(BertConfig(30522)), 1024)
     # The authors' files hold 7 second batch norms and a BERT pooler besides, which nothing ever applies.
     unused_norms = 2 * (6 * 1024 + 128)
     assert sum(p.numel() for p in image.parameters()) + unused_norms == 11_615_008

@@ -19,12 +19,11 @@ import torch
 from core.console import UserError
 from model import parallel
 from model import train as training
-from model.checkpoint import load_run
 from model.parallel import share
-from model.settings import complete
+from model.settings import Recipe
 from stores.schema import SCHEMA_VERSION
 from tests.unit.model.conftest import make_world
-from tests.unit.model.test_train import prepare, run, write_store
+from tests.unit.model.helpers import prepare, run, weights, write_store
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -59,7 +58,7 @@ from model import parallel
 from model.embed import embed_captions, embed_images
 from tests.unit.model.conftest import make_world
 from tests.unit.model.test_network import batch_of, small_network
-from tests.unit.model.test_train import prepare
+from tests.unit.model.helpers import prepare
 
 torch.set_num_threads(1)
 
@@ -103,7 +102,7 @@ def encode(own):
     embeddings = parallel.gather_batch(network.encode_images(*(part[own] for part in batch)), TOTAL)
     (embeddings * direction).sum().backward()
     return embeddings.detach(), network.image.state_dict(), {
-        name: parameter.grad.clone() for name, parameter in network.image.named_parameters()
+        name: parameter.grad.clone() for name, parameter in network.image.named_parameters() if parameter.requires_grad
     }
 
 
@@ -214,10 +213,6 @@ def train_in_double(world, folder):
 def losses_and_scores(folder):
     with open(folder / "run/history.csv") as file:
         return [[float(row["train_loss"]), float(row["rsum"])] for row in csv.DictReader(file)]
-
-
-def weights(folder):
-    return load_run(folder / "run")[0].state_dict()
 
 
 def assert_close_weights(found, expected):
@@ -339,7 +334,7 @@ def test_killed_processes_end_all_and_any_number_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stderr
     with one_thread():
-        training.train_run(run="r", **files(whole), settings=complete(settings(12)), device="cpu")
+        training.train_run(run="r", **files(whole), settings=Recipe(**settings(12)), device="cpu")
     np.testing.assert_allclose(losses_and_rates(folder), losses_and_rates(whole), rtol=1e-5)
     assert_close_weights(weights(folder), weights(whole))
 
@@ -355,15 +350,16 @@ import os
 import torch
 
 from model import train
+from model.training import loop
+from model.training.processes import one_of_several
 
 if os.environ["RANK"] == "1":
-    step = train._step
 
     def fail(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    train._step = fail
-train._one_of_several()
+    loop.step = fail
+one_of_several(train.main)
 """
 
 
@@ -386,7 +382,7 @@ def test_more_processes_than_pairs_are_refused(world, tmp_path, monkeypatch):
 
 
 def test_processes_that_find_different_states_are_refused(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "everyones", lambda own: [own, (7, False)])
+    monkeypatch.setattr("model.training.state.everyones", lambda own: [own, (7, False)])
     with pytest.raises(UserError, match=r"different states in .* \(steps \[None, 7\]\); the folder must lie on"):
         run(world, tmp_path)
 

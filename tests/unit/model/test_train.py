@@ -15,41 +15,17 @@ import pytest
 import torch
 
 from core.console import UserError
-from model import train as training
-from model.checkpoint import load_run
-from model.data import Features, TrainingPairs, read_split
-from model.encoders import ImageEncoder
-from model.network import ThreeSHNet
-from model.settings import complete
+from core.messages import validated
+from model import train as command
+from model.data import read_split
+from model.runs import load_run
+from model.settings import Recipe
+from model.training import loop, state
+from model.training.optimizer import adamw
+from model.training.processes import connect
+from tests.unit.model.helpers import one_step, prepare, run, small_recipe, weights, write_store
 
 ROOT = Path(__file__).parents[3]
-
-
-def prepare(world, *, seed=0, dropout=0.1, **options):
-    split = read_split(world.images, world.captions, "train")
-    features = Features(world.visual, world.panoptic, index_digest=world.digest)
-    torch.manual_seed(seed)
-    image = ImageEncoder(features.img_dim, 16, 4, pool_position_size=4, pool_hidden_size=4, dropout=dropout)
-    text, tokenizer = training.build_text(
-        split.captions, embed_size=16, pool_position_size=4, pool_hidden_size=4, pretrained=None, layers=1,
-        hidden_size=16, heads=2, intermediate_size=32, vocabulary_size=100, min_frequency=1, dropout=dropout,
-        max_tokens=16,
-    )  # fmt: skip
-    pairs = TrainingPairs(split, features, tokenizer, seed=seed, **({"batch_size": 24} | options))
-    return ThreeSHNet(image, text), pairs
-
-
-def run(world, folder, *, validate=True, seed=0, batch_size=24, prepared=None, **options):
-    network, pairs = prepared or prepare(world, seed=seed, batch_size=batch_size)
-    given = {"epochs": 3, "learning_rate": 3e-3, "text_lr_factor": 1.0, "seed": seed, "save_every": 2} | options
-    validation = read_split(world.images, world.captions, "val") if validate else None
-    return training.train(
-        network, pairs, output=folder / "run", state=folder / "state", validation=validation, device="cpu", **given
-    )
-
-
-def weights(folder):
-    return load_run(folder / "run")[0].state_dict()
 
 
 def equal(a, b):
@@ -76,7 +52,7 @@ def test_training_learns_and_leaves_a_whole_run(world, tmp_path):
     network, config, tokenizer = load_run(tmp_path / "run")
     assert config["kept"]["rsum"] == max(sums) and config["kept"]["epoch"] == 1 + int(np.argmax(sums))
     split = read_split(world.images, world.captions, "val")
-    scores = training._validate(network, prepare(world)[1], split, run="again", workers=0)
+    scores = loop.validate(network, prepare(world)[1], split, run="again", workers=0)
     assert scores["rsum"] == max(sums)  # the best weights, not the last, are what is kept
     assert tokenizer.max_tokens == 16
     assert not (tmp_path / "state").exists()
@@ -128,13 +104,13 @@ def test_a_state_of_other_settings_is_not_gone_on_from(world, tmp_path, capsys):
 
 def test_learning_rates_follow_warm_up_decay_and_factor(world, tmp_path, monkeypatch):
     seen = []
-    step = training._step
+    step = loop.step
 
-    def spy(accelerator, model, optimizer, batch, **options):
-        seen.append((*(group["lr"] for group in optimizer.param_groups), options["hardest"]))
-        return step(accelerator, model, optimizer, batch, **options)
+    def spy(model, network, optimizer, batch, recipe, *, hardest):
+        seen.append((*(group["lr"] for group in optimizer.param_groups), hardest))
+        return step(model, network, optimizer, batch, recipe, hardest=hardest)
 
-    monkeypatch.setattr(training, "_step", spy)
+    monkeypatch.setattr(loop, "step", spy)
     run(
         world, tmp_path, validate=False, epochs=3, learning_rate=1.0e-3, text_lr_factor=0.1, lr_warmup_steps=4,
         lr_decay_epochs=[1, 2], lr_decay_factor=0.5, all_negatives_epochs=2,
@@ -148,27 +124,15 @@ def test_learning_rates_follow_warm_up_decay_and_factor(world, tmp_path, monkeyp
 def test_gradients_are_clipped(world, tmp_path):
     """One step of clipped plain SGD moves the weights by exactly the clipped norm; AdamW must see that gradient."""
     network, pairs = prepare(world, dropout=0.0)
-    accelerator = training._accelerator("cpu", "fp32")
     for clip, expected in ((0.0, None), (0.05, 0.05)):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-        training._step(
-            accelerator, network, optimizer, pairs.batch(0, 0), margin=0.2, hardest=False, mask_same_image=False,
-            gradient_clip=clip,
-        )  # fmt: skip
+        one_step(network, pairs, gradient_clip=clip)
         norm = torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm().item()
         assert norm == pytest.approx(expected, rel=1e-3) if expected else norm > 1
 
 
 def test_masking_same_images_changes_the_loss(world):
     network, pairs = prepare(world, dropout=0.0)
-    accelerator = training._accelerator("cpu", "fp32")
-    losses = [
-        training._step(
-            accelerator, network, torch.optim.SGD(network.parameters(), lr=0.0), pairs.batch(0, 0), margin=0.2,
-            hardest=False, mask_same_image=mask, gradient_clip=0.0,
-        )
-        for mask in (False, True)
-    ]  # fmt: skip
+    losses = [one_step(network, pairs, mask_same_image=mask, gradient_clip=0.0) for mask in (False, True)]
     assert losses[1] < losses[0]
 
 
@@ -177,7 +141,7 @@ def test_a_loss_that_is_not_a_number_stops_with_its_place(world, tmp_path):
     world.visual.arrays["features"][row, :, 0] = np.nan
     place = r"run broken: the loss became nan at step \d \(epoch 1, batch \d of 5: captions image\d+#\d, .* of images"
     with pytest.raises(UserError, match=f"{place} .*NaN or infinite features for {world.ids[row]}: extract them again"):
-        run(world, tmp_path, run="broken")
+        run(world, tmp_path, name="broken")
     assert not (tmp_path / "run/model.safetensors").exists()
 
 
@@ -185,7 +149,7 @@ def test_a_rate_that_is_too_high_is_named_with_its_place(world, tmp_path):
     with pytest.raises(
         UserError, match=r"run wild: the loss .*became .* at step .*lower training.learning_rate.*kept in"
     ):
-        run(world, tmp_path, run="wild", learning_rate=1e30, gradient_clip=0.0, save_every=1)
+        run(world, tmp_path, name="wild", learning_rate=1e30, gradient_clip=0.0, save_every=1)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(world, tmp_path, monkeypatch):
@@ -215,10 +179,10 @@ def test_running_out_of_memory_says_what_to_lower(world, tmp_path, monkeypatch, 
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_validate", fail)
+        patch.setattr(loop, "validate", fail)
         with pytest.raises(UserError, match="out of memory in validation: lower"):
             run(world, tmp_path, epochs=1)
-    monkeypatch.setattr(training, "_step", fail)
+    monkeypatch.setattr(loop, "step", fail)
     with pytest.raises(
         UserError,
         match=r"in a training step: lower training.batch_size \(now 24\) or text.max_tokens, set training.precision: bf16",
@@ -230,7 +194,7 @@ def test_other_errors_stay_what_they_are(world, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(training, "_step", fail)
+    monkeypatch.setattr(loop, "step", fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run(world, tmp_path)
 
@@ -238,23 +202,30 @@ def test_other_errors_stay_what_they_are(world, tmp_path, monkeypatch):
 def test_settings_that_cannot_work_are_refused(world, tmp_path):
     with pytest.raises(UserError, match="batch_size is 1;"):
         run(world, tmp_path, prepared=prepare(world, batch_size=1))
-    with pytest.raises(UserError, match=r"unknown training settings: model.embed, sede, training.epoch"):
-        complete({"sede": 1, "model": {"embed": 3}, "training": {"epoch": 3, "epochs": 2}})
-    settings = complete({"seed": 4, "training": {"epochs": 2}})
-    assert settings["seed"] == 4 and settings["training"]["epochs"] == 2 and settings["training"]["margin"] == 0.2
+    with pytest.raises(UserError) as error:
+        validated(Recipe, {"sede": 1, "model": {"embed": 3}, "training": {"epoch": 3, "epochs": 0}}, place="--settings")
+    for line in (
+        "sede: unknown key; did you mean 'seed'?",
+        "model.embed: unknown key",
+        "training.epoch: unknown key; did you mean 'epochs'?",
+        "training.epochs: 0 - ",
+    ):
+        assert line in str(error.value)
+    settings = validated(Recipe, {"seed": 4, "training": {"epochs": 2}}, place="--settings")
+    assert settings.seed == 4 and settings.training.epochs == 2 and settings.training.margin == 0.2
 
 
 def test_the_defaults_are_the_papers_recipe():
     """For COCO regions; the paper and its code give 25 epochs of 256 pairs, and the optimiser as below."""
-    training = complete({})["training"]
+    recipe = Recipe()
     paper = {
         "epochs": 25, "batch_size": 256, "learning_rate": 5e-4, "text_lr_factor": 0.1, "weight_decay": 1e-4,
         "gradient_clip": 2.0, "lr_decay_epochs": [15], "lr_decay_factor": 0.1, "margin": 0.2, "all_negatives_epochs": 1,
         "mask_same_image": False, "token_drop": 0.2, "word_augmentation": 0.2, "captions_per_image": 5,
     }  # fmt: skip
-    assert {key: training[key] for key in paper} == paper
-    model, text = complete({})["model"], complete({})["text"]
-    assert (model["embed_size"], model["spatial_size"], text["pretrained"]) == (1024, 128, "bert-base-uncased")
+    assert {key: getattr(recipe.training, key) for key in paper} == paper
+    assert (recipe.model.embed_size, recipe.model.spatial_size) == (1024, 128)
+    assert recipe.text.pretrained == "bert-base-uncased"
 
 
 def test_without_validation_the_last_weights_are_kept(world, tmp_path):
@@ -271,7 +242,7 @@ def test_killed_while_the_run_folder_is_written(world, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "_publish", fail)
+        patch.setattr(state.SavedState, "publish", fail)
         run(world, tmp_path / "parts")
     assert not (tmp_path / "parts/run/model.safetensors").exists()
     run(world, tmp_path / "parts", stop_after=0)  # nothing is left to train
@@ -281,7 +252,7 @@ def test_killed_while_the_run_folder_is_written(world, tmp_path, monkeypatch):
 def test_killed_while_the_state_is_removed(world, tmp_path, monkeypatch):
     """Whatever part of the state is gone, the next start must not fail over it."""
     removed = []
-    monkeypatch.setattr(training.shutil, "rmtree", lambda path, **options: removed.append(path))
+    monkeypatch.setattr(state.shutil, "rmtree", lambda path, **options: removed.append(path))
     run(world, tmp_path, epochs=1)
     assert removed[-1] == tmp_path / "state" and not (tmp_path / "state/state.pt").exists()
     first = weights(tmp_path)
@@ -293,30 +264,19 @@ def test_killed_while_the_state_is_removed(world, tmp_path, monkeypatch):
 
 def losses_and_gradients(world, precision):
     """Of one batch, from the same weights, without dropout."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # one process, one precision, says the library
     network, pairs = prepare(world, dropout=0.0)
-    loss = training._step(
-        training._accelerator("cpu", precision), network, torch.optim.SGD(network.parameters(), lr=0.0),
-        pairs.batch(0, 0), margin=0.2, hardest=False, mask_same_image=False, gradient_clip=0.0,
-    )  # fmt: skip
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return loss, torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+    loss = one_step(network, pairs, precision=precision, gradient_clip=0.0)
+    return loss, torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
 
 
 def test_bf16_trains_close_to_fp32(world, tmp_path):
-    from accelerate.state import AcceleratorState
-
     (exact, slope), (rough, rough_slope) = (losses_and_gradients(world, precision) for precision in ("fp32", "bf16"))
     assert exact != rough and rough == pytest.approx(exact, rel=0.01)
     assert slope.dtype == rough_slope.dtype == torch.float32
     assert torch.cosine_similarity(slope, rough_slope, dim=0) > 0.99
-    losses = []
-    for precision in ("fp32", "bf16"):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        losses.append(run(world, tmp_path / precision, precision=precision, epochs=1)["train_loss"])
-    AcceleratorState._reset_state(reset_partial_state=True)
+    losses = [
+        run(world, tmp_path / precision, precision=precision, epochs=1)["train_loss"] for precision in ("fp32", "bf16")
+    ]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
@@ -340,9 +300,10 @@ def test_compiled_training_is_the_same_training(world, tmp_path):
 def test_the_optimiser_is_fused_and_leaves_biases_without_effect(world):
     """Shifting such a bias changes no embedding of a training batch, so there is nothing to learn."""
     network, pairs = prepare(world, dropout=0.0)
-    optimizer = training._optimizer(network, 1e-3, 0.1, 1e-4)
+    optimizer = adamw(network, small_recipe(text_lr_factor=0.1))
     assert optimizer.defaults["fused"]
-    still = training._biases_without_effect(network)
+    still = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+    assert still
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert not trained & {id(bias) for bias in still}
     assert len(trained) + len(still) == len(list(network.parameters()))
@@ -358,15 +319,15 @@ def test_the_optimiser_is_fused_and_leaves_biases_without_effect(world):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="torch finds no CUDA device"):
-        training._accelerator("cuda", "fp32")
+    with pytest.raises(UserError, match="--device cuda: this machine has 0 CUDA devices"):
+        connect("cuda", batch_size=8)
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
 from tests.unit.model.conftest import make_world
-from tests.unit.model.test_train import run
+from tests.unit.model.helpers import run
 folder = Path(sys.argv[1])
 world = make_world(folder)
 run(world, folder, epochs=24, validate_every=4, save_every=3)
@@ -406,17 +367,6 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
     assert equal(weights(whole), weights(folder))
 
 
-def write_store(path, store, version):
-    """A sealed store on disk, with the arrays and attributes of one in memory."""
-    import zarr
-
-    group = zarr.create_group(str(path), attributes={"schema_version": version, "dropped": [], **store.attributes})
-    for name, values in store.arrays.items():
-        group.create_array(name, data=values)
-    ids = group.create_array("image_ids", shape=(len(store),), dtype=str)
-    ids[:] = np.asarray(store.image_ids, dtype=np.dtypes.StringDType())
-
-
 @pytest.mark.parametrize("preload", [True, False])
 def test_the_whole_way_from_files_to_a_run(world, tmp_path, preload):
     from stores.schema import SCHEMA_VERSION
@@ -429,13 +379,13 @@ def test_the_whole_way_from_files_to_a_run(world, tmp_path, preload):
         "text": {"pretrained": None, "layers": 1, "hidden_size": 16, "intermediate_size": 16, "max_tokens": 16},
         "training": {"epochs": 1, "batch_size": 40, "preload": preload, "captions_per_image": 4, "text_lr_factor": 1.0},
     }
-    training.train_run(
+    command.train_run(
         run="files", images=world.images, captions=world.captions, visual=tmp_path / "visual",
-        panoptic=tmp_path / "panoptic", settings=complete(settings), output=tmp_path / "run", state=tmp_path / "state",
+        panoptic=tmp_path / "panoptic", settings=Recipe(**settings), output=tmp_path / "run", state=tmp_path / "state",
         device="cpu",
     )  # fmt: skip
     network, config, tokenizer = load_run(tmp_path / "run")
-    assert network.image.arguments["img_dim"] == 16 and config["training_captions"] == 24 * 4
+    assert network.image.sizes.img_dim == 16 and config["training_captions"] == 24 * 4
     assert config["features"]["visual"] == world.visual.attributes
     assert config["settings"]["training"]["batch_size"] == 40 and config["settings"]["training"]["margin"] == 0.2
     assert "dog" in tokenizer.vocabulary and config["run"] == "files"
@@ -443,15 +393,20 @@ def test_the_whole_way_from_files_to_a_run(world, tmp_path, preload):
 
 
 def test_command_line_reports_mistakes_before_it_starts(tmp_path):
-    def call(settings, images="none.parquet"):
+    def call(settings, images="none.parquet", **more):
         options = {"run": "r", "images": images, "captions": images, "visual": images, "panoptic": images}
-        options |= {"settings": settings, "output": tmp_path / "run", "state": tmp_path / "state"}
-        arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        return subprocess.run(
-            [sys.executable, "-m", "model.train", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        options |= {"settings": settings, "output": tmp_path / "run", "state": tmp_path / "state"} | more
+        command.main([part for key, value in options.items() for part in (f"--{key}", str(value))])
 
-    done = call('{"training": {"epoch": 3}}')
-    assert done.returncode == 1 and done.stderr == "error: unknown training settings: training.epoch\n"
-    done = call("{}")
-    assert done.returncode == 1 and "none.parquet does not exist" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(UserError, match="training.epoch: unknown key; did you mean 'epochs'"):
+        call('{"training": {"epoch": 3}}')
+    with pytest.raises(UserError, match="training.learning_rate: -1 - "):
+        call('{"training": {"learning_rate": -1}}')
+    with pytest.raises(UserError, match="none.parquet does not exist"):
+        call("{}")
+    done = subprocess.run(
+        [sys.executable, "-m", "model.train", "--settings", '{"seed": "x"}', *sum(([f"--{k}", "n"] for k in
+         ("run", "images", "captions", "visual", "panoptic", "output", "state")), [])],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
