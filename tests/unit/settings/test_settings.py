@@ -8,7 +8,6 @@ import yaml
 
 from core.console import UserError
 from core.section import canonical
-from extractors.settings import feature_files
 from settings import load_settings
 
 
@@ -280,7 +279,7 @@ def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
 
     def files(feature, section):
         config["features"][feature] = section
-        return feature_files(getattr(load_settings(config).features, feature))
+        return load_settings(config).features[feature].files()
 
     assert files("regions", zoo) == []
     assert files("regions", {"engine": "detectron2", "config": "mine.yaml", "weights": "mine.pkl"}) == [
