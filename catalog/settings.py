@@ -15,8 +15,8 @@ from pydantic import Field, field_validator
 
 from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, array_path, layout_files
-from core.features import FEATURES, VISUAL, Feature, GridKept, RegionsKept
-from core.section import FilePath, Name, Positive, Section, canonical
+from core.features import FEATURES, VISUAL, Feature
+from core.section import FilePath, GridKept, Name, Positive, RegionsKept, Section, canonical
 
 if TYPE_CHECKING:
     from catalog.annotations import Annotations
