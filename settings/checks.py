@@ -70,7 +70,7 @@ class CrossChecks:
             images = dataset.images_in(testset.split) if dataset else None
             if images is not None and testset.folds > images:
                 yield f"{where}.folds: {testset.folds} folds of {images} images cannot be made; lower it to {images} or less"
-        if not self.doubtful("testsets", name):
+        if not self.doubtful("testsets", name, "protocols"):
             yield from self._section(where, testset)
         for features in dict.fromkeys(run.features() for run in self.settings.runs.values()):
             yield from self._features(where, testset.dataset, features)
