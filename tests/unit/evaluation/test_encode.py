@@ -42,8 +42,11 @@ def write_store(path, digest, ids, arrays, feature, kind, dropped=()):
 @pytest.fixture
 def world(tmp_path):
     """A tiny index, both stores and a run; paths as `encode` takes them."""
-    from model.checkpoint import build_network, save_run
+    from model.bert import Bert, BertConfig
+    from model.runs import save_run
+    from model.three_shnet import ThreeSHNet
     from model.tokenizer import CaptionTokenizer, train_vocabulary
+    from tests.unit.model.helpers import image_encoder, text_encoder
 
     generator = np.random.default_rng(0)
     ids = [f"im{row}" for row in range(9)]
@@ -77,19 +80,8 @@ def world(tmp_path):
     write_store(tmp_path / "panoptic.zarr", digest, ids, panoptic, "panoptic", "panoptic")
     torch.manual_seed(0)
     tokenizer = CaptionTokenizer(train_vocabulary(captions["text"].to_pylist(), vocabulary_size=60))
-    network = build_network(
-        image={"img_dim": WIDTH, "embed_size": EMBED, "spatial_size": 8},
-        text={
-            "vocabulary_size": len(tokenizer.vocabulary),
-            "hidden_size": 12,
-            "layers": 1,
-            "heads": 2,
-            "intermediate_size": 16,
-            "embed_size": EMBED,
-            "pool_position_size": 32,
-            "pool_hidden_size": 32,
-        },
-    ).eval()
+    bert = Bert(BertConfig(len(tokenizer.vocabulary), hidden_size=12, layers=1, heads=2, intermediate_size=16))
+    network = ThreeSHNet(image_encoder(WIDTH, EMBED, 8), text_encoder(bert, EMBED)).eval()
     described = {
         kind: {
             "feature": feature,
@@ -278,10 +270,9 @@ def test_the_kind_of_features_is_checked_and_imported_runs_pass(world):
 
 
 def test_features_of_another_width_are_an_error(world):
-    from model.checkpoint import load_run, save_run
+    from model.runs import load_run, save_run
 
     network, _, tokenizer = load_run(world["paths"]["run_dir"])
-    network.image.arguments["img_dim"] = WIDTH
     save_run(world["paths"]["run_dir"], network, tokenizer, config={"run": "imported", "features": None})
     path = world["paths"]["visual"]
     ids, attributes = [f"im{row}" for row in range(9)], dict(zarr.open_group(str(path)).attrs)
@@ -293,7 +284,7 @@ def test_features_of_another_width_are_an_error(world):
 
 
 def test_diverged_weights_are_an_error(world):
-    from model.checkpoint import save_run
+    from model.runs import save_run
 
     network = world["network"]
     with torch.no_grad():
@@ -304,7 +295,7 @@ def test_diverged_weights_are_an_error(world):
 
 
 def test_a_run_without_vocabulary_is_an_error(world):
-    from model.checkpoint import save_run
+    from model.runs import save_run
 
     (world["paths"]["run_dir"] / "vocab.txt").unlink()
     save_run(world["paths"]["run_dir"], world["network"], None, config={"run": "tiny", "features": None})

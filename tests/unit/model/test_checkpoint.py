@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,7 +12,9 @@ import torch
 from catalog.categories import UPSNET_TO_COCO
 from core.console import UserError
 from model.bert import Bert, BertConfig
-from model.checkpoint import IMAGE_PREFIXES, load_reference, load_run, save_run
+from model.checkpoint import import_reference, load_reference, main
+from model.checkpoints.three_shnet import IMAGE_PREFIXES
+from model.runs import load_run, save_run
 from model.three_shnet import ThreeSHNet
 from model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
 from tests.unit.model import naive
@@ -133,9 +133,9 @@ def test_reference_embeddings_in_our_class_order(tmp_path, encoding):
 def test_sizes_come_from_the_weights(tmp_path):
     image, _ = reference_checkpoint(tmp_path / "ref.pth", img_dim=10, e=12, spatial=6, bert_width=64)
     network = load_reference(tmp_path / "ref.pth")
-    arguments, bert = network.image.arguments, network.text.bert.config
-    assert [arguments[k] for k in ("img_dim", "embed_size", "spatial_size", "num_categories")] == [10, 12, 6, 133]
-    assert arguments["class_order"] == "upsnet" and arguments["seg_map_encoding"] == "raw"
+    sizes, bert = network.image.sizes, network.text.bert.config
+    assert (sizes.img_dim, sizes.embed_size, sizes.spatial_size, sizes.num_categories) == (10, 12, 6, 133)
+    assert (sizes.class_order, sizes.seg_map_encoding) == ("upsnet", "raw")
     assert [bert.vocabulary_size, bert.hidden_size, bert.layers, bert.heads] == [50, 64, 1, 1]
     assert bert.intermediate_size == 48 and bert.max_positions == 20
     assert load_reference(tmp_path / "ref.pth", heads=4).text.bert.config.heads == 4
@@ -206,6 +206,18 @@ def test_a_run_folder_is_all_it_takes(tmp_path):
     assert torch.equal(loaded.encode_captions(ids, torch.tensor([4])), network.encode_captions(ids, torch.tensor([4])))
 
 
+def test_a_run_folder_of_version_0_1_is_read(tmp_path):
+    """It named no kind of network: there was one."""
+    torch.manual_seed(0)
+    network = ThreeSHNet(image_encoder(24, 16, 8), text_encoder(Bert(BertConfig(50, 32, 1, 4, 40, 30)), 16)).eval()
+    save_run(tmp_path, network, None, config={"run": "old"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("kind") == "3shnet" and config["format_version"] == 2
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 1}))
+    images = inputs()
+    assert torch.equal(load_run(tmp_path)[0].encode_images(*images), network.encode_images(*images))
+
+
 def test_a_run_folder_that_does_not_fit_is_explained(tmp_path):
     torch.manual_seed(0)
     network = ThreeSHNet(image_encoder(24, 16, 8), text_encoder(Bert(BertConfig(50, 32, 1, 4, 40, 30)), 16))
@@ -230,9 +242,8 @@ def test_a_run_folder_that_does_not_fit_is_explained(tmp_path):
 def test_import_command_makes_a_run_folder(tmp_path):
     reference_checkpoint(tmp_path / "ref.pth")
     CaptionTokenizer(VOCABULARY).save(tmp_path / "words.txt")
-    command = [sys.executable, "-m", "model.checkpoint", "import", tmp_path / "ref.pth", tmp_path / "run"]
-    done = subprocess.run([*command, "--vocabulary", tmp_path / "words.txt"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    paths = [str(tmp_path / name) for name in ("ref.pth", "run", "words.txt")]
+    main(["import", *paths[:2], "--vocabulary", paths[2]])
     network, config, tokenizer = load_run(tmp_path / "run")
     assert config["source"]["imported"] == "ref.pth" and tokenizer.vocabulary == VOCABULARY
     assert tokenizer.max_tokens == 20  # its BERT's positions
@@ -242,8 +253,6 @@ def test_import_command_makes_a_run_folder(tmp_path):
 
 
 def test_import_looks_for_the_vocabulary(tmp_path, capsys):
-    from model.checkpoint import import_reference
-
     reference_checkpoint(tmp_path / "ref.pth")
     import_reference(tmp_path / "ref.pth", tmp_path / "run")
     assert "no vocabulary of 50 pieces found" in capsys.readouterr().err

@@ -154,14 +154,16 @@ def test_parts_of_a_batch_are_the_whole_batch(world, preload):
     for position in range(len(pairs)):
         whole = pairs.batch(1, position)
         parts = [pairs.batch(1, position, process=process, processes=3) for process in range(3)]
-        assert [len(part.lengths) for part in parts] == [2, 2, 3]
-        for name in ("visual", "lengths", "seg_maps", "category_onehots", "seg_features", "token_lengths"):
-            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+        assert [len(part.text[1]) for part in parts] == [2, 2, 3]
+        for k, values in enumerate(whole.image):
+            assert torch.equal(torch.cat([part.image[k] for part in parts]), values), k
+        assert torch.equal(torch.cat([part.text[1] for part in parts]), whole.text[1])
         for part in parts:
             assert torch.equal(part.images, whole.images) and (part.captions == whole.captions).all()
-            longer += part.visual.shape[1] > part.lengths.max()
-        tokens = [row[:n].tolist() for part in parts for row, n in zip(part.token_ids, part.token_lengths, strict=True)]
-        assert tokens == [row[:n].tolist() for row, n in zip(whole.token_ids, whole.token_lengths, strict=True)]
+            visual, lengths = part.image[:2]
+            longer += visual.shape[1] > lengths.max()
+        tokens = [row[:n].tolist() for part in parts for row, n in zip(*part.text, strict=True)]
+        assert tokens == [row[:n].tolist() for row, n in zip(*whole.text, strict=True)]
     assert longer  # some parts lack the longest item and are padded all the same
 
 
@@ -173,11 +175,10 @@ def test_a_process_reads_its_own_part_alone(world):
     assert ("features", 2) in asked and ("counts", 8) in asked and ("features", 8) not in asked
 
 
-def test_moving_a_batch_leaves_the_lengths_in_host_memory(world):
-    moved = pairs_of(world).batch(0, 0).to("meta")
-    devices = {name: getattr(moved, name).device.type for name in ("visual", "seg_maps", "token_ids", "lengths")}
-    assert devices == {"visual": "meta", "seg_maps": "meta", "token_ids": "meta", "lengths": "cpu"}
-    assert moved.visual.dtype == torch.float16 and moved.token_lengths.device.type == moved.images.device.type == "cpu"
+def test_a_batch_is_in_host_memory_in_the_precision_of_the_stores(world):
+    batch = pairs_of(world).batch(0, 0)
+    assert {part.device.type for part in batch.inputs()} == {"cpu"}
+    assert batch.image[0].dtype == torch.float16 and batch.image[2].dtype == torch.uint8
 
 
 @pytest.mark.parametrize("workers", [0, 2])
