@@ -1,14 +1,20 @@
 # From raw images and captions to trained, evaluated and ensembled 3SHNet retrieval models.
 # WHAT is computed: config.yaml (settings/ checks it). WHERE and HOW: profiles/.
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.0")
 
 
 # A configuration given by --configfile stands alone; merged with the default it would drag the default's datasets along.
+# Started from another folder, that folder's config.yaml counts before the repository's.
+DEFAULT_CONFIG = "config.yaml"
+if not os.path.exists(DEFAULT_CONFIG):
+    DEFAULT_CONFIG = f"{workflow.basedir}/config.yaml"
 if not workflow.overwrite_configfiles:
 
-    configfile: "config.yaml"
+    configfile: DEFAULT_CONFIG
 
 
 include: "rules/common.smk"

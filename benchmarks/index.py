@@ -18,7 +18,6 @@ from PIL import Image
 
 from catalog.index import describe_images, write_index
 from catalog.karpathy import read_karpathy
-from catalog.run import captions_table
 from core.console import run_cli
 from core.files import write_json
 
@@ -73,7 +72,7 @@ def main() -> None:
         figures["seconds annotations"], clock = time.perf_counter() - clock, time.perf_counter()
         table = describe_images(found.image_ids, found.paths, found.splits, args.workers)
         figures["seconds images"], clock = time.perf_counter() - clock, time.perf_counter()
-        write_index(folder / "images.parquet", folder / "captions.parquet", table, captions_table(found))
+        write_index(folder / "images.parquet", folder / "captions.parquet", table, found.captions())
         figures["seconds tables"] = time.perf_counter() - clock
         figures["seconds in all"] = time.perf_counter() - start
 

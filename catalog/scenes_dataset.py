@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from catalog.annotations import Annotations
 from catalog.categories import COCO_PANOPTIC
-from catalog.folder import Annotations
 from catalog.scenes import DETECTOR_SEED, STUFFS, THINGS, Scene, render_scene
 from core.console import UserError, progress
 from core.files import write_json

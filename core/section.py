@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of datasets, runs, test sets and ensembles: they become folder names
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # of a file or folder of the user's: `~/data` is one
+
+
+def _where_it_is(path: str) -> str:
+    """A path as given if it is there, else below the repository if it is there."""
+    path = os.path.expanduser(path)
+    ours = REPOSITORY / path
+    return str(ours) if not os.path.exists(path) and ours.is_file() else path
+
+
+#: A path of the user's or of the repository's own weights, so that the workflow runs from any folder.
+OwnPath = Annotated[str, AfterValidator(_where_it_is)]
 
 LATER = "mistakes() are asked for later"  # as context of a validation: they are no errors of it
 
@@ -20,7 +36,7 @@ LATER = "mistakes() are asked for later"  # as context of a validation: they are
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, types are not converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong though each value by itself is right: `KEY: what and how to mend it`, or a line without a key."""

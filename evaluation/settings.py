@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from core.console import UserError
-from core.section import Section
+from core.section import FilePath, Section
 from evaluation.positives import positives_files
 
 
@@ -26,7 +26,7 @@ class Testset(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     folds: Annotated[int, Field(ge=0)] = 0
     protocols: list[Literal["cxc", "eccv"]] = []
-    positives: str | None = None
+    positives: FilePath | None = None
     benchmark: Literal["coco", "flickr30k"] | None = None
 
     def mistakes(self) -> Iterator[str]:

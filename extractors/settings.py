@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 from pydantic import Discriminator, Field, Tag
 
 from core.features import Feature, GridKept, RegionsKept
-from core.section import Positive, Section
+from core.section import FilePath, OwnPath, Positive, Section
 from published.registry import PREFIX
 
 # --- what a feature keeps --------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class Native(Extractor):
 
     engine: Literal["native"] = "native"
     architecture: str
-    weights: str
+    weights: OwnPath
     batch_size: Positive = 8
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
 
@@ -87,8 +87,8 @@ class Detectron2(Extractor):
     """The real detectron2; `weights: null` takes the zoo's checkpoint of the configuration."""
 
     engine: Literal["detectron2"]
-    config: Annotated[str, Field(min_length=1)]  # a file, or a name in the zoo
-    weights: str | None = None
+    config: Annotated[FilePath, Field(min_length=1)]  # a file, or a name in the zoo
+    weights: FilePath | None = None
     options: list[bool | int | float | str] = []
     batch_size: Positive = 8
 
@@ -107,7 +107,7 @@ class Transformers(Extractor):
     """Mask2Former, MaskFormer or OneFormer of the library transformers; `weights` is a hub name or a local folder."""
 
     engine: Literal["transformers"]
-    weights: Annotated[str, Field(min_length=1)]
+    weights: Annotated[FilePath, Field(min_length=1)]
     revision: str | None = None
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Positive = 1
@@ -132,7 +132,7 @@ class Regions(RegionChoice, Native):
     """Faster R-CNN region features."""
 
     architecture: str = "scenes_regions"
-    weights: str = "weights/scenes_regions.safetensors"
+    weights: OwnPath = "weights/scenes_regions.safetensors"
 
 
 class RegionsDetectron2(RegionChoice, Detectron2):
@@ -143,7 +143,7 @@ class Grids(GridKept, Native):
     """Whole-image res5 grid features."""
 
     architecture: str = "scenes_grids"
-    weights: str = "weights/scenes_grids.safetensors"
+    weights: OwnPath = "weights/scenes_grids.safetensors"
 
 
 class GridsDetectron2(GridKept, Detectron2):
@@ -154,7 +154,7 @@ class Panoptic(PanopticKept, Native):
     """Panoptic segmentation: 64x64 maps, 133-class one-hots, 133x7x7 features."""
 
     architecture: str = "scenes_panoptic"
-    weights: str = "weights/scenes_panoptic.safetensors"
+    weights: OwnPath = "weights/scenes_panoptic.safetensors"
 
 
 class PanopticDetectron2(PanopticKept, Detectron2):

@@ -8,7 +8,6 @@ is left out: retrieval reads the hidden states.
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.console import UserError
+from model.kernels import short_attention
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -28,7 +28,6 @@ ACTIVATIONS = {
 # Parts of published checkpoints that the last hidden states do not depend on.
 UNUSED_KEYS = re.compile(r"^(pooler\.|cls\.|embeddings\.position_ids$)")
 _PREFIX = re.compile(r"^bert\.")
-_FEW_TOKENS = 48  # from 64 on, torch's fused attention is as fast as step by step
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Bert(nn.Module):
             wanted = wanted.to(states.device, non_blocking=True)
             states = states.index_select(0, wanted)
         for layer in self.encoder["layer"]:
-            states = layer(states, valid[:, None, None, :], wanted)
+            states = layer(states, valid, wanted)
         return _spread(states, wanted, token_ids.shape)
 
 
@@ -124,7 +123,7 @@ class _Layer(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, states: Tensor, valid: Tensor, wanted: Tensor | None) -> Tensor:
-        """states (N, H), the rows `wanted` of all B * T; valid (B, 1, 1, T) -> (N, H)."""
+        """states (N, H), the rows `wanted` of all B * T; valid (B, T) -> (N, H)."""
         states = self.attention(states, valid, wanted)
         return self.output(self.activation(self.intermediate.dense(states)), states)
 
@@ -139,28 +138,13 @@ class _Attention(nn.Module):
         self.heads, self.dropout = config.heads, config.dropout
 
     def forward(self, states: Tensor, valid: Tensor, wanted: Tensor | None) -> Tensor:
-        shape = torch.Size((valid.shape[0], valid.shape[3]))
         query, key, value = (
-            _spread(self.self[name](states), wanted, shape).unflatten(2, (self.heads, -1))
+            _spread(self.self[name](states), wanted, valid.shape).unflatten(2, (self.heads, -1))
             for name in ("query", "key", "value")
         )
-        attend = _attend_few if states.device.type == "cpu" and shape[1] <= _FEW_TOKENS else _attend
-        context = attend(query, key, value, valid, self.dropout if self.training else 0.0)
-        context = context.reshape(shape.numel(), -1)
+        context = short_attention.attend(query, key, value, valid, dropout=self.dropout if self.training else 0.0)
+        context = context.reshape(valid.numel(), -1)
         return self.output(context if wanted is None else context.index_select(0, wanted), states)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, dropout: float) -> Tensor:
-    """Attention of (B, T, heads, D) to those of T that are valid, (B, 1, 1, T) -> (B, T, heads, D)."""
-    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=valid, dropout_p=dropout).transpose(1, 2)
-
-
-def _attend_few(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, dropout: float) -> Tensor:
-    """The same step by step: torch's fused kernel takes four times as long on a CPU for captions of a dozen tokens."""
-    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[3])
-    weights = F.dropout(scores.masked_fill(~valid, -math.inf).softmax(dim=3), dropout)
-    return torch.einsum("bhqk,bkhd->bqhd", weights.to(value.dtype), value)
 
 
 class _Dense(nn.Module):

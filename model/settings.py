@@ -9,7 +9,7 @@ from pydantic import Field
 
 from core.console import UserError
 from core.features import Visual
-from core.section import Positive, Section, Share
+from core.section import FilePath, Positive, Section, Share
 
 
 class Model(Section):
@@ -28,7 +28,7 @@ class Model(Section):
 class Text(Section):
     """The text encoder: a pretrained BERT, or (pretrained: null) a small one trained from scratch."""
 
-    pretrained: str | None = "bert-base-uncased"
+    pretrained: FilePath | None = "bert-base-uncased"
     layers: Positive = 2
     hidden_size: Positive = 128
     heads: Positive = 2

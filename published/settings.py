@@ -8,16 +8,16 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from core.section import Section, folder_name
+from core.section import FilePath, Section, folder_name
 from published.registry import ENTRIES, KINDS, PREFIX, by_hand, named_entry, suggestion
 
 
 class Published(Section):
     """Published weights, which the configuration names as `published:NAME`: where they are kept and come from."""
 
-    folder: str = "published_weights"
+    folder: FilePath = "published_weights"
     mirror: Annotated[str, Field(pattern="^https?://[^/]")] | None = None
-    files: dict[str, str] = {}
+    files: dict[str, FilePath] = {}
 
     @field_validator("folder")
     @classmethod

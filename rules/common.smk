@@ -19,7 +19,7 @@ from snakemake.exceptions import WorkflowError
 
 use_this_interpreter(REPOSITORY)
 remember_configfiles(workflow.overwrite_configfiles)
-CONFIGFILES = workflow.overwrite_configfiles or [f"{REPOSITORY}/config.yaml"]
+CONFIGFILES = workflow.overwrite_configfiles or [DEFAULT_CONFIG]
 
 
 def kept(path):

@@ -18,7 +18,7 @@ from catalog.settings import Dataset
 from core.console import UserError
 from core.features import FEATURES
 from core.files import keys_given_twice
-from core.section import Name, Section, folder_name
+from core.section import FilePath, Name, Section, folder_name
 from evaluation.settings import Ensemble, Testset
 from exchange.settings import Export
 from extractors.settings import Features
@@ -35,7 +35,7 @@ __all__ = ["Settings", "load_settings", "used_weights"]
 class Settings(Section):
     """The whole configuration."""
 
-    results: str = "results"
+    results: FilePath = "results"
     seed: Annotated[int, Field(ge=0)] = 0
     datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
     features: Features = Features()

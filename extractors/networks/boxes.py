@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,32 @@ from torch import Tensor, nn
 _MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
+def _anchor(size: float, ratio: float) -> list[float]:
+    w = math.sqrt(size**2.0 / ratio)
+    h = ratio * w
+    return [-w / 2, -h / 2, w / 2, h / 2]
+
+
+def _rounded_anchor(size: float, ratio: float, stride: int) -> list[float]:
+    # The sides of an anchor as large as the cell are rounded (half to even), then made as large as asked for.
+    w = round(math.sqrt(stride**2.0 / ratio))
+    h = round(w * ratio)
+    w, h, centre = w * size / stride, h * size / stride, (stride - 1) / 2
+    return [centre - (w - 1) / 2, centre - (h - 1) / 2, centre + (w - 1) / 2, centre + (h - 1) / 2]
+
+
 class AnchorGenerator(nn.Module):
-    """Anchors centred on the top-left corner of every feature cell (offset 0).
+    """Anchors of every feature cell.
+
+    They are centred on the cell's top-left corner, or, `rounded`, in py-faster-rcnn's way: with whole sides, named by their
+    first and last pixel, around the middle of the cell's pixels.
 
     Args:
         sizes: for every feature level, the anchors' side lengths (square root of the area) in input pixels.
         aspect_ratios: height / width.
         strides: of the feature levels in input pixels.
         from_checkpoint: the cell anchors of a weights file, where it has any, replace those computed from the sizes.
+        rounded: see above.
     """
 
     def __init__(
@@ -32,17 +51,14 @@ class AnchorGenerator(nn.Module):
         aspect_ratios: Sequence[float],
         strides: Sequence[int],
         from_checkpoint: bool = False,
+        rounded: bool = False,
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
         self.from_checkpoint = from_checkpoint
-        for i, level_sizes in enumerate(sizes):
-            cells = []
-            for size in level_sizes:
-                for ratio in aspect_ratios:
-                    w = math.sqrt(size**2.0 / ratio)
-                    h = ratio * w
-                    cells.append([-w / 2, -h / 2, w / 2, h / 2])
+        for i, (level_sizes, stride) in enumerate(zip(sizes, strides, strict=True)):
+            anchor = partial(_rounded_anchor, stride=stride) if rounded else _anchor
+            cells = [anchor(size, ratio) for size in level_sizes for ratio in aspect_ratios]
             # Otherwise no part of a file: they follow from the architecture alone.
             cells = torch.tensor(cells, dtype=torch.float32)
             self.register_buffer(f"cell_anchors_{i}", cells, persistent=from_checkpoint)
@@ -104,5 +120,10 @@ def nonempty(boxes: Tensor, threshold: float = 0.0) -> Tensor:
 
 
 def exclusive(boxes: Tensor) -> Tensor:
-    """Inclusive boxes (N, 4) in the usual convention: their overlaps are then the inclusive ones."""
+    """Inclusive boxes (..., 4) in the usual convention: their overlaps are then the inclusive ones."""
     return boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def last_pixels(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) in the usual convention as inclusive ones: the reverse of `exclusive`."""
+    return boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0])

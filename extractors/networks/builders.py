@@ -10,7 +10,8 @@ from extractors.networks.rcnn import C4RCNN, Meta, PanopticFPN, StandardRCNN
 from extractors.networks.resnet import ResNet, make_stage
 from extractors.networks.roi import AttributePredictor, CascadeRoIHeads, Res5RoIHeads, RoIPooler, StandardRoIHeads
 from extractors.networks.rpn import RPN
-from extractors.networks.semantic import SemanticFPNHead
+from extractors.networks.semantic import DeformableSemanticHead, SemanticFPNHead
+from extractors.networks.upsnet import UPSNet, UPSNetRoIHeads, UPSNetRPN
 
 
 def c4_rcnn(
@@ -255,4 +256,54 @@ def panoptic_fpn(
         meta=Meta(input=input, thing_categories=thing_categories, stuff_categories=stuff_categories),
         stuff_area_limit=stuff_area_limit,
         instance_threshold=instance_threshold,
+    )
+
+
+def upsnet(
+    *,
+    input: InputSpec,
+    thing_categories: tuple[int, ...],
+    stuff_categories: tuple[int, ...],
+    fpn_channels: int = 256,
+    box_hidden: int = 1024,
+    mask_channels: int = 256,
+    semantic_channels: tuple[int, ...] = (256, 128, 128),
+    anchor_sizes: tuple[tuple[float, ...], ...] = _ANCHOR_SIZES,
+    pre_nms_top: int = 1000,
+    post_nms_top: int = 1000,
+    canonical_size: float = 224.0,
+    score_threshold: float = 0.05,
+    candidate_threshold: float = 0.6,
+    max_overlap: float = 0.3,
+    stuff_area_limit: int = 4096,
+    **body: Any,
+) -> UPSNet:
+    """A ResNet UPSNet (Xiong et al. 2019); `body` are `ResNet`'s own arguments."""
+    pooling = {"method": "align_legacy", "sampling_ratio": 2, "canonical_size": canonical_size, "inclusive": True}
+    return UPSNet(
+        backbone=FPN(ResNet(**body), fpn_channels, global_context=True),
+        proposal_generator=UPSNetRPN(
+            in_channels=fpn_channels,
+            anchor_sizes=anchor_sizes,
+            strides=(4, 8, 16, 32, 64),
+            pre_nms_top=pre_nms_top,
+            post_nms_top=post_nms_top,
+            rounded_anchors=True,
+        ),
+        roi_heads=UPSNetRoIHeads(
+            box_pooler=RoIPooler(7, _ROI_SCALES, **pooling),
+            mask_pooler=RoIPooler(14, _ROI_SCALES, **pooling),
+            channels=fpn_channels,
+            hidden=box_hidden,
+            num_classes=len(thing_categories),
+            mask_channels=mask_channels,
+            score_threshold=score_threshold,
+            candidate_threshold=candidate_threshold,
+        ),
+        sem_seg_head=DeformableSemanticHead(
+            fpn_channels, semantic_channels, len(stuff_categories) + len(thing_categories)
+        ),
+        meta=Meta(input=input, thing_categories=thing_categories, stuff_categories=stuff_categories),
+        max_overlap=max_overlap,
+        stuff_area_limit=stuff_area_limit,
     )

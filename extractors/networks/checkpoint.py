@@ -1,4 +1,4 @@
-"""Weights in: detectron2's `.pkl` / `.pth` and our `.safetensors`, with every key accounted for."""
+"""Weights in: detectron2's `.pkl` / `.pth`, UPSNet's `.pth` and our `.safetensors`, with every key accounted for."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a weights file into `module`, converting names, layouts and dtypes to the module's.
 
-    Read are detectron2's files; both conversions of the Caffe bottom-up-attention weights; and files with Caffe2's names,
+    Read are detectron2's files; UPSNet's; both conversions of the Caffe bottom-up-attention weights; and files with Caffe2's names,
     of whole detectors or of ImageNet bodies. Of the latter the classifier is left out, so they fit a body:
     `load_checkpoint(network.backbone.bottom_up, "R-50.pkl")`.
 
@@ -134,6 +134,8 @@ def _converted(
         state = {key.removeprefix("module."): value for key, value in state.items()}
     if any(re.match(r"(conv1_w|res\d_\d+_branch)", key) for key in state):
         return _matched(_from_caffe2(state), own)
+    if any(key.startswith("resnet_backbone.") for key in state):
+        state = _from_upsnet(state)
     inclusive = getattr(getattr(module, "meta", None), "inclusive", None)
     if "roi_heads.box_predictor.cls_embed.weight" in state:
         if inclusive is False:
@@ -190,6 +192,46 @@ def _from_milvlg(state: dict[str, Tensor]) -> dict[str, Tensor]:
             background, objects = value.chunk(2)
             state[key] = objects - background
     return state
+
+
+_UPSNET_NAMES = (
+    (r"^resnet_backbone\.conv1\.", "backbone.bottom_up.stem."),
+    (r"^resnet_backbone\.res(\d)\.layers\.", r"backbone.bottom_up.res\1."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"^fpn\.fpn_p(\d)_1x1\.", r"backbone.fpn_lateral\1."),
+    (r"^fpn\.fpn_p(\d)\.", r"backbone.fpn_output\1."),
+    (r"^fpn\.fpn_gap\.", "backbone.fpn_gap."),
+    (r"^rpn\.conv_proposal\.0\.", "proposal_generator.rpn_head.conv."),
+    (r"^rpn\.cls_score\.", "proposal_generator.rpn_head.objectness_logits."),
+    (r"^rpn\.bbox_pred\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^rcnn\.fc6\.0\.", "roi_heads.box_head.fc1."),
+    (r"^rcnn\.fc7\.0\.", "roi_heads.box_head.fc2."),
+    (r"^rcnn\.(cls_score|bbox_pred)\.", _PREDICTOR + r"\1."),
+    (r"^mask_branch\.mask_conv(\d)\.0\.", r"roi_heads.mask_head.mask_fcn\1."),
+    (r"^mask_branch\.mask_deconv1\.0\.", "roi_heads.mask_head.deconv."),
+    (r"^mask_branch\.mask_score\.", "roi_heads.mask_head.predictor."),
+    (r"^fcn_head\.fcn_subnet\.conv\.(\d)\.0\.conv(_offset)?\.", r"sem_seg_head.conv\1\2."),
+    (r"^fcn_head\.score\.", "sem_seg_head.predictor."),
+)
+
+
+def _from_upsnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """UPSNet's names -> ours; background goes from first to last, and goes where it is of no use (boxes, masks)."""
+    result = {}
+    for key, value in state.items():
+        name = key
+        for pattern, replacement in _UPSNET_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if name.startswith(_PREDICTOR + "cls_score."):
+            value = torch.cat([value[1:], value[:1]])
+        elif name.startswith(_PREDICTOR + "bbox_pred."):
+            value = value[4:]
+        elif name.startswith("roi_heads.mask_head.predictor."):
+            value = value[1:]
+        result[name] = value
+    return result
 
 
 # Caffe2's blob names, after "_" has become ".", in the order they are replaced.

@@ -15,11 +15,13 @@ class FPN(nn.Module):
     Args:
         bottom_up: body giving res2..res5.
         channels: width of every level. norm: after every convolution.
+        global_context: the mean of res5 over the whole map, padding included, goes through a linear layer and is added to
+            every cell of the coarsest level, from where it reaches the others (UPSNet).
     """
 
     LEVELS = (2, 3, 4, 5)
 
-    def __init__(self, bottom_up: ResNet, channels: int = 256, norm: str = "") -> None:
+    def __init__(self, bottom_up: ResNet, channels: int = 256, norm: str = "", global_context: bool = False) -> None:
         super().__init__()
         for level in self.LEVELS:
             lateral = Conv2d(bottom_up.channels[f"res{level}"], channels, 1, norm=norm)
@@ -28,6 +30,7 @@ class FPN(nn.Module):
             xavier_init(output)
             self.add_module(f"fpn_lateral{level}", lateral)
             self.add_module(f"fpn_output{level}", output)
+        self.fpn_gap = nn.Linear(bottom_up.channels["res5"], channels) if global_context else None
         self.bottom_up = bottom_up
         self.channels = channels
 
@@ -38,7 +41,12 @@ class FPN(nn.Module):
         top = None
         for level in reversed(self.LEVELS):
             lateral = getattr(self, f"fpn_lateral{level}")(body[f"res{level}"])
-            top = lateral if top is None else lateral + F.interpolate(top, scale_factor=2.0, mode="nearest")
+            if top is not None:
+                top = lateral + F.interpolate(top, scale_factor=2.0, mode="nearest")
+            elif self.fpn_gap is None:
+                top = lateral
+            else:
+                top = lateral + self.fpn_gap(body["res5"].mean(dim=(2, 3)))[:, :, None, None]
             pyramid[f"p{level}"] = getattr(self, f"fpn_output{level}")(top)
         pyramid["p6"] = F.max_pool2d(pyramid["p5"], kernel_size=1, stride=2)
         return {f"p{level}": pyramid[f"p{level}"] for level in (2, 3, 4, 5, 6)}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import deform_conv2d
+
+from extractors.networks.deform import deform_conv2d
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -73,32 +74,43 @@ class Conv2d(nn.Conv2d):
 
 
 class DeformConv2d(nn.Module):
-    """A 3x3 deformable convolution (Dai et al. 2017) with its norm, followed by ReLU; no bias.
+    """A 3x3 deformable convolution (Dai et al. 2017) with its norm, followed by ReLU.
 
     Args:
-        channels: of input and output. stride, dilation, groups: of the convolution.
-        norm: see `make_norm`.
+        in_channels, out_channels, stride, dilation, groups, bias: of the convolution. norm: see `make_norm`.
     """
 
-    def __init__(self, channels: int, *, stride: int, dilation: int, groups: int, norm: str) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: str = "",
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         self.stride, self.dilation = stride, dilation
-        self.weight = nn.Parameter(torch.empty(channels, channels // groups, 3, 3))
-        self.norm = make_norm(norm, channels)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.norm = make_norm(norm, out_channels)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), sampling offsets (B, 18 G, H', W') as (y, x) pairs, modulation (B, 9 G, H', W') -> (B, C, H', W')."""
+        """(B, C, H, W), sampling offsets (B, 18 G, H', W') as (y, x) pairs, modulation (B, 9 G, H', W') -> (B, C', H', W')."""
+        dtype = x.dtype
         x = deform_conv2d(
-            # torchvision's kernel takes contiguous maps of one dtype only.
-            x.contiguous(),
-            offset.to(x.dtype).contiguous(),
-            self.weight.to(x.dtype),
+            x,
+            offset,
+            self.weight,
+            self.bias,
             stride=self.stride,
             padding=self.dilation,
             dilation=self.dilation,
-            mask=None if mask is None else mask.to(x.dtype).contiguous(),
-        )
+            mask=mask,
+        ).to(dtype)
         return F.relu_(x if self.norm is None else self.norm(x))
 
 

@@ -77,7 +77,7 @@ class Bottleneck(nn.Module):
             self.conv2_offset = Conv2d(width, taps, 3, stride=stride_3x3, padding=dilation, dilation=dilation)
             nn.init.zeros_(self.conv2_offset.weight)
             nn.init.zeros_(self.conv2_offset.bias)
-            self.conv2 = DeformConv2d(width, stride=stride_3x3, dilation=dilation, groups=groups, norm=norm)
+            self.conv2 = DeformConv2d(width, width, stride=stride_3x3, dilation=dilation, groups=groups, norm=norm)
         else:
             self.conv2 = Conv2d(
                 width,

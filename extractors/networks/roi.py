@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_align, roi_pool
 
-from extractors.networks.boxes import clip_boxes, decode_boxes
+from extractors.networks.boxes import clip_boxes, decode_boxes, exclusive
 from extractors.networks.layers import Conv2d, msra_init, normal_init, xavier_init
 
 
@@ -23,6 +23,7 @@ class RoIPooler(nn.Module):
         method: "align" (RoIAlign, half-pixel corrected), "align_legacy" (not corrected) or "pool" (max, RoIPool).
         sampling_ratio: samples per bin side for RoIAlign; 0 adapts to the box.
         canonical_size, canonical_level: a box of this side is read from this level (several levels only).
+        inclusive: the sides that choose the level count both end pixels (UPSNet).
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class RoIPooler(nn.Module):
         sampling_ratio: int = 0,
         canonical_size: float = 224.0,
         canonical_level: int = 4,
+        inclusive: bool = False,
     ) -> None:
         super().__init__()
         if method not in ("align", "align_legacy", "pool"):
@@ -43,6 +45,7 @@ class RoIPooler(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.canonical_size = canonical_size
         self.canonical_level = canonical_level
+        self.inclusive = inclusive
         self.min_level = int(round(-torch.tensor(scales[0]).log2().item()))
         self.max_level = int(round(-torch.tensor(scales[-1]).log2().item()))
 
@@ -63,14 +66,20 @@ class RoIPooler(nn.Module):
         """Levels (B, C, h, w) and per image boxes (P_b, 4) in input pixels -> (sum P_b, C, resolution, resolution)."""
         return self.pool(features, self.rois(boxes))
 
+    def level(self, boxes: Tensor) -> Tensor:
+        """(P, 4) -> (P,) int64: which of the levels, 0 the finest, each box is read from (Lin et al. 2017, equation 1)."""
+        epsilon = 1e-8
+        if self.inclusive:
+            boxes, epsilon = exclusive(boxes), 1e-6
+        side = torch.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+        level = torch.floor(self.canonical_level + torch.log2(side / self.canonical_size + epsilon))
+        return level.clamp(self.min_level, self.max_level).long() - self.min_level
+
     def pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Levels (B, C, h, w) and boxes (P, 5) as from `rois` -> (P, C, resolution, resolution)."""
         if len(self.scales) == 1:
             return self._pool(features[0], rois, self.scales[0])
-        flat = rois[:, 1:]
-        side = torch.sqrt((flat[:, 2] - flat[:, 0]) * (flat[:, 3] - flat[:, 1]))
-        level = torch.floor(self.canonical_level + torch.log2(side / self.canonical_size + 1e-8))
-        level = level.clamp(self.min_level, self.max_level).long() - self.min_level
+        level = self.level(rois[:, 1:])
         pooled = features[0].new_zeros((len(rois), features[0].shape[1], self.resolution, self.resolution))
         for i, (feature, scale) in enumerate(zip(features, self.scales, strict=True)):
             here = torch.nonzero(level == i).squeeze(1)
@@ -284,13 +293,19 @@ class StandardRoIHeads(nn.Module):
 
     def masks(self, features: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
         """Per image mask probabilities (n, 28, 28) of each box's own class."""
+        return [logits.sigmoid() for logits in self.mask_logits(features, boxes, classes)]
+
+    def mask_logits(
+        self, features: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Per image mask logits (n, 28, 28) of each box's own class."""
         counts = [len(b) for b in boxes]
         if sum(counts) == 0:
             side = 2 * self.mask_pooler.resolution
             return [features[0].new_zeros((0, side, side)) for _ in counts]
         logits = self.mask_head(self.mask_pooler(features, boxes))
         own = logits[torch.arange(len(logits), device=logits.device), torch.cat(list(classes))]
-        return list(own.float().sigmoid().split(counts))
+        return list(own.float().split(counts))
 
 
 class CascadeRoIHeads(StandardRoIHeads):

@@ -48,6 +48,7 @@ class RPN(nn.Module):
         min_size: proposals with a side at most this long, in input pixels, are dropped.
         inclusive: the order of work and the box convention of the Caffe code: `min_size` is in pixels of the original image,
             and small proposals are dropped before the best are taken. Cell anchors come from the checkpoint.
+        rounded_anchors: see `AnchorGenerator`.
     """
 
     def __init__(
@@ -63,9 +64,12 @@ class RPN(nn.Module):
         nms_threshold: float = 0.7,
         min_size: float = 0.0,
         inclusive: bool = False,
+        rounded_anchors: bool = False,
     ) -> None:
         super().__init__()
-        self.anchor_generator = AnchorGenerator(anchor_sizes, aspect_ratios, strides, from_checkpoint=inclusive)
+        self.anchor_generator = AnchorGenerator(
+            anchor_sizes, aspect_ratios, strides, from_checkpoint=inclusive, rounded=rounded_anchors
+        )
         self.rpn_head = RPNHead(in_channels, channels or in_channels, self.anchor_generator.anchors_per_cell)
         self.pre_nms_top = pre_nms_top
         self.post_nms_top = post_nms_top

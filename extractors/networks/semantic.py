@@ -1,14 +1,15 @@
-"""The semantic branch of Panoptic FPN (Kirillov et al. 2019) and the merge into one panoptic map."""
+"""The semantic branches of Panoptic FPN (Kirillov et al. 2019) and UPSNet (Xiong et al. 2019), and the former's panoptic merge."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from extractors.networks.layers import Conv2d, msra_init
+from extractors.networks.layers import Conv2d, DeformConv2d, msra_init
 
 
 class SemanticFPNHead(nn.Module):
@@ -47,6 +48,46 @@ class SemanticFPNHead(nn.Module):
     def upsample(self, logits: Tensor) -> Tensor:
         """Logits at stride 4 -> at input resolution (bilinear)."""
         return F.interpolate(logits.float(), scale_factor=self.STRIDE, mode="bilinear", align_corners=False)
+
+
+class DeformableSemanticHead(nn.Module):
+    """UPSNet's: deformable convolutions shared by p2..p5, all brought to stride 4, side by side, and one logit per class.
+
+    Args:
+        in_channels: pyramid width. channels: after each deformable convolution. num_classes: logits.
+    """
+
+    LEVELS = (2, 3, 4, 5)
+    STRIDE = 4
+
+    def __init__(self, in_channels: int, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.depth = len(channels)
+        for i, (before, after) in enumerate(zip((in_channels, *channels), channels, strict=False)):
+            offset = Conv2d(before, 18, 3, padding=1)
+            nn.init.zeros_(offset.weight)
+            nn.init.zeros_(offset.bias)
+            self.add_module(f"conv{i}_offset", offset)
+            self.add_module(f"conv{i}", DeformConv2d(before, after, bias=True))
+        self.predictor = Conv2d(len(self.LEVELS) * channels[-1], num_classes, 1)
+        msra_init(self.predictor)
+
+    def features(self, pyramid: dict[str, Tensor]) -> Tensor:
+        """{"p2": (B, C, H/4, W/4), ...} -> (B, 4 * last channels, H/4, W/4), finest level first."""
+        maps = []
+        for level in self.LEVELS:
+            x = pyramid[f"p{level}"]
+            for i in range(self.depth):
+                x = getattr(self, f"conv{i}")(x, getattr(self, f"conv{i}_offset")(x))
+            factor = 2**level // self.STRIDE
+            if factor > 1:
+                x = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+            maps.append(x)
+        return torch.cat(maps, dim=1)
+
+    def forward(self, pyramid: dict[str, Tensor]) -> Tensor:
+        """{"p2": (B, C, H/4, W/4), ...} -> logits (B, classes, H/4, W/4)."""
+        return self.predictor(self.features(pyramid))
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:

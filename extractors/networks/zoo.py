@@ -9,8 +9,9 @@ from torch import nn
 
 from catalog.categories import COCO_PANOPTIC, NUM_CATEGORIES, NUM_THINGS
 from extractors.images import InputSpec
-from extractors.networks.builders import c4_rcnn, c5_rcnn, fpn_rcnn, panoptic_fpn
+from extractors.networks.builders import c4_rcnn, c5_rcnn, fpn_rcnn, panoptic_fpn, upsnet
 from extractors.networks.rcnn import C4RCNN, PanopticFPN, StandardRCNN
+from extractors.networks.upsnet import UPSNet
 
 # detectron2's model zoo: BGR, ImageNet means on the 0..255 scale, Caffe2-style bodies (stride in the 1x1 convolution).
 _ZOO_INPUT = {
@@ -182,3 +183,23 @@ def panoptic_fpn_r101_dconv_cascade(**overrides: Any) -> PanopticFPN:
         "cascade": True,
     }
     return _coco_panoptic(_R101, options | overrides)
+
+
+def _upsnet(blocks: tuple[int, int, int, int], overrides: dict[str, Any], **own: Any) -> UPSNet:
+    options: dict[str, Any] = {
+        "input": InputSpec(**(_ZOO_INPUT | {"mean": _CAFFE_MEAN}), divisibility=32, resize="float"),
+        "blocks": blocks,
+        "thing_categories": _COCO_THINGS,
+        "stuff_categories": _COCO_STUFF,
+    }
+    return upsnet(**(options | own | overrides))
+
+
+def upsnet_r50(**overrides: Any) -> UPSNet:
+    """UPSNet's `upsnet_resnet_50_coco`."""
+    return _upsnet(_R50, overrides)
+
+
+def upsnet_r101_dcn(**overrides: Any) -> UPSNet:
+    """UPSNet's `upsnet_resnet_101_dcn_coco`: deformable convolutions in res3, res4 and res5."""
+    return _upsnet(_R101, overrides, deform=("", "v1", "v1", "v1"))

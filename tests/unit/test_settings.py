@@ -85,12 +85,28 @@ def test_a_test_set_without_its_split(config):
 def test_files_that_do_not_exist(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config["datasets"]["mine"] = {"source": "folder", "images": "photos", "captions": "captions.csv"}
+    config["features"]["regions"]["weights"] = "weights/mine.safetensors"
     with pytest.raises(UserError) as error:
         load_settings(config)
     message = str(error.value)
     assert "datasets.mine.images: folder 'photos' does not exist" in message
     assert "datasets.mine.captions: file 'captions.csv' does not exist" in message
-    assert "features.regions.weights: file 'weights/scenes_regions.safetensors' does not exist" in message
+    assert "features.regions.weights: file 'weights/mine.safetensors' does not exist" in message
+
+
+def test_paths_from_any_folder(config, tmp_path, monkeypatch, repository):
+    """`~` is the user's home; the repository's own weights are found where they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    config["datasets"]["mine"] = {"source": "folder", "images": "~/photos", "split_files": {"a": "~/a.txt"}}
+    settings = load_settings(config)
+    assert settings.datasets["mine"].images == str(tmp_path / "photos")
+    assert settings.datasets["mine"].split_files == {"a": str(tmp_path / "a.txt")}
+    assert settings.features.regions.weights == str(repository / "weights/scenes_regions.safetensors")
+    (tmp_path / "weights").symlink_to(repository / "weights")
+    assert load_settings(config).features.regions.weights == "weights/scenes_regions.safetensors"
 
 
 def test_a_run_needs_captions(config):

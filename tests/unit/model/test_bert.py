@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.console import UserError
-from model.bert import Bert, BertConfig, _attend, _attend_few, config_from_weights, load_pretrained
+from model.bert import Bert, BertConfig, config_from_weights, load_pretrained
 from model.tokenizer import SPECIAL_TOKENS
 
 
@@ -56,25 +56,6 @@ def test_hidden_states_equal_the_librarys(library_model, tmp_path):
     sizes = config_from_weights(bert.state_dict(), heads=4, dropout=0.25)
     assert sizes == bert.config
     assert config_from_weights({k: torch.zeros(v.shape) for k, v in bert.state_dict().items()}).heads == 1
-
-
-def test_both_kinds_of_attention_are_the_same_one():
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(3, 9, 4, 8, dtype=torch.float64, generator=generator) for _ in range(3)]
-    valid = (torch.arange(9) < torch.tensor([9, 1, 4])[:, None])[:, None, None, :]
-    target = torch.randn(3, 9, 4, 8, dtype=torch.float64, generator=generator)
-    found = []
-    for attend in (_attend, _attend_few):
-        leaves = [part.clone().requires_grad_() for part in inputs]
-        result = attend(*leaves, valid, 0.0)
-        (result * target).sum().backward()
-        found.append([result.detach(), *(leaf.grad for leaf in leaves)])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    # With dropout, a share of the weights is gone and the rest larger: the mean stays.
-    ones = torch.ones(64, 40, 2, 8)
-    dropped = _attend_few(ones, ones, ones, torch.ones(64, 1, 1, 40, dtype=torch.bool), 0.25)
-    assert dropped.mean() == pytest.approx(1.0, abs=0.01) and 0.05 < dropped.std() < 0.15
 
 
 def test_from_scratch_weights_are_drawn_like_berts():

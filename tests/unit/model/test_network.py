@@ -3,10 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from catalog.categories import UPSNET_TO_COCO
 from model.bert import Bert, BertConfig
 from model.encoders import ImageEncoder, TextEncoder
-from model.highlighting import attend_map, map_values
 from model.losses import triplet_loss
 from model.network import ThreeSHNet
 from tests.unit.model import naive
@@ -101,54 +99,6 @@ def test_training_mode_and_gradients_equal_the_formulae_with_padded_rows():
         assert error < 1e-4 * gradient.abs().max() + 1e-6, name
         checked += 1
     assert checked == len(list(network.image.parameters())) == 73
-
-
-@torch.no_grad()
-def test_running_statistics_follow_batch_norm():
-    network = small_network(seed=2).train()
-    spatial = network.image.spatial
-    maps = batch_of([3, 4, 5], seed=5)[2]
-    reference = torch.nn.BatchNorm2d(8)
-    reference.load_state_dict(spatial.map_norm.state_dict())
-    numbers = spatial.map_values[maps.long()][:, None]
-    place = naive.positions(SIDE * SIDE, 8).float().T.reshape(1, 8, SIDE, SIDE).expand(3, -1, -1, -1)
-    expected = reference(spatial.map_conv(torch.cat((numbers, place), dim=1)))
-    patches, weight, offset = spatial.map_projection(maps)
-    torch.testing.assert_close(patches.mT @ weight + offset, expected.flatten(2).transpose(1, 2), atol=2e-5, rtol=1e-4)
-    for name, values in reference.state_dict().items():
-        torch.testing.assert_close(spatial.map_norm.state_dict()[name], values, rtol=1e-4, atol=1e-4)
-
-
-def test_both_ways_to_attend_agree():
-    """Float32 on a CPU goes image by image; anything else goes through one batched attention."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((3, 6, 8), (3, 9, 144), (9, 8), (144, 8))
-    parts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    valid = torch.arange(6) < torch.tensor([6, 2, 0])[:, None]
-    arriving = torch.randn(3, 6, 8, generator=generator, dtype=torch.float64)
-    results = []
-    for dtype in (torch.float64, torch.float32):
-        given = [part.detach().clone().to(dtype).requires_grad_(i != 1) for i, part in enumerate(parts)]
-        context = attend_map(given[0], valid, *given[1:], scale=0.7) * valid[:, :, None]
-        (context * arriving.to(dtype)).sum().backward()
-        results.append([context.double(), *(part.grad.double() for i, part in enumerate(given) if i != 1)])
-    for exact, fast in zip(*results, strict=True):
-        torch.testing.assert_close(fast, exact, rtol=1e-4, atol=1e-4)
-
-
-def test_map_values_encode_void_and_class_order():
-    raw = map_values(133, "raw", "coco", 133)
-    assert raw[:133].tolist() == list(range(133)) and raw[255] == 133
-    upsnet = map_values(133, "raw", "upsnet", 0)
-    assert [upsnet[UPSNET_TO_COCO[u]].item() for u in range(133)] == list(range(133)) and upsnet[255] == 0
-    standardised = map_values(133, "standardised", "coco", 133)
-    assert standardised[7].item() == pytest.approx((7 / 133 - 0.3342) / 0.0621)
-    with pytest.raises(ValueError, match="seg_map_encoding is 'rwa'"):
-        map_values(133, "rwa", "coco", 133)
-    with pytest.raises(ValueError, match="class_order is 'voc'"):
-        map_values(133, "raw", "voc", 133)
-    with pytest.raises(ValueError, match="not 5"):
-        map_values(5, "raw", "upsnet", 5)
 
 
 @torch.no_grad()

@@ -1,0 +1,45 @@
+"""Scaled dot-product attention of short texts.
+
+    attend = softmax(q k^T / sqrt(D)) v      over the valid tokens, for each head
+
+torch's fused kernel takes four times as long as the formula itself on a CPU for texts of a dozen tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_FEW_TOKENS = 48  # from 64 on, torch's fused attention is as fast as step by step
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """The formula, as `attend`."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[3])
+    weights = F.dropout(scores.masked_fill(~valid[:, None, None], -math.inf).softmax(dim=3), dropout)
+    return torch.einsum("bhqk,bkhd->bqhd", weights.to(value.dtype), value)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """What each token reads from the valid ones of its text.
+
+    Args:
+        query, key, value: (B, T, heads, D) floats.
+        valid: (B, T) bool, which tokens may be attended to; at least one in each row.
+        dropout: share of the attention that is dropped.
+
+    Returns:
+        (B, T, heads, D).
+    """
+    if query.device.type == "cpu" and query.shape[1] <= _FEW_TOKENS:
+        return reference(query, key, value, valid, dropout=dropout)
+    return _fused(query, key, value, valid, dropout=dropout)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, dropout: float = 0.0) -> Tensor:
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    mask = valid[:, None, None]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
