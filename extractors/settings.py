@@ -194,7 +194,3 @@ class Features(Section):
     def __getitem__(self, feature: Feature) -> Extractor:
         """The extractor of a feature: `features[feature]` for a loop over FEATURES."""
         return getattr(self, feature)
-
-
-def feature_files(section: Extractor) -> list[str]:
-    return section.files()

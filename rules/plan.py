@@ -201,7 +201,7 @@ class Plan:
         return [self.kept(layout.receipt(self.results, dataset, feature, shard)) for shard in shards]
 
     def feature_environment(self, wildcards: Wildcards) -> str:
-        return f"../envs/{getattr(self.settings.features, wildcards.feature).environment}.yaml"
+        return f"../envs/{self.settings.features[wildcards.feature].environment}.yaml"
 
     def feature_recipe(self, wildcards: Wildcards) -> int:
         return self._recipes[wildcards.feature]

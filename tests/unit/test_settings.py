@@ -8,7 +8,6 @@ import yaml
 
 from core.console import UserError
 from core.section import canonical
-from extractors.settings import feature_files
 from settings import load_settings
 
 
@@ -58,6 +57,12 @@ def test_names_become_folders_and_are_checked(config):
         broken = copy.deepcopy(config)
         broken["datasets"][name] = config["datasets"]["scenes"]
         assert any(line.startswith("datasets.") for line in mistakes(broken))
+
+
+@pytest.mark.parametrize("results", ["gs://bucket/x", "s3://bucket", "s3:///x"])
+def test_results_lie_in_folders_or_in_folders_of_buckets(config, results):
+    (line,) = mistakes(config | {"results": results})
+    assert line.startswith(f"results: {results!r}") and "s3://BUCKET/FOLDER" in line
 
 
 def test_references_are_checked(config):
@@ -280,7 +285,7 @@ def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
 
     def files(feature, section):
         config["features"][feature] = section
-        return feature_files(getattr(load_settings(config).features, feature))
+        return load_settings(config).features[feature].files()
 
     assert files("regions", zoo) == []
     assert files("regions", {"engine": "detectron2", "config": "mine.yaml", "weights": "mine.pkl"}) == [
