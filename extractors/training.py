@@ -285,7 +285,7 @@ def train(
         class_index[list(meta.thing_categories)] = torch.arange(len(meta.thing_categories))
         semantic_index[list(meta.stuff_categories)] = torch.arange(1, len(meta.stuff_categories) + 1)
     else:
-        from catalog.scenes import STUFFS, THINGS
+        from catalog.scenes_things import STUFFS, THINGS
 
         class_index[[*THINGS, *STUFFS]] = torch.arange(len(THINGS) + len(STUFFS))
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
