@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from catalog.archives import unpack_images
 from catalog.index import write_index
 from catalog.settings import Dataset, DatasetSection
 from core.console import run_cli
-from core.files import read_mapping
+from core.flags import add_index, add_mapping, command
 from core.messages import validated
 
 
-def _section(settings: str) -> DatasetSection:
+def _section(settings: Mapping[str, Any]) -> DatasetSection:
     """The dataset's section, as a rule handed it on or a user wrote it."""
-    return validated(Dataset, read_mapping(settings, flag="--settings"), place="--settings")
+    return validated(Dataset, settings, place="--settings")
 
 
-def render(*, dataset: str, settings: str, output: Path) -> None:
+def render(*, dataset: str, settings: Mapping[str, Any], output: Path) -> None:
     """Render a scenes dataset."""
     from catalog.scenes_dataset import write_dataset
 
@@ -35,7 +35,9 @@ def unpack(*, dataset: str, archive: Path, output: Path) -> None:
     print(f"{dataset}: {count} images of {archive}")
 
 
-def index(*, dataset: str, settings: str, made: Path | None, images: Path, captions: Path, threads: int) -> None:
+def index(
+    *, dataset: str, settings: Mapping[str, Any], made: Path | None, images: Path, captions: Path, threads: int
+) -> None:
     """Write images.parquet and captions.parquet of a dataset."""
     found = _section(settings).read(made, threads)
     rows, texts = found.images(threads * 2), found.captions()
@@ -49,28 +51,24 @@ def index(*, dataset: str, settings: str, made: Path | None, images: Path, capti
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m catalog.run", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True)
+    parser = command("catalog.run", __doc__)
+    commands = parser.add_subparsers(metavar="command", required=True)
     for function in (render, unpack, index):
-        command = commands.add_parser(function.__name__, help=function.__doc__)
-        command.set_defaults(function=function)
-        command.add_argument("--dataset", required=True, help="its name in the configuration")
+        own = commands.add_parser(function.__name__, help=function.__doc__)
+        own.set_defaults(function=function)
+        own.add_argument("--dataset", required=True, help="its name in the configuration")
         if function is not unpack:
-            command.add_argument("--settings", required=True, help="the dataset's settings as JSON")
-    commands.choices["render"].add_argument(
-        "--output", required=True, type=Path, help="folder; an earlier one is replaced"
-    )
-    command = commands.choices["unpack"]
-    command.add_argument("--archive", required=True, type=Path, help="zip file")
-    command.add_argument("--output", required=True, type=Path, help="folder; an earlier one is replaced")
-    command = commands.choices["index"]
-    command.add_argument("--annotations", dest="made", type=Path, help="folder that `render` made (source scenes)")
-    command.add_argument("--unpacked", dest="made", type=Path, help="folder that `unpack` made (images in a zip)")
-    command.add_argument("--images", required=True, type=Path, help="Parquet file to write")
-    command.add_argument("--captions", required=True, type=Path, help="Parquet file to write")
-    command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    arguments = vars(parser.parse_args(argv))
-    arguments.pop("function")(**arguments)
+            add_mapping(own, "--settings", "the dataset's settings", required=True)
+        if function is not index:
+            own.add_argument("--output", required=True, type=Path, help="folder; an earlier one is replaced")
+    commands.choices["unpack"].add_argument("--archive", required=True, type=Path, help="zip file")
+    own = commands.choices["index"]
+    own.add_argument("--annotations", dest="made", type=Path, help="folder that `render` made (source scenes)")
+    own.add_argument("--unpacked", dest="made", type=Path, help="folder that `unpack` made (images in a zip)")
+    add_index(own)
+    own.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = vars(parser.parse_args(argv))
+    options.pop("function")(**options)
 
 
 if __name__ == "__main__":

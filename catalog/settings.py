@@ -15,8 +15,8 @@ from pydantic import Field, field_validator
 
 from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, array_path, layout_files
-from core.features import FEATURES, VISUAL, Feature, GridKept, RegionsKept
-from core.section import FilePath, Name, Positive, Section, canonical
+from core.features import FEATURES, VISUAL, Feature
+from core.section import FilePath, GridKept, Name, Positive, RegionsKept, Section, canonical
 
 if TYPE_CHECKING:
     from catalog.annotations import Annotations
@@ -96,10 +96,6 @@ class DatasetSection(Section):
     def index_flags(self, made: str) -> list[str]:
         """What tells the command about the folder that the workflow made."""
         return []
-
-    def missing(self) -> Iterator[str]:
-        """What is wrong with the files that it names: key, value and fix."""
-        yield from ()
 
     def _json(self, without: Iterable[str]) -> str:
         return json.dumps(self.model_dump(exclude=set(without)), sort_keys=True)
