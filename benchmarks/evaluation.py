@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from benchmarks import baseline, common, data
 from core.console import run_cli
 from core.devices import matmul_precision
+from core.flags import command
 from core.scores import SUMMED
 from evaluation.metrics import retrieval_metrics
 from model.data import Features, Split
@@ -172,8 +174,8 @@ def _row(what: str, seconds: dict[str, list[float]], **more: Any) -> dict[str, A
     return {"what": what, **row, "ratio": common.ratio(seconds, "ours", "baseline"), "seconds": taken, **more}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("benchmarks.evaluation", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--images", type=int, default=5000, help="with five captions each")
     parser.add_argument("--encode-images", type=int, help="encode only so many of them (default: all)")
@@ -186,7 +188,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for the stores (default: a temporary folder, removed afterwards)")
     common.add_network_arguments(parser)
     common.add_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.encode_images = min(args.encode_images or args.images, args.images)
     device = common.start(args)
     items = data.split(args.images, seed=args.seed)

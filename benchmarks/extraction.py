@@ -32,6 +32,7 @@ from benchmarks.parity import CASES, detectron2_model, photographs, seed_weights
 from core.console import UserError, run_cli
 from core.devices import allow_tf32
 from core.files import atomic_path
+from core.flags import command
 from extractors.engines import build_extractor
 from extractors.grids import GridExtractor
 from extractors.images import decode_image, iterate_batches, make_batch, resize_image
@@ -235,7 +236,7 @@ def flat_memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.extraction", description=__doc__.splitlines()[0])
+    parser = command("benchmarks.extraction", __doc__)
     parser.add_argument("features", nargs="*", help=f"of {', '.join(DEFAULTS)} (default: all)")
     parser.add_argument("--architecture", help=f"of {', '.join(CASES)} (default: by feature)")
     parser.add_argument("--images", type=int, default=16, help="files per round")

@@ -6,11 +6,11 @@ Karpathy file to match, and indexes it as the workflow does. Baseline: the same 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from PIL import Image
 
 from catalog.index import describe_images, write_index
 from catalog.karpathy import read_karpathy
-from catalog.run import captions_table
 from core.console import run_cli
 from core.files import write_json
+from core.flags import command
 
 COCO_IMAGES = 123_287
 _ORIGINALS = 16  # a file system may limit the links to one file (ext4: 65,000)
@@ -56,13 +56,13 @@ def make_dataset(folder: Path, images: int, side: int = 32) -> tuple[Path, Path]
     return annotations, folder / "images"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.index", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("benchmarks.index", __doc__)
     parser.add_argument("--images", type=int, default=COCO_IMAGES)
     parser.add_argument("--side", type=int, default=32, help="pixels; 400 makes files of about COCO's size")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     figures: dict[str, float] = {"images": args.images, "workers": args.workers}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -73,7 +73,7 @@ def main() -> None:
         figures["seconds annotations"], clock = time.perf_counter() - clock, time.perf_counter()
         table = describe_images(found.image_ids, found.paths, found.splits, args.workers)
         figures["seconds images"], clock = time.perf_counter() - clock, time.perf_counter()
-        write_index(folder / "images.parquet", folder / "captions.parquet", table, captions_table(found))
+        write_index(folder / "images.parquet", folder / "captions.parquet", table, found.captions())
         figures["seconds tables"] = time.perf_counter() - clock
         figures["seconds in all"] = time.perf_counter() - start
 

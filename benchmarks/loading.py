@@ -16,7 +16,7 @@ import itertools
 import multiprocessing
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import baseline, common, data, training
 from core.console import run_cli
+from core.flags import command
 from model.data import Features, TrainingPairs
 
 T = TypeVar("T")
@@ -163,8 +164,8 @@ def measure(args: argparse.Namespace, device: torch.device, folder: Path) -> lis
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("benchmarks.loading", __doc__)
     parser.add_argument(
         "--images", type=int, nargs="+", default=[2000, 8000], help=f"sizes; COCO has {data.COCO_TRAIN_IMAGES}"
     )
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for the stores (default: a temporary folder, removed afterwards)")
     common.add_network_arguments(parser)
     common.add_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = common.start(args)
     with tempfile.TemporaryDirectory(prefix="benchmark.", dir=args.folder) as folder:
         rows = measure(args, device, Path(folder))

@@ -10,7 +10,6 @@ detectron2 must be importable (`envs/detectron2.yaml`); the tests repeat narrow 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import pickle
@@ -25,6 +24,7 @@ import torch
 from torch import nn
 
 from core.console import UserError, run_cli
+from core.flags import command
 from extractors.images import decode_image, make_batch, resize_image
 from extractors.networks import build, load_checkpoint
 from extractors.networks.layers import fold_norms
@@ -406,7 +406,7 @@ def _place(item: tuple[str, Any]) -> tuple[int, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.splitlines()[0])
+    parser = command("benchmarks.parity", __doc__)
     parser.add_argument("architectures", nargs="*", help=f"of {', '.join(CASES)} (default: all)")
     parser.add_argument(
         "--out", type=Path, help="folder for parity.json and parity.md; architectures of earlier calls stay"

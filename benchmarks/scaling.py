@@ -34,6 +34,7 @@ from benchmarks.extraction import DEFAULTS, write_photographs
 from benchmarks.parity import seed_weights
 from core.console import UserError, run_cli
 from core.files import write_json
+from core.flags import command
 from extractors.networks import build
 
 DATASETS = {"COCO": 123_287, "1 million": 1_000_000, "100 million": 100_000_000}
@@ -269,11 +270,7 @@ def _pairs(values: Sequence[str]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = command("benchmarks.scaling", __doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     gpus = torch.cuda.device_count()
     parser.add_argument("features", nargs="*", help=f"of {', '.join(DEFAULTS)} (all, if none is named)")
     parser.add_argument("--scenes", action="store_true", help="the small embedded detectors instead of full-size ones")

@@ -7,8 +7,8 @@ detectors' training nor any dataset of the default configuration uses, and go th
 
 from __future__ import annotations
 
-import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from torchvision.ops import box_iou
 from catalog.scenes import render_scene
 from core.console import progress, run_cli
 from core.files import write_json
+from core.flags import command
 from extractors.engines import build_extractor
 from extractors.images import Failure, iterate_batches
 from extractors.networks.rcnn import Meta, Panoptic
@@ -38,15 +39,15 @@ def category_and_instance(result: Panoptic, meta: Meta) -> np.ndarray:
     return np.stack([lookup[ids], ids.astype(np.int64)], axis=-1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scenes_detectors", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("benchmarks.scenes_detectors", __doc__)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--style", default="day")
     parser.add_argument("--regions", default="weights/scenes_regions.safetensors")
     parser.add_argument("--panoptic", default="weights/scenes_panoptic.safetensors")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     from torchmetrics.detection import PanopticQuality
 

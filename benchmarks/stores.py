@@ -30,6 +30,7 @@ import torch
 
 from benchmarks import common
 from core.console import run_cli
+from core.flags import command
 from stores import open_store
 from stores.plan import ShardPlan
 from stores.schema import COMPRESSIONS, SCHEMA_VERSION, ArraySpec, compressed
@@ -437,15 +438,15 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stores", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("benchmarks.stores", __doc__)
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=COCO_IMAGES, help="of the store that is opened")
     parser.add_argument("--batches", type=int, default=8, help="random batches per round and process")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="for the data (default: a temporary folder, removed afterwards)")
     common.add_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = common.start(args)
     if missing := READERS.keys() - set(available()):
         print(f"left out, not installed: {', '.join(sorted(missing))}")

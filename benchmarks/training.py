@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks import baseline, common, data
 from core.console import run_cli
 from core.devices import matmul_precision
+from core.flags import command
 from model.data import image_tensors
 from model.losses import triplet_loss
 from model.network import ThreeSHNet
@@ -137,8 +138,8 @@ def measure(part: str, args: argparse.Namespace, device: torch.device) -> list[d
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("benchmarks.training", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--options", nargs="+", choices=OPTIONS, help="of our step (default: fp32; on CUDA all)")
     parser.add_argument("--batch-size", type=int, default=256)
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--baseline-tf32", action="store_true", help="let the original use TF32 (torch 1.8 did)")
     common.add_network_arguments(parser)
     common.add_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.options = args.options or (["fp32"] if args.device == "cpu" else list(OPTIONS))
     args.repetitions = args.repetitions or (5 if args.device == "cpu" else 20)
     device = common.start(args)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from catalog.annotations import UNLISTED, Annotations
 from catalog.files import SUFFIXES, left_out, sort_files
 from catalog.index import check_image_ids, listing
 from catalog.names import Names, as_name
@@ -14,21 +15,7 @@ from catalog.tables import read_table
 from catalog.text import decode_text
 from core.console import UserError
 
-UNLISTED = "unlisted"  # split of images that no split file names
 _SET_MISSING_IMAGES = "to go on without those images, set missing_images: drop"
-
-
-@dataclass
-class Annotations:
-    """What a source knows before any image is opened: parallel lists per image, and per caption; and what to tell of it."""
-
-    image_ids: list[str]
-    paths: list[str]
-    splits: list[str]
-    caption_ids: list[str]
-    caption_images: list[str]
-    texts: list[str]
-    notes: list[str] = field(default_factory=list)
 
 
 def _encodable(value: object) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from catalog.annotations import UNLISTED, Annotations
 from catalog.files import image_files
-from catalog.folder import UNLISTED, Annotations
 from catalog.index import check_image_ids, listing
 from catalog.names import normal
 from catalog.text import decode_text

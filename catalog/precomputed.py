@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from catalog.folder import Annotations
-from catalog.index import IMAGES_SCHEMA, check_image_ids, listing
+from catalog.annotations import Annotations
+from catalog.index import check_image_ids, listing
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, layout_files
 from catalog.text import decode_text
 from core.console import UserError, progress
@@ -93,10 +92,8 @@ def read_parts(folder: str, splits: dict[str, str], features: Sequence[str]) -> 
     return parts
 
 
-def read_precomputed(
-    folder: str, splits: dict[str, str], features: Sequence[str], workers: int = 2
-) -> tuple[Annotations, pa.Table]:
-    """Index rows and the images table. Reads every byte once, for the content hashes, a block at a time.
+def read_precomputed(folder: str, splits: dict[str, str], features: Sequence[str], workers: int = 2) -> Annotations:
+    """Index rows and content hashes. Reads every byte once, for the hashes, a block at a time.
 
     Args:
         folder: of the files. splits: file prefix by split name. features: which files to expect. workers: threads.
@@ -105,8 +102,8 @@ def read_precomputed(
         UserError: listing everything wrong at once.
     """
     parts = read_parts(folder, splits, features)
-    found = Annotations([], [], [], [], [], [])
     hashes: list[str] = []
+    found = Annotations([], [], [], [], [], [], content_hashes=hashes)
     problems: list[str] = []
     for split, part in parts.items():
         captions = read_lines(Path(folder) / f"{part.prefix}_caps.txt")
@@ -136,11 +133,7 @@ def read_precomputed(
         ]
     if problems:
         raise UserError(f"precomputed features in {folder}:\n  " + "\n  ".join(problems))
-    count = len(found.image_ids)
-    # There are no images: 0 pixels, as for those that cannot be read, but no error.
-    columns = {"width": [0] * count, "height": [0] * count, "error": [None] * count, "content_hash": hashes}
-    columns |= {"image_id": found.image_ids, "path": found.paths, "split": found.splits}
-    return found, pa.Table.from_pydict(columns, schema=IMAGES_SCHEMA)
+    return found
 
 
 def _repeated_ids(parts: dict[str, Part], found: Annotations) -> list[str]:

@@ -9,236 +9,18 @@ captions does not.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from catalog.categories import BY_NAME
+from catalog.scenes_captions import describe
+from catalog.scenes_things import COLORS, KINDS, RGB, STUFF, STUFFS, Kind, Pen
 
 STYLES = ("day", "dusk")
 DETECTOR_SEED = 424_242  # reserved for training the embedded detectors; datasets use any other
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
-_RGB = {
-    "red": (200, 40, 38), "orange": (236, 128, 28), "yellow": (240, 212, 50), "green": (40, 150, 60),
-    "blue": (45, 85, 205), "purple": (130, 58, 165), "white": (238, 238, 236), "black": (38, 36, 40),
-}  # fmt: skip
 SCALE = 2  # drawn at twice the size, then averaged down
-
-
-class Pen:
-    """Draws one object in unit coordinates on its own transparent patch of (w, h) pixels.
-
-    A `shade` is a factor on the object's colour (above 1: towards white) or a colour of its own.
-    """
-
-    def __init__(self, w: int, h: int, color: tuple[int, int, int], rng: random.Random) -> None:
-        self.image = Image.new("RGBA", (w, h), (0, 0, 0, 0))
-        self.draw = ImageDraw.Draw(self.image)
-        self.w, self.h, self.color, self.rng = w, h, color, rng
-
-    def tone(self, shade: float | tuple[int, int, int]) -> tuple[int, int, int, int]:
-        if isinstance(shade, tuple):
-            return (*shade, 255)
-        if shade <= 1:
-            return (*(int(c * shade) for c in self.color), 255)
-        return (*(int(c + (255 - c) * (shade - 1)) for c in self.color), 255)
-
-    def _at(self, points) -> list[tuple[int, int]]:
-        return [(round(x * (self.w - 1)), round(y * (self.h - 1))) for x, y in points]
-
-    def poly(self, points, shade=1.0) -> None:
-        self.draw.polygon(self._at(points), fill=self.tone(shade))
-
-    def ell(self, x0, y0, x1, y1, shade=1.0) -> None:
-        self.draw.ellipse([c for p in self._at([(x0, y0), (x1, y1)]) for c in p], fill=self.tone(shade))
-
-    def rect(self, x0, y0, x1, y1, shade=1.0) -> None:
-        self.draw.rectangle([c for p in self._at([(x0, y0), (x1, y1)]) for c in p], fill=self.tone(shade))
-
-    def line(self, points, width: float, shade=1.0) -> None:
-        self.draw.line(self._at(points), fill=self.tone(shade), width=max(1, round(width * min(self.w, self.h))))
-
-
-SKIN, DARK, GLASS, WOOD, STEEL = (224, 172, 135), (30, 30, 34), (150, 190, 215), (120, 78, 45), (128, 130, 136)
-
-
-def _person(p: Pen) -> None:
-    step = p.rng.uniform(0.05, 0.2)
-    p.line([(0.45, 0.6), (0.5 - step, 0.98)], 0.2, DARK)
-    p.line([(0.55, 0.6), (0.5 + step, 0.98)], 0.2, (60, 60, 90))
-    p.poly([(0.25, 0.24), (0.75, 0.24), (0.72, 0.66), (0.28, 0.66)])
-    p.line([(0.27, 0.28), (0.08, 0.52 + step)], 0.16, 0.8)
-    p.line([(0.73, 0.28), (0.92, 0.56 - step)], 0.16, 0.8)
-    p.ell(0.33, 0.02, 0.67, 0.22, SKIN)
-    p.ell(0.33, 0.0, 0.67, 0.1, (70, 45, 30))
-
-
-def _car(p: Pen) -> None:
-    p.poly([(0.2, 0.45), (0.32, 0.08), (0.68, 0.08), (0.84, 0.45)], 0.85)
-    p.poly([(0.27, 0.43), (0.35, 0.16), (0.49, 0.16), (0.49, 0.43)], GLASS)
-    p.poly([(0.53, 0.43), (0.53, 0.16), (0.65, 0.16), (0.76, 0.43)], GLASS)
-    p.poly([(0.0, 0.5), (0.12, 0.42), (0.9, 0.42), (1.0, 0.55), (1.0, 0.8), (0.0, 0.8)])
-    for x in (0.2, 0.76):
-        p.ell(x - 0.11, 0.6, x + 0.11, 1.0, DARK)
-        p.ell(x - 0.05, 0.7, x + 0.05, 0.9, STEEL)
-    p.rect(0.94, 0.55, 1.0, 0.64, (250, 240, 170))
-
-
-def _bus(p: Pen) -> None:
-    p.rect(0.0, 0.06, 1.0, 0.86)
-    p.rect(0.0, 0.58, 1.0, 0.64, 1.6)
-    for i in range(5):
-        p.rect(0.05 + i * 0.16, 0.16, 0.17 + i * 0.16, 0.46, GLASS)
-    p.rect(0.86, 0.16, 0.96, 0.84, (90, 120, 140))
-    for x in (0.2, 0.74):
-        p.ell(x - 0.08, 0.72, x + 0.08, 1.0, DARK)
-
-
-def _airplane(p: Pen) -> None:
-    p.poly([(0.02, 0.1), (0.12, 0.1), (0.26, 0.45), (0.1, 0.5)], 0.85)
-    p.ell(0.05, 0.36, 1.0, 0.66)
-    p.poly([(0.42, 0.5), (0.62, 0.5), (0.38, 0.98), (0.27, 0.98)], 0.7)
-    p.poly([(0.45, 0.4), (0.6, 0.4), (0.42, 0.12), (0.34, 0.12)], 0.8)
-    for i in range(5):
-        p.ell(0.4 + i * 0.09, 0.44, 0.44 + i * 0.09, 0.52, DARK)
-
-
-def _boat(p: Pen) -> None:
-    p.line([(0.46, 0.0), (0.46, 0.75)], 0.05, WOOD)
-    p.poly([(0.5, 0.04), (0.95, 0.64), (0.5, 0.64)], (235, 232, 220))
-    p.poly([(0.42, 0.12), (0.42, 0.64), (0.12, 0.64)], 1.5)
-    p.poly([(0.0, 0.7), (1.0, 0.7), (0.84, 1.0), (0.16, 1.0)])
-    p.poly([(0.0, 0.7), (1.0, 0.7), (0.97, 0.78), (0.03, 0.78)], 0.65)
-
-
-def _bird(p: Pen) -> None:
-    lift = p.rng.uniform(0.0, 0.25)
-    p.poly([(0.0, 0.62), (0.2, 0.5), (0.2, 0.72)], 0.75)
-    p.ell(0.14, 0.42, 0.78, 0.86)
-    p.ell(0.64, 0.28, 0.9, 0.6)
-    p.poly([(0.88, 0.4), (1.0, 0.48), (0.88, 0.52)], (240, 170, 40))
-    p.poly([(0.3, 0.6), (0.62, 0.55), (0.36, lift)], 0.7)
-    p.ell(0.78, 0.38, 0.83, 0.44, DARK if sum(p.color) > 250 else (240, 240, 240))
-
-
-def _cat(p: Pen) -> None:
-    p.line([(0.2, 0.85), (0.05, 0.6), (0.12, 0.38)], 0.1, 0.8)
-    p.ell(0.15, 0.42, 0.7, 1.0)
-    p.rect(0.52, 0.62, 0.62, 0.98, 0.85)
-    p.ell(0.42, 0.14, 0.9, 0.58)
-    p.poly([(0.45, 0.3), (0.48, 0.0), (0.63, 0.18)])
-    p.poly([(0.69, 0.18), (0.86, 0.0), (0.88, 0.32)])
-    eye = (190, 230, 90)
-    p.ell(0.54, 0.3, 0.62, 0.38, eye)
-    p.ell(0.72, 0.3, 0.8, 0.38, eye)
-    p.poly([(0.64, 0.42), (0.71, 0.42), (0.675, 0.47)], (230, 140, 150))
-
-
-def _dog(p: Pen) -> None:
-    p.line([(0.12, 0.42), (0.02, 0.16)], 0.09, 0.8)
-    for x in (0.16, 0.3, 0.56, 0.68):
-        p.rect(x, 0.6, x + 0.08, 1.0, 0.8)
-    p.ell(0.08, 0.34, 0.78, 0.74)
-    p.ell(0.62, 0.12, 0.92, 0.5)
-    p.rect(0.84, 0.28, 1.0, 0.44, 0.9)
-    p.ell(0.95, 0.27, 1.0, 0.34, DARK)
-    p.ell(0.62, 0.14, 0.74, 0.46, 0.6)
-
-
-def _umbrella(p: Pen) -> None:
-    p.line([(0.5, 0.3), (0.5, 0.95), (0.62, 0.97)], 0.06, WOOD)
-    p.draw.pieslice([0, 0, p.w - 1, round(p.h * 0.9)], 180, 360, fill=p.tone(1.0))
-    p.draw.pieslice([round(p.w * 0.32), 0, round(p.w * 0.68), round(p.h * 0.9)], 180, 360, fill=p.tone(1.4))
-
-
-def _kite(p: Pen) -> None:
-    p.line([(0.5, 0.6), (0.4, 0.75), (0.6, 0.86), (0.45, 1.0)], 0.04, STEEL)
-    p.poly([(0.5, 0.0), (0.95, 0.3), (0.5, 0.72), (0.05, 0.3)])
-    p.poly([(0.5, 0.0), (0.95, 0.3), (0.5, 0.3)], 1.5)
-    p.poly([(0.5, 0.3), (0.5, 0.72), (0.05, 0.3)], 0.7)
-
-
-def _ball(p: Pen) -> None:
-    p.ell(0.0, 0.0, 1.0, 1.0)
-    p.ell(0.16, 0.1, 0.55, 0.46, 1.45)
-    p.draw.arc(
-        [round(p.w * 0.2), -p.h // 4, round(p.w * 1.3), round(p.h * 1.1)],
-        80,
-        260,
-        fill=p.tone(0.55),
-        width=max(1, p.w // 14),
-    )
-
-
-def _chair(p: Pen) -> None:
-    p.rect(0.08, 0.0, 0.22, 1.0, 0.75)
-    p.rect(0.08, 0.05, 0.3, 0.5)
-    p.poly([(0.08, 0.5), (0.9, 0.5), (1.0, 0.64), (0.08, 0.64)])
-    p.rect(0.84, 0.62, 0.96, 1.0, 0.75)
-    p.rect(0.4, 0.62, 0.5, 0.94, 0.6)
-
-
-def _plant(p: Pen) -> None:
-    leaf = (45, 125 + p.rng.randrange(40), 55)
-    for x, y in ((0.1, 0.25), (0.3, 0.0), (0.52, 0.02), (0.62, 0.26), (0.32, 0.28)):
-        p.ell(x, y, x + 0.34, y + 0.42, leaf)
-        leaf = (leaf[0] + 8, leaf[1] + 8, leaf[2])
-    p.poly([(0.16, 0.58), (0.84, 0.58), (0.72, 1.0), (0.28, 1.0)])
-    p.rect(0.12, 0.54, 0.88, 0.64, 0.75)
-
-
-def _light(p: Pen) -> None:
-    p.rect(0.42, 0.5, 0.58, 1.0, STEEL)
-    p.rect(0.12, 0.0, 0.88, 0.6)
-    on = p.rng.randrange(3)
-    for i, c in enumerate([(235, 40, 40), (245, 200, 40), (50, 220, 90)]):
-        p.ell(0.3, 0.04 + i * 0.18, 0.7, 0.2 + i * 0.18, c if i == on else tuple(v // 4 for v in c))
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A thing that can be drawn: COCO name, words for one and for several, how, and where it belongs."""
-
-    name: str
-    names: tuple[str, ...]
-    plurals: tuple[str, ...]
-    draw: Callable[[Pen], None]
-    aspect: float  # width / height
-    height: tuple[int, int]  # pixels, smallest and largest
-    place: str  # ground | sky | sea
-
-
-_KINDS = (
-    _Kind("person", ("person",), ("people",), _person, 0.42, (44, 92), "ground"),
-    _Kind("car", ("car",), ("cars",), _car, 2.2, (24, 46), "ground"),
-    _Kind("bus", ("bus",), ("buses",), _bus, 2.1, (36, 62), "ground"),
-    _Kind("airplane", ("airplane", "plane"), ("airplanes", "planes"), _airplane, 1.9, (26, 48), "sky"),
-    _Kind("boat", ("boat", "sailboat"), ("boats", "sailboats"), _boat, 1.05, (36, 70), "sea"),
-    _Kind("bird", ("bird",), ("birds",), _bird, 1.3, (20, 40), "sky"),
-    _Kind("cat", ("cat", "kitten"), ("cats", "kittens"), _cat, 0.95, (30, 58), "ground"),
-    _Kind("dog", ("dog", "puppy"), ("dogs", "puppies"), _dog, 1.35, (30, 56), "ground"),
-    _Kind("umbrella", ("umbrella", "parasol"), ("umbrellas", "parasols"), _umbrella, 1.05, (34, 64), "ground"),
-    _Kind("kite", ("kite",), ("kites",), _kite, 0.78, (30, 58), "sky"),
-    _Kind("sports ball", ("ball",), ("balls",), _ball, 1.0, (18, 36), "ground"),
-    _Kind("chair", ("chair", "seat"), ("chairs", "seats"), _chair, 0.72, (36, 66), "ground"),
-    _Kind("potted plant", ("potted plant", "plant"), ("potted plants", "plants"), _plant, 0.7, (36, 66), "ground"),
-    _Kind("traffic light", ("traffic light",), ("traffic lights",), _light, 0.4, (44, 84), "ground"),
-)
-_STUFF_NAMES = {
-    "sky-other-merged": "sky",
-    "grass-merged": "grass",
-    "sand": "sand",
-    "road": "road",
-    "snow": "snow",
-    "sea": "sea",
-    "mountain-merged": "mountains",
-    "tree-merged": "trees",
-}
-_STUFF = list(_STUFF_NAMES.values())
-THINGS = tuple(BY_NAME[k.name].index for k in _KINDS)
-STUFFS = tuple(BY_NAME[n].index for n in _STUFF_NAMES)
 _GROUNDS = {
     "day": ("grass", "sand", "road", "snow", "grass", "sea"),
     "dusk": ("road", "sand", "sea", "grass", "road", "snow"),
@@ -293,7 +75,7 @@ class Scene:
 @dataclass
 class _Background:
     canvas: Image.Image  # at SCALE
-    stuff: np.ndarray  # (H, W) uint8 index into _STUFF
+    stuff: np.ndarray  # (H, W) uint8 index into STUFF
     horizon: int
     ground: str
     sea_bottom: int | None  # where a beach's water ends
@@ -301,7 +83,7 @@ class _Background:
 
 @dataclass
 class _Object:
-    kind: _Kind
+    kind: Kind
     color: int
     size: str
     box: tuple[int, int, int, int]  # x, y, width, height
@@ -380,12 +162,12 @@ def _draw_background(rng: random.Random, style: str, w: int, h: int) -> _Backgro
     draw = ImageDraw.Draw(canvas)
     horizon = round(h * rng.uniform(0.34, 0.58))
     ground = rng.choice(_GROUNDS[style])
-    stuff = np.full((h, w), _STUFF.index("sky"), np.uint8)
-    stuff[horizon:] = _STUFF.index(ground)
+    stuff = np.full((h, w), STUFF.index("sky"), np.uint8)
+    stuff[horizon:] = STUFF.index(ground)
     _draw_sky(rng, draw, style, w, horizon)
     band, mask = _draw_band(rng, draw, style, (w, h), horizon)
     if band:
-        stuff[mask & (np.arange(h)[:, None] < horizon)] = _STUFF.index(band)
+        stuff[mask & (np.arange(h)[:, None] < horizon)] = STUFF.index(band)
     color = _jitter(rng, rng.choice(palette[ground]))
     draw.rectangle([0, horizon * SCALE, w * SCALE, h * SCALE], fill=color)
     back = _Background(canvas, stuff, horizon, ground, None)
@@ -393,7 +175,7 @@ def _draw_background(rng: random.Random, style: str, w: int, h: int) -> _Backgro
         back.sea_bottom = horizon + round((h - horizon) * rng.uniform(0.25, 0.45))
         water = _jitter(rng, rng.choice(palette["sea"]))
         draw.rectangle([0, horizon * SCALE, w * SCALE, back.sea_bottom * SCALE], fill=water)
-        stuff[horizon : back.sea_bottom] = _STUFF.index("sea")
+        stuff[horizon : back.sea_bottom] = STUFF.index("sea")
     _draw_texture(rng, back, draw, w, h)
     return back
 
@@ -405,7 +187,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
     return max(0, w) * max(0, h) / min(a[2] * a[3], b[2] * b[3])
 
 
-def _position(rng: random.Random, kind: _Kind, back: _Background, size: tuple[int, int], object_size: tuple[int, int]):
+def _position(rng: random.Random, kind: Kind, back: _Background, size: tuple[int, int], object_size: tuple[int, int]):
     (w, h), (ow, oh), horizon = size, object_size, back.horizon
     x = rng.randint(-ow // 8, max(1, w - ow * 7 // 8))
     if kind.place == "sky":
@@ -420,7 +202,7 @@ def _position(rng: random.Random, kind: _Kind, back: _Background, size: tuple[in
 def _place_objects(rng: random.Random, back: _Background, w: int, h: int) -> list[_Object]:
     """Groups of one kind, colour and size; each kind at most once, so that "the dog" is never ambiguous."""
     water = back.ground == "sea" or back.sea_bottom is not None
-    kinds = [k for k in _KINDS if (k.place != "sea" or water) and not (k.place == "ground" and back.ground == "sea")]
+    kinds = [k for k in KINDS if (k.place != "sea" or water) and not (k.place == "ground" and back.ground == "sea")]
     placed: list[_Object] = []
     target = rng.randint(2, 6)
     attempts = 0
@@ -455,7 +237,7 @@ def _draw_objects(rng: random.Random, canvas: Image.Image, objects: list[_Object
     areas = []
     for i, o in enumerate(objects):
         x, y, ow, oh = o.box
-        pen = Pen(ow * SCALE, oh * SCALE, _jitter(rng, _RGB[COLORS[o.color]], 16), rng)
+        pen = Pen(ow * SCALE, oh * SCALE, _jitter(rng, RGB[COLORS[o.color]], 16), rng)
         o.kind.draw(pen)
         patch = pen.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if o.flip else pen.image
         alpha = patch.getchannel("A")
@@ -528,98 +310,5 @@ def render_scene(seed: int, index: int, style: str = "day") -> Scene:
                 size=o.size,
                 visible=float(mask.sum()) / area,
             )
-    captions, facts = _describe(segments, rng)
+    captions, facts = describe(segments, rng)
     return Scene(image, panoptic, segments, captions, facts)
-
-
-# Captions. Every sentence is built from facts, which are kept beside it.
-
-_NUMBERS = {2: ("two", "a pair of"), 3: ("three",)}
-_PLACES = {
-    "sky": ("under the sky", "below an open sky"),
-    "grass": ("on the grass", "in a meadow", "on a green field"),
-    "sand": ("on the sand", "on a beach"),
-    "road": ("on the road", "on a street"),
-    "snow": ("on the snow", "in a snowy place"),
-    "sea": ("by the sea", "near the water"),
-    "mountains": ("with mountains behind", "in front of mountains"),
-    "trees": ("with trees behind", "in front of some trees"),
-}
-_PAIR = ("{a} and {b} {place}", "{place} there are {a} and {b}", "{a} next to {b}", "a photo of {a} with {b}")
-_SINGLE = ("{a} {place}", "there {be} {a} {place}", "a picture of {a} {place}", "{place}, {a}")
-_TRIPLE = ("{a}, {b} and {c}", "a scene with {a}, {b} and {c}", "{a} and {b}, and also {c}")
-_EMPTY = ("a quiet view {place}", "nobody is there, {place}", "an empty scene {place}")
-SEEN = 0.45  # captions speak of objects of which at least this share is visible
-
-
-def _article(words: str) -> str:
-    return ("an " if words[0] in "aeiou" else "a ") + words
-
-
-def _describe(segments: list[dict], rng: random.Random) -> tuple[list[str], list[list[tuple]]]:
-    """Five captions and their facts."""
-    groups: dict[int, list[dict]] = {}
-    for s in segments:
-        if s["is_thing"] and s["visible"] >= SEEN:
-            groups.setdefault(s["category"], []).append(s)
-    stuff = [s["category"] for s in segments if not s["is_thing"] and s["area"] >= 300]
-    places = [c for c in stuff if _STUFF[STUFFS.index(c)] != "sky"] or stuff
-    captions, facts = [], []
-    for number in range(5):
-        sentence, claims = _sentence(number, groups, places, rng)
-        captions.append(sentence)
-        facts.append(claims)
-    return captions, facts
-
-
-def _phrase(members: list[dict], claims: list[tuple], rng: random.Random) -> str:
-    """`two red cars`, `a small dog`: some details are left out now and then, as people do."""
-    first = members[0]
-    kind = _KINDS[THINGS.index(first["category"])]
-    color = first["color"] if rng.random() < 0.6 else None
-    size = (first["size"] or None) if len(members) == 1 and rng.random() < 0.3 else None
-    claims.append(("group", first["category"], color, len(members), size))
-    words = [w for w in (size, COLORS[color] if color is not None else None) if w]
-    if len(members) == 1:
-        return _article(" ".join([*words, rng.choice(kind.names)]))
-    return " ".join([rng.choice(_NUMBERS[len(members)]), *words, rng.choice(kind.plurals)])
-
-
-def _relation(one: dict, two: dict) -> str | None:
-    (x0, y0, x1, y1), (u0, v0, u1, v1) = one["bbox"], two["bbox"]
-    dx, dy = (u0 + u1 - x0 - x1) / 2, (v0 + v1 - y0 - y1) / 2
-    if abs(dx) > 30 and abs(dx) >= abs(dy):
-        return "to the left of" if dx > 0 else "to the right of"
-    if y1 <= v0:
-        return "above"
-    if v1 <= y0:
-        return "below"
-    return None
-
-
-def _sentence(number: int, groups: dict[int, list[dict]], places: list[int], rng: random.Random):
-    claims: list[tuple] = []
-    order = list(groups.values())
-    rng.shuffle(order)
-    place_category = rng.choice(places)
-
-    def place() -> str:
-        claims.append(("stuff", place_category))
-        return rng.choice(_PLACES[_STUFF[STUFFS.index(place_category)]])
-
-    if not order:
-        return rng.choice(_EMPTY).format(place=place()), claims
-    if len(order) == 1 or number in (0, 1):
-        be = "is" if len(order[0]) == 1 else "are"
-        return rng.choice(_SINGLE).format(a=_phrase(order[0], claims, rng), place=place(), be=be), claims
-    if number == 2 and len(order[0]) == len(order[1]) == 1:
-        relation = _relation(order[0][0], order[1][0])
-        if relation:
-            claims.append(("relation", order[0][0]["category"], relation, order[1][0]["category"]))
-            return f"{_phrase(order[0], claims, rng)} {relation} {_phrase(order[1], claims, rng)}", claims
-    if number == 4 and len(order) > 2:
-        a, b, c = (_phrase(members, claims, rng) for members in order[:3])
-        return rng.choice(_TRIPLE).format(a=a, b=b, c=c), claims
-    a, b = (_phrase(members, claims, rng) for members in order[:2])
-    template = rng.choice(_PAIR)
-    return template.format(a=a, b=b, place=place() if "{place}" in template else ""), claims

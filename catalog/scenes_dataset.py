@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from catalog.annotations import Annotations
 from catalog.categories import COCO_PANOPTIC
-from catalog.folder import Annotations
-from catalog.scenes import DETECTOR_SEED, STUFFS, THINGS, Scene, render_scene
+from catalog.scenes import DETECTOR_SEED, Scene, render_scene
+from catalog.scenes_things import STUFFS, THINGS
 from core.console import UserError, progress
 from core.files import write_json
 

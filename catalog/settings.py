@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from typing import Annotated, ClassVar, Literal, Union
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from pydantic import Field, field_validator
 
 from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, array_path, layout_files
-from core.features import FEATURES, VISUAL, Feature, GridKept, RegionsKept
-from core.section import FilePath, Name, Positive, Section, canonical
+from core.features import FEATURES, VISUAL, Feature
+from core.section import FilePath, GridKept, Name, Positive, RegionsKept, Section, canonical
+
+if TYPE_CHECKING:
+    from catalog.annotations import Annotations
 
 
 class DatasetSection(Section):
@@ -23,6 +27,8 @@ class DatasetSection(Section):
 
     #: Keys that change no index: the index is not made again for them.
     BESIDE_INDEX: ClassVar[frozenset[str]] = frozenset({"shards"})
+    #: Keys younger than version 0.1. At their defaults they are not handed on, so that indexes of then need not be made again.
+    YOUNGER: ClassVar[frozenset[str]] = frozenset()
 
     source: str
     shards: Positive = 1  # jobs per feature
@@ -74,13 +80,18 @@ class DatasetSection(Section):
         """Files and folders that the index is made from. `made`: the folder that `makes` speaks of."""
         raise NotImplementedError
 
+    def read(self, made: Path | None, threads: int) -> Annotations:
+        """Images and captions, out of `sources`. Readers are imported when they read: rules ask all else."""
+        raise NotImplementedError
+
     def state(self) -> str:
         """A digest of what the index is made from besides `sources`; empty if there is no more."""
         return ""
 
     def index_settings(self) -> str:
         """All that decides about the index, as JSON."""
-        return self._json(without=self.BESIDE_INDEX)
+        usual = {key for key in self.YOUNGER if getattr(self, key) == type(self).model_fields[key].default}
+        return self._json(without=self.BESIDE_INDEX | usual)
 
     def index_flags(self, made: str) -> list[str]:
         """What tells the command about the folder that the workflow made."""
@@ -122,6 +133,11 @@ class ScenesDataset(DatasetSection):
     def index_flags(self, made: str) -> list[str]:
         return ["--annotations", made]
 
+    def read(self, made: Path, threads: int) -> Annotations:
+        from catalog.scenes_dataset import read_dataset
+
+        return read_dataset(made)
+
 
 class FileImport(Section):
     """Features that another program wrote to files."""
@@ -161,6 +177,7 @@ class ImagesDataset(DatasetSection):
     """A dataset with image files of the user's, some of whose features may exist already."""
 
     BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"imports"}
+    YOUNGER = frozenset({"missing_images", "missing_captions"})
 
     images: FilePath
     #: Captions (or entries) of images that are not there: an error, or left out and counted.
@@ -234,6 +251,19 @@ class FolderDataset(ImagesDataset):
     def index_flags(self, made: str) -> list[str]:
         return ["--unpacked", made] if self.archive else []
 
+    def read(self, made: Path | None, threads: int) -> Annotations:
+        from catalog.folder import read_folder
+
+        return read_folder(
+            str(made or self.images),
+            self.captions,
+            self.splits,
+            self.seed,
+            split_files=self.split_files,
+            missing_images=self.missing_images,
+            missing_captions=self.missing_captions,
+        )
+
     def missing_annotations(self) -> Iterator[str]:
         if self.captions is not None:
             yield from _no_file("captions", self.captions, "correct the path, or leave it out")
@@ -254,6 +284,13 @@ class KarpathyDataset(ImagesDataset):
 
     def sources(self, made: str) -> list[str]:
         return [self.annotations]
+
+    def read(self, made: Path | None, threads: int) -> Annotations:
+        from catalog.karpathy import read_karpathy
+
+        return read_karpathy(
+            self.annotations, self.images, self.member, self.splits, self.missing_images, self.missing_captions
+        )
 
     def missing_annotations(self) -> Iterator[str]:
         yield from _no_file("annotations", self.annotations)
@@ -302,6 +339,11 @@ class PrecomputedDataset(DatasetSection):
         texts = [f"{self.folder}/{prefix}_caps.txt" for prefix in self.splits.values()]
         texts += _existing(f"{self.folder}/{p}_{name}.txt" for p in self.splits.values() for name in ("ids", "capids"))
         return texts + list(dict.fromkeys(file for feature in self.features for file in self.feature_files(feature)))
+
+    def read(self, made: Path | None, threads: int) -> Annotations:
+        from catalog.precomputed import read_precomputed
+
+        return read_precomputed(self.folder, self.splits, self.features, threads)
 
     def missing(self) -> Iterator[str]:
         yield from _no_folder("folder", self.folder)

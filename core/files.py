@@ -92,6 +92,11 @@ def keys_given_twice(text: str, place: str) -> list[str]:
     return list(dict.fromkeys(twice(root, ())))
 
 
+def location(text: str) -> Path | str:
+    """A command's argument: a path, or an address as it is (a path would lose a slash)."""
+    return text if "://" in text else Path(text)
+
+
 def read_mapping(value: str, *, flag: str) -> dict[str, Any]:
     """A command-line value that holds settings: inline JSON, or the path of a JSON or YAML file.
 

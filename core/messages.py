@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import BaseModel, Tag, TypeAdapter, ValidationError
 
 from core.console import UserError
 from core.section import LATER, Section
@@ -16,13 +16,13 @@ S = TypeVar("S", bound=Section)
 
 
 def validated(section: type[S], content: Mapping[str, Any], *, place: str) -> S:
-    """What a command was given as one section.
+    """What a command was given as one section, or as one of a union of sections.
 
     Raises:
         UserError: with one line per mistake, after `place` (a flag).
     """
     try:
-        found = section.model_validate(content, context=LATER)
+        found = TypeAdapter(section).validate_python(content, context=LATER)
     except ValidationError as error:
         lines = messages(error.errors(), section)
     else:
@@ -61,11 +61,11 @@ def messages(errors: list[dict[str, Any]], root: type[BaseModel]) -> list[str]:
             given = value.get(name) if isinstance(value, dict) else getattr(value, name, value)
             hint = f"choose one of {', '.join(choices)}"
             if isinstance(value, dict) and name not in value:
-                lines.append(f"{key}.{name}: missing; {hint}")
+                lines.append(f"{'.'.join([*path, name])}: missing; {hint}")
             else:
                 article = "an" if name[0] in "aeiou" else "a"
                 lines.append(
-                    f"{key}.{name}: {given!r} is not {article} {name} here; {did_you_mean(str(given), choices, hint)}"
+                    f"{'.'.join([*path, name])}: {given!r} is not {article} {name} here; {did_you_mean(str(given), choices, hint)}"
                 )
         else:
             shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
@@ -111,7 +111,7 @@ def _walk(error: Mapping[str, Any], root: type[BaseModel]) -> tuple[tuple[str, .
     if error["type"] == "extra_forbidden":
         unknown.append(str(location.pop()))
     keys: list[str] = []
-    here: list[_Variant] = [(root, None)]
+    here = list(_variants(root))
     for part in location:
         only = here[0][0] if len(here) == 1 else None
         if _is_section(only) and part in only.model_fields:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
@@ -47,6 +47,19 @@ class Section(BaseModel):
         if info.context != LATER and (lines := list(self.mistakes())):
             raise ValueError("; ".join(lines))
         return self
+
+
+class RegionsKept(Section):
+    """What is kept of an image's regions, whoever found them."""
+
+    num_regions: Annotated[int, Field(ge=1, le=1000)] = 36
+
+
+class GridKept(Section):
+    """What is kept of an image's map of cells, whoever computed it."""
+
+    grid: Annotated[int, Field(ge=1, le=64)] | Literal["native"] = 7  # cells a side, or the map as it is
+    max_cells: Positive = 608  # of a native map: 19 x 32, the largest of grid-feats-vqa
 
 
 def canonical(section: BaseModel, **extra: Any) -> str:

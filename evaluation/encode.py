@@ -6,8 +6,7 @@ score on without training again, is fine.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import numpy as np
 
 from core.console import UserError, run_cli
 from core.devices import full_float32, open_device
+from core.flags import add_device, add_index, add_stores, command
 from evaluation.embeddings import Embeddings, write_embeddings
-from stores.places import Location, location
+from stores.places import Location
 
 _CAPTIONS_PER_IMAGE = 5  # as the field scores
 # Settings that do not change what a feature means: where the weights lie (their digest is compared), and speed.
@@ -138,48 +138,37 @@ def encode(
     return embeddings
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.encode", description=__doc__.split("\n")[0])
-    parser.add_argument("--run", required=True, type=Path, help="run folder")
-    parser.add_argument("--images", required=True, type=Path, help="images.parquet of the index")
-    parser.add_argument("--captions", required=True, type=Path, help="captions.parquet of the index")
-    parser.add_argument("--split", required=True)
-    parser.add_argument(
-        "--visual", required=True, type=location, help="store of regions or grids, as the run was trained on"
-    )
-    parser.add_argument("--panoptic", required=True, type=location, help="store of panoptic features")
-    parser.add_argument("--output", required=True, type=Path, help="Zarr group to write")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=int, help="of the network on the CPU (default: torch's)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    args = parser.parse_args()
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, not {args.batch_size}")
+def encode_split(*, run: Path, output: Path, batch_size: int, device: str, threads: int | None, **options: Any) -> None:
+    """`encode` on the device of this name, written to `output`."""
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {batch_size}")
 
     from model.checkpoint import read_config
 
-    read_config(args.run)  # a wrong folder should not cost the seconds that importing torch takes
+    read_config(run)  # a wrong folder should not cost the seconds that importing torch takes
 
-    device, _ = open_device(args.device, threads=args.threads)
-    full_float32(device)
-    embeddings = encode(
-        run_dir=args.run,
-        images=args.images,
-        captions=args.captions,
-        split=args.split,
-        visual=args.visual,
-        panoptic=args.panoptic,
-        batch_size=args.batch_size,
-        device=device,
-        precision=args.precision,
-    )
-    write_embeddings(args.output, embeddings)
+    opened, _ = open_device(device, threads=threads)
+    full_float32(opened)
+    embeddings = encode(run_dir=run, batch_size=batch_size, device=opened, **options)
+    write_embeddings(output, embeddings)
     skipped = embeddings.attributes["skipped_images"]
     print(
-        f"{args.output}: {len(embeddings.images)} images, {len(embeddings.captions)} captions"
+        f"{output}: {len(embeddings.images)} images, {len(embeddings.captions)} captions"
         + (f"; {skipped} images left out as dropped or without a caption" if skipped else "")
     )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("evaluation.encode", __doc__)
+    parser.add_argument("--run", required=True, type=Path, help="run folder")
+    add_index(parser)
+    parser.add_argument("--split", required=True)
+    add_stores(parser, panoptic_required=True)
+    parser.add_argument("--output", required=True, type=Path, help="Zarr group to write")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    add_device(parser)
+    encode_split(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ runs, which ranks alike.)
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,9 @@ import numpy as np
 
 from core.console import UserError, run_cli
 from core.files import write_json
+from core.flags import command
 from evaluation.embeddings import Embeddings, read_embeddings
-from evaluation.metrics import add_arguments, all_metrics, metric_options
+from evaluation.metrics import add_metrics, all_metrics, metric_options
 
 
 def check_same_items(members: Sequence[Embeddings], names: Sequence[str]) -> None:
@@ -89,21 +89,23 @@ def ensemble_metrics(
     return all_metrics(combine(members), folds=folds, seed=seed, **options)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.ensemble", description=__doc__.split("\n")[0])
-    parser.add_argument("--embeddings", required=True, nargs="+", help="embeddings.zarr of every run")
-    add_arguments(parser)
-    args = parser.parse_args()
-    options = metric_options(args)
-    members = [read_embeddings(path) for path in args.embeddings]
-    metrics = ensemble_metrics(members, args.embeddings, **options)
-    metrics["runs"] = [
-        member.attributes.get("run", path) for member, path in zip(members, args.embeddings, strict=True)
-    ]
+def score(*, embeddings: Sequence[str], output: str, **flags: Any) -> None:
+    """Write the metrics of several runs' mean similarity."""
+    options = metric_options(**flags)
+    members = [read_embeddings(path) for path in embeddings]
+    metrics = ensemble_metrics(members, embeddings, **options)
+    metrics["runs"] = [member.attributes.get("run", path) for member, path in zip(members, embeddings, strict=True)]
     for name in ("split", "index_digest"):
         if name in members[0].attributes:
             metrics[name] = members[0].attributes[name]
-    write_json(args.output, metrics)
+    write_json(output, metrics)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("evaluation.ensemble", __doc__)
+    parser.add_argument("--embeddings", required=True, nargs="+", help="embeddings.zarr of every run")
+    add_metrics(parser)
+    score(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

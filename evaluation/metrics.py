@@ -16,6 +16,7 @@ import numpy as np
 
 from core.console import UserError, run_cli
 from core.files import write_json
+from core.flags import command
 from core.scores import CUTOFFS, SUMMED
 from evaluation.bootstrap import LEVEL, RESAMPLES, interval, resample_ranks
 from evaluation.embeddings import Embeddings, read_embeddings
@@ -216,8 +217,8 @@ def all_metrics(
     return result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that `metrics` and `ensemble` share; `metric_options` reads them."""
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """The flags that `metrics` and `ensemble` share: `output`, and those that `metric_options` takes."""
     parser.add_argument("--folds", type=int, default=0, help="also the mean over so many folds; 0 or 1: none")
     parser.add_argument(
         "--protocols", nargs="*", default=[], choices=PROTOCOLS, help="more protocols, for COCO's 5K test"
@@ -228,23 +229,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="metrics.json to write")
 
 
-def metric_options(args: argparse.Namespace) -> dict[str, Any]:
+def metric_options(
+    *, folds: int, protocols: Sequence[str], positives: str | None, resamples: int, seed: int
+) -> dict[str, Any]:
     """What `all_metrics` takes beside the embeddings.
 
     Raises:
         UserError: a wrong number, or positives that cannot be read.
     """
-    if args.resamples < 0:
-        raise UserError(f"--resamples must be 0 or more, not {args.resamples}")
-    positives = [read_positives(name, args.positives or None) for name in dict.fromkeys(args.protocols)]
-    for one in positives:
+    if resamples < 0:
+        raise UserError(f"--resamples must be 0 or more, not {resamples}")
+    read = [read_positives(name, positives or None) for name in dict.fromkeys(protocols)]
+    for one in read:
         if one.protocol == "cxc" and "i2i" not in one.retrievals:
             print(
                 "note: CxC is scored without image-to-image and text-to-text: the package has no positives for them; "
                 "give the `data` folder of Crisscrossed-Captions as the test set's `positives`",
                 file=sys.stderr,
             )
-    return {"folds": args.folds, "seed": args.seed, "resamples": args.resamples, "positives": positives}
+    return {"folds": folds, "seed": seed, "resamples": resamples, "positives": read}
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -268,18 +271,22 @@ def _mean_scores(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**mean, "rsum": _rsum(mean["i2t"], mean["t2i"])}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.metrics", description=__doc__.split("\n")[0])
-    parser.add_argument("--embeddings", required=True, help="embeddings.zarr of evaluation.encode")
-    add_arguments(parser)
-    args = parser.parse_args()
-    options = metric_options(args)
-    embeddings = read_embeddings(args.embeddings)
-    metrics = all_metrics(embeddings, **options)
+def score(*, embeddings: str, output: str, **flags: Any) -> None:
+    """Write the metrics of one run's embeddings."""
+    options = metric_options(**flags)
+    found = read_embeddings(embeddings)
+    metrics = all_metrics(found, **options)
     for name in ("run", "split", "index_digest"):
-        if name in embeddings.attributes:
-            metrics[name] = embeddings.attributes[name]
-    write_json(args.output, metrics)
+        if name in found.attributes:
+            metrics[name] = found.attributes[name]
+    write_json(output, metrics)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("evaluation.metrics", __doc__)
+    parser.add_argument("--embeddings", required=True, help="embeddings.zarr of evaluation.encode")
+    add_metrics(parser)
+    score(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

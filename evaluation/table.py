@@ -6,7 +6,6 @@ published results where a test set is declared to be a benchmark), or `python -m
 
 from __future__ import annotations
 
-import argparse
 import csv
 import glob
 import io
@@ -20,7 +19,8 @@ from typing import Any
 
 from core import layout
 from core.console import UserError, run_cli
-from core.files import atomic_path, read_mapping
+from core.files import atomic_path
+from core.flags import add_mapping, add_results, command
 from core.scores import CUTOFFS, RECALLS
 from evaluation.published import IMAGES, PRINTED, PUBLISHED
 
@@ -383,34 +383,32 @@ def format_csv(entries: Sequence[Entry]) -> str:
 FORMATTERS = {"text": format_table, "markdown": format_markdown, "latex": format_latex, "csv": format_csv}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.table", description=__doc__.split("\n")[0])
-    parser.add_argument("metrics", nargs="*", help="metrics.json files, if --results is not given")
-    parser.add_argument("--results", help="the results folder")
-    parser.add_argument("--config", help="show what this configuration asks for: JSON, or a JSON or YAML file")
-    parser.add_argument(
-        "--format", choices=FORMATTERS, help="default: by the suffix of --out (.csv .md .tex .txt), or text"
-    )
-    parser.add_argument("--out", nargs="+", default=[], help="files to write instead of the terminal")
-    args = parser.parse_args()
-    if bool(args.results) == bool(args.metrics):
+def write_tables(
+    *,
+    metrics: Sequence[str],
+    results: str | None,
+    config: dict[str, Any] | None,
+    format: str | None,
+    out: Sequence[str],
+) -> None:
+    """Write the table of these files, or of all that lie in `results`, to the files `out` or to the terminal."""
+    if bool(results) == bool(metrics):
         raise UserError("give either --results DIR or one or more metrics.json files")
-    if args.config and not args.results:
+    if config is not None and not results:
         raise UserError("--config needs --results DIR")
-    formats = {path: args.format or FORMATS.get(Path(path).suffix) for path in args.out}
+    formats = {path: format or FORMATS.get(Path(path).suffix) for path in out}
     if unknown := [path for path, name in formats.items() if name is None]:
         raise UserError(f"--out {unknown[0]}: give it one of the suffixes {', '.join(FORMATS)}, or give --format")
-    if args.config:
-        entries = configured_entries(args.results, read_mapping(args.config, flag="--config"))
+    if config is not None:
+        entries = configured_entries(results, config)
+    elif results:
+        root = glob.escape(results)
+        patterns = (layout.metrics(root, "*", "*"), layout.ensemble_metrics(root, "*", "*"))
+        entries = found_entries([Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))])
     else:
-        paths = args.metrics
-        if args.results:
-            root = glob.escape(args.results)
-            paths = sorted(map(Path, glob.glob(layout.metrics(root, "*", "*"))))
-            paths += sorted(map(Path, glob.glob(layout.ensemble_metrics(root, "*", "*"))))
-        entries = found_entries(paths)
+        entries = found_entries(metrics)
     if not entries:
-        raise UserError(f"no metrics under {args.results}: run the evaluation first (snakemake --cores N evaluate)")
+        raise UserError(f"no metrics under {results}: run the evaluation first (snakemake --cores N evaluate)")
     for entry in {entry.testset: entry for entry in entries if entry.benchmark and entry.metrics}.values():
         if entry.metrics["images"] != IMAGES[entry.benchmark]:
             print(
@@ -421,8 +419,20 @@ def main() -> None:
     for path, name in formats.items():
         with atomic_path(path) as temporary:
             temporary.write_text(FORMATTERS[name](entries), encoding="utf-8")
-    if not args.out:
-        sys.stdout.write(FORMATTERS[args.format or "text"](entries))
+    if not out:
+        sys.stdout.write(FORMATTERS[format or "text"](entries))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("evaluation.table", __doc__)
+    parser.add_argument("metrics", nargs="*", help="metrics.json files, if --results is not given")
+    add_results(parser, required=False)
+    add_mapping(parser, "--config", "show what this configuration asks for")
+    parser.add_argument(
+        "--format", choices=FORMATTERS, help="default: by the suffix of --out (.csv .md .tex .txt), or text"
+    )
+    parser.add_argument("--out", nargs="+", default=[], help="files to write instead of the terminal")
+    write_tables(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

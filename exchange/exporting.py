@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from catalog.annotations import UNLISTED
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO, VOID
-from catalog.folder import UNLISTED
 from catalog.index import listing, read_index
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, PANOPTIC_FILES, array_path
 from catalog.precomputed import standardised

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import time
@@ -12,17 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from catalog.index import ImageRows, read_image_rows
+from catalog.index import ImageRows
 from core.console import UserError, progress, run_cli
 from core.devices import open_device
-from core.files import digest_file, read_mapping
+from core.features import Feature
+from core.files import digest_file
+from core.flags import add_device, add_mapping, add_shard, command
 from extractors.engines import build_extractor
 from stores.former import find_description, identity
-from stores.job import ShardJob
-from stores.places import Location, location
+from stores.job import ShardJob, check_recipe, job_index
+from stores.places import Location
 from stores.plan import ShardPlan
-from stores.schema import COMPRESSIONS, FEATURES, Source, describe_store, described_source
-from stores.writer import check_store_path
+from stores.schema import COMPRESSIONS, Source, describe_store, described_source
 
 
 class LazyExtractor:
@@ -191,7 +191,7 @@ def _store_row(values: dict[str, np.ndarray], at: int, result: dict[str, np.ndar
         target[at] = row
 
 
-def known_extractor(feature: str, settings: dict[str, Any], recipe: int, store: Location) -> dict[str, Any] | None:
+def known_extractor(feature: Feature, settings: dict[str, Any], recipe: int, store: Location) -> dict[str, Any] | None:
     """What a former store says of this very extractor; None if there is none, or where only building it tells."""
     weights = settings.get("weights")
     if settings.get("engine", "native") != "native" or not weights or not os.path.isfile(weights):
@@ -201,67 +201,67 @@ def known_extractor(feature: str, settings: dict[str, Any], recipe: int, store: 
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def extract(
+    *,
+    feature: Feature,
+    images: Path,
+    store: Location,
+    shard: int,
+    shards: int,
+    settings: dict[str, Any],
+    recipe: int,
+    workers: int,
+    device: str,
+    threads: int,
+    **place: Any,
+) -> None:
+    """Extract one shard with the extractor that these settings describe; it is built where it is needed."""
     start = time.perf_counter()
-    parser = argparse.ArgumentParser(prog="python -m extractors.run", description=__doc__.splitlines()[0])
-    parser.add_argument("--feature", required=True, choices=FEATURES)
-    parser.add_argument("--images", required=True, type=Path, help="the index' images.parquet")
-    parser.add_argument("--shard", required=True, type=int, help="0-based")
-    parser.add_argument("--shards", required=True, type=int, help="how many shards the store is made in")
-    parser.add_argument("--store", required=True, type=location, help="folder or s3:// address ending in .zarr")
-    parser.add_argument("--receipt", required=True, type=Path, help="JSON file, written last")
-    parser.add_argument("--settings", required=True, help="the feature's settings: JSON, or a JSON or YAML file")
-    parser.add_argument("--recipe", required=True, type=int, help="the extractor's RECIPE, as the workflow read it")
-    parser.add_argument("--compression", choices=COMPRESSIONS, default=COMPRESSIONS[0], help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of the network on the CPU (default: 1)")
-    parser.add_argument("--workers", type=int, default=0, help="decoding threads beside the network (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    args = parser.parse_args(argv)
-
     # Everything that can be wrong with the command, before torch is imported.
-    settings = read_mapping(args.settings, flag="--settings")
     batch_size = settings.get("batch_size", 8)
     if type(batch_size) is not int or batch_size < 1:
-        raise UserError(f"batch_size of {args.feature} must be a whole number of at least 1, not {batch_size!r}")
-    check_store_path(args.store)
-    images = read_image_rows(args.images)
-    ShardPlan(len(images.ids), args.shards).rows(args.shard)
+        raise UserError(f"batch_size of {feature} must be a whole number of at least 1, not {batch_size!r}")
+    rows = job_index(images, store=store, shard=shard, shards=shards)
 
     def build() -> tuple[Any, str]:
-        device, device_name = open_device(args.device, threads=args.threads)
+        opened, words = open_device(device, threads=threads)
         import torch
 
         # A redone shard must give the same bytes.
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-        module = importlib.import_module(f"extractors.{args.feature}")
-        if args.recipe != module.RECIPE:
-            raise UserError(
-                f"--recipe {args.recipe} is not the RECIPE {module.RECIPE} of extractors/{args.feature}.py: "
-                "the program changed under a running workflow; start it again"
-            )
-        return build_extractor(args.feature, **settings).to(device), device_name
+        check_recipe(recipe, importlib.import_module(f"extractors.{feature}").RECIPE, f"extractors/{feature}.py")
+        return build_extractor(feature, **settings).to(opened), words
 
-    known = known_extractor(args.feature, settings, args.recipe, args.store)
-    content = extract_shard(
-        LazyExtractor(build, feature=args.feature, settings=settings | {"recipe": args.recipe}, known=known),
-        images,
-        store=args.store,
-        receipt=args.receipt,
-        shard=args.shard,
-        shards=args.shards,
-        compression=args.compression,
+    known = known_extractor(feature, settings, recipe, store)
+    receipt = extract_shard(
+        LazyExtractor(build, feature=feature, settings=settings | {"recipe": recipe}, known=known),
+        rows,
+        store=store,
+        shard=shard,
+        shards=shards,
         # No store tells whether a configuration file of the user's is still what it was.
         take_over=not os.path.isfile(settings.get("config") or ""),
         batch_size=batch_size,
-        workers=args.workers,
+        workers=workers,
         startup_seconds=time.perf_counter() - start,
+        **place,
     )
     print(
-        f"{args.feature} shard {args.shard + 1}/{args.shards}: {content['images']} images, "
-        f"{len(content['failures'])} of them unreadable, {content['taken_over']} taken over from the former store, "
-        f"{content['extracted']} extracted, {content['images_per_second']} images/s on {content['device']}"
+        f"{feature} shard {shard + 1}/{shards}: {receipt['images']} images, "
+        f"{len(receipt['failures'])} of them unreadable, {receipt['taken_over']} taken over from the former store, "
+        f"{receipt['extracted']} extracted, {receipt['images_per_second']} images/s on {receipt['device']}"
     )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("extractors.run", __doc__)
+    add_shard(parser)
+    add_mapping(parser, "--settings", "the feature's settings", required=True)
+    parser.add_argument("--recipe", required=True, type=int, help="the extractor's RECIPE, as the workflow read it")
+    parser.add_argument("--workers", type=int, default=0, help="decoding threads beside the network (default: 0)")
+    add_device(parser, threads=1)
+    extract(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

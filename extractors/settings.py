@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
 from pydantic import Discriminator, Field, Tag
 
-from core.features import Feature, GridKept, RegionsKept
-from core.section import FilePath, OwnPath, Positive, Section
+from core.features import Compression, Feature
+from core.section import FilePath, GridKept, OwnPath, Positive, RegionsKept, Section
 from published.registry import PREFIX
 
 # --- what a feature keeps --------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class Features(Section):
     """The extractors, what to do with images that cannot be read, and how stores are compressed."""
 
     on_bad_image: Literal["fail", "drop"] = "fail"
-    compression: Literal["lz4", "zstd", "none"] = "lz4"
+    compression: Compression = "lz4"
     regions: _one_of(Regions, RegionsDetectron2) = Regions()
     grids: _one_of(Grids, GridsDetectron2) = Grids()
     panoptic: _one_of(Panoptic, PanopticDetectron2, PanopticTransformers) = Panoptic()

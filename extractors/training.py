@@ -7,7 +7,6 @@ Kirillov et al. 2019 (semantic branch), with detectron2's sampling rules.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -25,6 +24,7 @@ from torchvision.ops import box_iou, roi_align
 
 from catalog.scenes import DETECTOR_SEED, render_scene
 from core.console import UserError, run_cli
+from core.flags import add_threads, command
 from extractors.images import InputSpec, resize_shortest_edge
 from extractors.networks.architectures import build
 from extractors.networks.boxes import encode_boxes
@@ -265,6 +265,8 @@ def train(
     extra = {"semantic_norm": "BN"} if network_name == "panoptic" else {}
     network = build(architecture, norm="BN", **extra).train()
     if init is not None:
+        if not init.is_file():
+            raise UserError(f"--init {init} does not exist; make it first or leave the option out")
         own = network.state_dict()
         taken = {k: v for k, v in read_state(init).items() if k in own and own[k].shape == v.shape}
         if network_name == "panoptic":
@@ -283,7 +285,7 @@ def train(
         class_index[list(meta.thing_categories)] = torch.arange(len(meta.thing_categories))
         semantic_index[list(meta.stuff_categories)] = torch.arange(1, len(meta.stuff_categories) + 1)
     else:
-        from catalog.scenes import STUFFS, THINGS
+        from catalog.scenes_things import STUFFS, THINGS
 
         class_index[[*THINGS, *STUFFS]] = torch.arange(len(THINGS) + len(STUFFS))
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
@@ -330,9 +332,9 @@ def train(
     load_checkpoint(build(architecture), output)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m extractors.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--network", required=True, choices=sorted(ARCHITECTURE))
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("extractors.training", __doc__)
+    parser.add_argument("--network", dest="network_name", required=True, choices=sorted(ARCHITECTURE))
     parser.add_argument("--output", required=True, type=Path, help="safetensors file to write")
     parser.add_argument("--init", type=Path, help="weights whose agreeing parts are the starting point")
     parser.add_argument("--steps", type=int, default=2000)
@@ -340,21 +342,10 @@ def main() -> None:
     parser.add_argument("--per-image", type=int, default=24, help="regions sampled per image")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    if args.init is not None and not args.init.is_file():
-        raise UserError(f"--init {args.init} does not exist; make it first or leave the option out")
-    torch.set_num_threads(args.threads)
-    train(
-        network_name=args.network,
-        output=args.output,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        init=args.init,
-        per_image=args.per_image,
-        seed=args.seed,
-    )
+    add_threads(parser, 1)
+    options = vars(parser.parse_args(argv))
+    torch.set_num_threads(options.pop("threads"))
+    train(**options)
 
 
 if __name__ == "__main__":

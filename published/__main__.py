@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from core.console import UserError, run_cli
 from core.files import read_mapping
+from core.flags import add_mapping, command
 from published.registry import ENTRIES, Entry, File, entry_at, lookup
 from published.settings import Published
 
@@ -43,49 +44,59 @@ def table(folder: str) -> str:
     )
 
 
-def _fetch(args: argparse.Namespace) -> None:
+def list_weights(*, folder: str | None, config: Path | None, settings: dict[str, Any] | None) -> None:
+    """Show what there is."""
+    print(table(folder or _section(config, settings)[0].folder))
+
+
+def fetch_weights(
+    *,
+    names: Sequence[str],
+    all: bool,
+    accept: bool,
+    mirror: str | None,
+    lock: Path | None,
+    folder: str | None,
+    config: Path | None,
+    settings: dict[str, Any] | None,
+) -> None:
+    """Download and verify."""
     from published.download import LOCK_FILE, fetch
 
-    config = args.config or _CONFIG
-    published, used = _section(args)
-    folder, mirror = args.folder or published.folder, args.mirror or published.mirror
-    files = selection(ENTRIES if args.all else args.names or used)
+    published, used = _section(config, settings)
+    config = config or _CONFIG
+    files = selection(ENTRIES if all else names or used)
     if not files:
         print(f"{config} uses no published weights to fetch; `python -m published list` shows what there is")
+    place = {"folder": folder or published.folder, "lock": lock or config.parent / LOCK_FILE}
     problems = []
     for entry, file in files:
         try:
-            path = fetch(
-                entry,
-                file,
-                folder=folder,
-                lock=args.lock or config.parent / LOCK_FILE,
-                mirror=mirror,
-                accept=args.accept,
-            )
-            print(path)
+            print(fetch(entry, file, **place, mirror=mirror or published.mirror, accept=accept))
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
 
 
-def _section(args: argparse.Namespace) -> tuple[Published, list[str]]:
+def _section(config: Path | None, settings: dict[str, Any] | None) -> tuple[Published, list[str]]:
     """The section `published` in use, and the names of what the configuration uses."""
     from settings import load_settings, used_weights
 
-    if args.settings:
-        return Published.model_validate(read_mapping(args.settings, flag="--settings")), []
-    settings = load_settings(read_mapping(str(args.config or _CONFIG), flag="--config"), check_files=False)
-    entries = [entry_at(path, settings.published.folder) for path in used_weights(settings)]
-    return settings.published, [entry.name for entry in entries if entry is not None]
+    if settings is not None:
+        return Published.model_validate(settings), []
+    whole = load_settings(read_mapping(str(config or _CONFIG), flag="--config"), check_files=False)
+    entries = [entry_at(path, whole.published.folder) for path in used_weights(whole)]
+    return whole.published, [entry.name for entry in entries if entry is not None]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m published", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="show what there is")
-    fetching = commands.add_parser("fetch", help="download and verify")
+    parser = command("published", __doc__)
+    commands = parser.add_subparsers(metavar="command", required=True)
+    listing = commands.add_parser("list", help=list_weights.__doc__)
+    listing.set_defaults(function=list_weights)
+    fetching = commands.add_parser("fetch", help=fetch_weights.__doc__)
+    fetching.set_defaults(function=fetch_weights)
     fetching.add_argument("names", nargs="*", metavar="NAME", help="as listed (default: what the configuration uses)")
     fetching.add_argument("--all", action="store_true", help="everything in the registry")
     fetching.add_argument(
@@ -95,16 +106,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     fetching.add_argument(
         "--lock", type=Path, help="file of digests seen (default: published.lock.json beside the configuration)"
     )
-    for command in (listing, fetching):
-        command.add_argument("--folder", help="where weights are kept (default: published.folder of the configuration)")
-        group = command.add_mutually_exclusive_group()
+    for own in (listing, fetching):
+        own.add_argument("--folder", help="where weights are kept (default: published.folder of the configuration)")
+        group = own.add_mutually_exclusive_group()
         group.add_argument("--config", type=Path, help="configuration in use (default: config.yaml of this repository)")
-        group.add_argument("--settings", help="the section `published` instead: JSON, or a JSON or YAML file")
-    args = parser.parse_args(argv)
-    if args.command == "list":
-        print(table(args.folder or _section(args)[0].folder))
-    else:
-        _fetch(args)
+        add_mapping(group, "--settings", "the section `published` instead")
+    options = vars(parser.parse_args(argv))
+    options.pop("function")(**options)
 
 
 if __name__ == "__main__":

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from core.console import UserError, run_cli
-from core.files import atomic_path, read_mapping
+from core.files import atomic_path
+from core.flags import add_mapping, add_results, command
 
 MAX_QUERIES = 24
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m reporting.run", description=__doc__.split("\n")[0])
-    parser.add_argument("--results", required=True, help="the results folder")
-    parser.add_argument(
-        "--stores",
-        help="where {dataset}/features/{feature}.zarr lie: a folder or s3:// address (default: the results folder)",
-    )
-    parser.add_argument("--config", required=True, help="the whole configuration: JSON, or a JSON or YAML file")
-    parser.add_argument("--output", required=True, help="HTML file to write")
-    parser.add_argument("--seed", type=int, help="of the examples that are shown (default: the configuration's)")
-    parser.add_argument("--queries", type=int, default=6, help="gallery queries per direction and test set")
-    args = parser.parse_args()
-    if not 0 <= args.queries <= MAX_QUERIES:
-        raise UserError(f"--queries must be 0 to {MAX_QUERIES}, not {args.queries}")
-    results = Path(args.results)
-    if not results.is_dir():
+def write_report(
+    *, results: str, stores: str | None, config: dict[str, Any], output: str, seed: int | None, queries: int
+) -> None:
+    """Write the report of what lies in `results`."""
+    if not 0 <= queries <= MAX_QUERIES:
+        raise UserError(f"--queries must be 0 to {MAX_QUERIES}, not {queries}")
+    if not Path(results).is_dir():
         raise UserError(f"--results: {results} is not a folder")
-    config = read_mapping(args.config, flag="--config")
-
-    seed = args.seed if args.seed is not None else int(config.get("seed") or 0)
+    seed = seed if seed is not None else int(config.get("seed") or 0)
 
     from reporting.artefacts import Artefacts
     from reporting.report import build, render
 
-    page = render(build(Artefacts(results, config, args.stores or args.results), queries=args.queries, seed=seed))
-    with atomic_path(args.output) as temporary:
+    page = render(build(Artefacts(Path(results), config, stores or results), queries=queries, seed=seed))
+    with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    print(f"report: {args.output} ({len(page.encode()) / 1e6:.1f} MB)")
+    print(f"report: {output} ({len(page.encode()) / 1e6:.1f} MB)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("reporting.run", __doc__)
+    add_results(parser)
+    parser.add_argument(
+        "--stores",
+        help="where {dataset}/features/{feature}.zarr lie: a folder or s3:// address (default: the results folder)",
+    )
+    add_mapping(parser, "--config", "the whole configuration", required=True)
+    parser.add_argument("--output", required=True, help="HTML file to write")
+    parser.add_argument("--seed", type=int, help="of the examples that are shown (default: the configuration's)")
+    parser.add_argument("--queries", type=int, default=6, help="gallery queries per direction and test set")
+    write_report(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

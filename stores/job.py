@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from catalog.index import ImageRows
+from catalog.index import ImageRows, read_image_rows
 from core.console import UserError
 from stores.former import Former, claim_former
 from stores.places import Location
@@ -20,6 +20,27 @@ from stores.plan import ShardPlan
 from stores.receipts import write_receipt
 from stores.schema import COMPRESSIONS, Source, compressed, describe_store
 from stores.writer import check_store_path, unseal, write_zarr_shard
+
+
+def job_index(images: Path, *, store: Location, shard: int, shards: int) -> ImageRows:
+    """The index with this images.parquet, and a look at what can be wrong with a job before anything slow is done for it.
+
+    Raises:
+        UserError: as `ShardJob`, or there is no such index.
+    """
+    check_store_path(store)
+    rows = read_image_rows(images)
+    ShardPlan(len(rows.ids), shards).rows(shard)
+    return rows
+
+
+def check_recipe(given: int | None, actual: int, file: str) -> None:
+    """UserError unless the RECIPE of `file` is the one that the workflow read when it started; None: by hand, whichever it is."""
+    if given not in (None, actual):
+        raise UserError(
+            f"--recipe {given} is not the RECIPE {actual} of {file}: the program changed under a running workflow; "
+            "start it again"
+        )
 
 
 class ShardJob:

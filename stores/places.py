@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from core.console import UserError
-from core.files import atomic_path, digest_file
+from core.files import atomic_path, digest_file, location
 
 #: What `place_of` takes: a folder, or an address as text.
 Location = str | os.PathLike[str]
@@ -54,15 +54,10 @@ class Place(Protocol):
         ...
 
 
-def location(text: str) -> Path | str:
-    """A command's argument: a path, or an address as it is (a path would lose a slash)."""
-    return text if "://" in text else Path(text)
-
-
 def place_of(store: Location) -> Place:
     """The place that a path or an `s3://` address names. UserError: another scheme, or the packages for S3 are missing."""
-    text = os.fspath(store)
-    return Bucket(text) if "://" in text else Folder(Path(text))
+    place = location(os.fspath(store))
+    return Folder(place) if isinstance(place, Path) else Bucket(place)
 
 
 class Folder:

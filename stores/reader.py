@@ -10,9 +10,10 @@ import numpy as np
 
 from core import layout
 from core.console import UserError
+from core.files import location
 from core.machine import snakemake_command, snakemake_target
 from stores.arrays import DamagedRows, RowArray, open_array
-from stores.places import Location, location, place_of
+from stores.places import Location, place_of
 from stores.plan import ShardPlan
 from stores.schema import CONTENT_HASHES, IMAGE_IDS, SCHEMA_VERSION
 

@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from core.features import COMPRESSIONS
 from stores.plan import ShardPlan
 
 SCHEMA_VERSION = 1
-# What a store's chunks may be compressed with; docs/stores.md says why and what it costs.
-COMPRESSIONS = ("lz4", "zstd", "none")
 ZSTD_LEVEL = 1
 LZ4_LEVEL = 5
-FEATURES = ("regions", "grids", "panoptic")
 IMAGE_IDS = "image_ids"
 CONTENT_HASHES = "content_hashes"  # of the image files, as in the index
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 from catalog.index import ImageRows, read_image_rows
 from core.console import UserError, progress, run_cli
 from core.files import atomic_path
+from core.flags import add_images, add_receipts, add_store, command
 from core.machine import snakemake_command
 from stores.former import drop_formers
-from stores.places import Location, Place, location, place_of
+from stores.places import Location, Place, place_of
 from stores.plan import ShardPlan
 from stores.receipts import read_receipt
 from stores.schema import SCHEMA_VERSION, described_arrays, shard_key
@@ -185,32 +185,29 @@ def _remove_foreign(place: Place, keys: set[str]) -> None:
     place.prune()
 
 
+def seal_store(*, images: Path, **options: Any) -> None:
+    """`seal` of a store of the index with this images.parquet, and what became of it in a line."""
+    rows = read_image_rows(images)
+    dropped = seal(images=rows, **options)["dropped"]
+    print(f"sealed {options['store']}: {len(rows.ids)} images, {len(dropped)} of them dropped as unreadable")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m stores.seal", description=__doc__.splitlines()[0])
-    parser.add_argument("--store", required=True, type=location, help="folder or s3:// address ending in .zarr")
+    parser = command("stores.seal", __doc__)
+    add_store(parser)
+    add_receipts(parser)
+    add_images(parser)
     parser.add_argument(
         "--marker", type=Path, help="file that gets a copy of the root metadata when the store is sealed"
     )
-    parser.add_argument("--receipts", required=True, nargs="+", type=Path, help="one per shard, in order")
-    parser.add_argument("--images", required=True, type=Path, help="the index' images.parquet")
     parser.add_argument("--on-bad-image", choices=("fail", "drop"), default="fail")
     parser.add_argument(
         "--redo-command-template",
+        dest="redo_command",
         default=REDO_COMMAND,
         help="how to make one shard again, for messages; {receipt} and {shard} are filled in (default: %(default)s)",
     )
-    args = parser.parse_args(argv)
-    images = read_image_rows(args.images)
-    attributes = seal(
-        store=args.store,
-        receipts=args.receipts,
-        images=images,
-        on_bad_image=args.on_bad_image,
-        redo_command=args.redo_command_template,
-        marker=args.marker,
-    )
-    dropped = attributes["dropped"]
-    print(f"sealed {args.store}: {len(images.ids)} images, {len(dropped)} of them dropped as unreadable")
+    seal_store(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from catalog.index import ImageRows, read_image_rows
 from core import layout
 from core.console import UserError, run_cli
 from core.files import write_json
+from core.flags import add_images, add_receipts, add_store, command
 from core.machine import snakemake_command, snakemake_target
 from stores.arrays import ShardedArray, open_array
-from stores.places import Location, location, place_of
+from stores.places import Location, place_of
 from stores.plan import ShardPlan
 from stores.reader import open_store
 from stores.schema import described_arrays
@@ -81,17 +82,21 @@ def verify(
     return {"files": len(keys), "bytes": sum(place.size(key) or 0 for key in keys)}
 
 
+def verify_store(*, images: Path, report: Path | None, **options: Any) -> None:
+    """`verify` of a store of the index with this images.parquet; what was found in a line and, if wanted, as JSON."""
+    found = verify(images=read_image_rows(images), **options)
+    print(f"{options['store']} is whole: {found['files']} files, {found['bytes'] / 1e6:.1f} MB")
+    if report:
+        write_json(report, found)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m stores.verify", description=__doc__.splitlines()[0])
-    parser.add_argument("--store", required=True, type=location, help="folder or s3:// address ending in .zarr")
-    parser.add_argument("--receipts", required=True, nargs="+", type=Path, help="one per shard, in order")
-    parser.add_argument("--images", required=True, type=Path, help="the index' images.parquet")
+    parser = command("stores.verify", __doc__)
+    add_store(parser)
+    add_receipts(parser)
+    add_images(parser)
     parser.add_argument("--report", type=Path, help="JSON file to write when nothing is wrong")
-    args = parser.parse_args(argv)
-    found = verify(store=args.store, receipts=args.receipts, images=read_image_rows(args.images))
-    print(f"{args.store} is whole: {found['files']} files, {found['bytes'] / 1e6:.1f} MB")
-    if args.report:
-        write_json(args.report, found)
+    verify_store(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

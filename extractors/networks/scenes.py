@@ -11,7 +11,7 @@ from extractors.networks.rcnn import C4RCNN, PanopticFPN
 
 
 def _scenes_vocabulary() -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
-    from catalog.scenes import COLORS, STUFFS, THINGS
+    from catalog.scenes_things import COLORS, STUFFS, THINGS
 
     names = tuple(COCO_PANOPTIC[i].name for i in (*THINGS, *STUFFS))
     return names, tuple(COLORS), tuple(THINGS), tuple(STUFFS)

@@ -54,7 +54,7 @@ def test_every_engine_has_an_environment_and_detectron2_one_commit(repository):
     assert {"pipeline", *ENGINES} - {"native"} == {path.stem for path in (repository / "envs").glob("*.yaml")}
     script = (repository / "envs/detectron2.post-deploy.sh").read_text()
     assert INSTALL.removeprefix("pip ") in script
-    assert INSTALL in (repository / "README.md").read_text()
+    assert INSTALL in (repository / "docs/engines.md").read_text()
 
 
 def test_the_images_install_the_locks_on_the_python_of_the_conda_environment(repository):

@@ -67,7 +67,10 @@ def test_the_folder_configuration_needs_images_only(make_workflow, repository):
 def documented_commands(repository) -> list[list[str]]:
     """Every `snakemake ...` line of the documentation and of the configurations, as arguments."""
     pattern = re.compile(r"^#?\s*(snakemake --?[^#`\n]*?)\s*(?:#.*)?$", re.M)
-    files = [repository / "README.md", *sorted((repository / "configs").glob("*.yaml"))]
+    files = [
+        repository / "README.md",
+        *(f for pattern in ("docs/*.md", "configs/*.yaml") for f in sorted(repository.glob(pattern))),
+    ]
     found = [shlex.split(m)[1:] for f in files for m in pattern.findall(f.read_text())]
     return [[a.replace("N", "2") if a == "N" else a for a in command] for command in found]
 

@@ -29,7 +29,8 @@ def folder(tmp_path):
 def test_rows_are_images_whether_repeated_or_not(folder):
     (folder / "dev_ids.txt").write_text("".join(f"{i}.jpg\n" * 5 for i in (36979, 65567)))
     (folder / "dev_capids.txt").write_text("".join(f"c{i}\n" for i in range(10)))
-    found, images = read_precomputed(str(folder), SPLITS, ["regions"])
+    found = read_precomputed(str(folder), SPLITS, ["regions"])
+    images = found.images(1)
     assert found.image_ids == ["train-000000", "train-000001", "train-000002", "36979.jpg", "65567.jpg"]
     assert images["split"].to_pylist() == ["train"] * 3 + ["val"] * 2
     assert images["path"].to_pylist()[4] == f"{folder / 'dev_ims.npy'}#1"
@@ -40,14 +41,14 @@ def test_rows_are_images_whether_repeated_or_not(folder):
 
 
 def test_the_hash_is_of_an_images_own_rows(folder):
-    _, before = read_precomputed(str(folder), SPLITS, ["regions"])
+    before = read_precomputed(str(folder), SPLITS, ["regions"]).images(1)
     header = b"ims <f4 (3, 4)"
     own = np.arange(12, dtype=np.float32)
     assert before["content_hash"][0].as_py() == hashlib.sha256(header + own.tobytes()).hexdigest()
     rows = np.load(folder / "dev_ims.npy")
     rows[5:, 1, 1] += 1
     np.save(folder / "dev_ims.npy", rows)
-    _, after = read_precomputed(str(folder), SPLITS, ["regions"])
+    after = read_precomputed(str(folder), SPLITS, ["regions"]).images(1)
     changed = [a != b for a, b in zip(before["content_hash"], after["content_hash"], strict=True)]
     assert changed == [False] * 4 + [True]
 

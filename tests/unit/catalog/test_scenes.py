@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from catalog.categories import BY_NAME, COCO_PANOPTIC
-from catalog.scenes import COLORS, SEEN, STUFFS, THINGS, render_scene
+from catalog.scenes import render_scene
+from catalog.scenes_captions import SEEN
+from catalog.scenes_things import COLORS, STUFFS, THINGS
 
 SCENES = [(seed, index, style) for seed in (1, 2) for style in ("day", "dusk") for index in range(15)]
 
@@ -55,7 +57,7 @@ def test_every_pixel_belongs_to_a_segment_with_a_tight_box(scenes):
 
 def test_the_named_colour_is_the_one_drawn():
     """Balls are one colour nearly all over: their hue must be closest to their own colour's name."""
-    from catalog.scenes import _RGB
+    from catalog.scenes_things import RGB
 
     def hue(rgb) -> float:
         return colorsys.rgb_to_hsv(*(float(v) / 255 for v in rgb))[0]
@@ -69,7 +71,7 @@ def test_the_named_colour_is_the_one_drawn():
             name = COLORS[segment["color"]] if segment["is_thing"] else None
             if segment["category"] == ball and segment["visible"] > 0.95 and name in bright:
                 mean = np.median(scene.image[scene.panoptic == segment["id"]].astype(float), axis=0)
-                gaps = {c: abs((hue(mean) - hue(_RGB[c]) + 0.5) % 1 - 0.5) for c in bright}
+                gaps = {c: abs((hue(mean) - hue(RGB[c]) + 0.5) % 1 - 0.5) for c in bright}
                 seen.add(name)
                 assert min(gaps, key=gaps.get) == name, (index, mean)
     assert len(seen) >= 5

@@ -27,9 +27,7 @@ def make_index(folder, output, splits=SPLITS, features=FEATURES):
     settings = {"source": "precomputed", "folder": str(folder), "splits": splits, "features": features}
     arguments = ["index", "--dataset", "pre", "--settings", json.dumps(settings), "--threads", "2"]
     arguments += ["--images", str(output / "images.parquet"), "--captions", str(output / "captions.parquet")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["catalog.run", *arguments])
-        catalog_main()
+    catalog_main(arguments)
     return output
 
 

@@ -1,0 +1,43 @@
+"""What a source of images and captions knows, and the two tables of the index that are made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, describe_images
+
+UNLISTED = "unlisted"  # split of images that belong to none
+
+
+@dataclass
+class Annotations:
+    """What a source knows before any image is opened: parallel lists per image, and per caption; and what to tell of it.
+
+    `content_hashes`: of a source without image files, what stands for an image's bytes.
+    """
+
+    image_ids: list[str]
+    paths: list[str]
+    splits: list[str]
+    caption_ids: list[str]
+    caption_images: list[str]
+    texts: list[str]
+    notes: list[str] = field(default_factory=list)
+    content_hashes: list[str] | None = None
+
+    def images(self, workers: int) -> pa.Table:
+        """The images table of the index. workers: threads that read the files."""
+        if self.content_hashes is None:
+            return describe_images(self.image_ids, self.paths, self.splits, workers)
+        count = len(self.image_ids)
+        # There are no images: 0 pixels, as for those that cannot be read, but no error.
+        columns = {"width": [0] * count, "height": [0] * count, "error": [None] * count}
+        columns |= {"image_id": self.image_ids, "path": self.paths, "split": self.splits}
+        return pa.Table.from_pydict(columns | {"content_hash": self.content_hashes}, schema=IMAGES_SCHEMA)
+
+    def captions(self) -> pa.Table:
+        """The captions table of the index."""
+        columns = {"caption_id": self.caption_ids, "image_id": self.caption_images, "text": self.texts}
+        return pa.Table.from_pydict(columns, schema=CAPTIONS_SCHEMA)
