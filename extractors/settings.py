@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from core.features import Compression, Feature
 from core.section import FilePath, GridKept, OwnPath, Positive, RegionsKept, Section
@@ -43,6 +43,10 @@ class PanopticKept(Section):
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 
+# Of the user's disk, or else of the engine's own zoo or hub.
+PathOrName = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+
+
 class Extractor(Section):
     """What every engine answers."""
 
@@ -58,10 +62,6 @@ class Extractor(Section):
 
     def files(self) -> list[str]:
         """Local files that its results depend on."""
-        raise NotImplementedError
-
-    def missing(self) -> Iterator[str]:
-        """What is wrong with the files that it names: key, value and fix. Published weights may be yet to be fetched."""
         raise NotImplementedError
 
     def fits(self, architecture: str) -> bool:
@@ -96,7 +96,7 @@ class Detectron2(Extractor):
     """The real detectron2; `weights: null` takes the zoo's checkpoint of the configuration."""
 
     engine: Literal["detectron2"]
-    config: Annotated[FilePath, Field(min_length=1)]  # a file, or a name in the zoo
+    config: PathOrName
     weights: FilePath | None = None
     options: list[bool | int | float | str] = []
     batch_size: Positive = 8
@@ -113,10 +113,10 @@ class Detectron2(Extractor):
 
 
 class Transformers(Extractor):
-    """Mask2Former, MaskFormer or OneFormer of the library transformers; `weights` is a hub name or a local folder."""
+    """Mask2Former, MaskFormer or OneFormer of the library transformers; `weights` is a local folder or else a hub name."""
 
     engine: Literal["transformers"]
-    weights: Annotated[FilePath, Field(min_length=1)]
+    weights: PathOrName
     revision: str | None = None
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Positive = 1
@@ -125,11 +125,9 @@ class Transformers(Extractor):
         names = sorted(os.listdir(self.weights)) if os.path.isdir(self.weights) else []
         return [path for path in (os.path.join(self.weights, name) for name in names) if os.path.isfile(path)]
 
-    def missing(self) -> Iterator[str]:
-        yield from ()  # what is no folder is a name on the hub
-
 
 def _no_weights(path: str) -> Iterator[str]:
+    # Published weights may be yet to be fetched.
     if not path.startswith(PREFIX) and not os.path.isfile(path):
         yield f"weights: file {path!r} does not exist; correct the path"
 

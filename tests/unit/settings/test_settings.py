@@ -8,7 +8,6 @@ import yaml
 
 from core.console import UserError
 from core.section import canonical
-from extractors.settings import feature_files
 from settings import load_settings
 
 
@@ -178,6 +177,14 @@ def test_a_list_with_a_wrong_item_hides_nothing(config):
         ({"results": "out/{x}"}, "results: 'out/{x}' - must be free of braces and control characters: it becomes part of file patterns"),
         ({"testsets": {"t": {"dataset": "s", "folds": 9}}}, "testsets.t.folds: 9 folds of 2 images cannot be made; lower it to 2 or less"),
         (
+            {"runs": {"r": {"dataset": "s", "visual": "grids", "val_split": None, "text": {"pretrained": None, "heads": 3}}}},
+            "runs.r.text.hidden_size: 128 is not a multiple of heads (3); change one of them",
+        ),
+        (
+            {"runs": {"r": {"dataset": "s", "visual": "grids", "val_split": None, "training": {"lr_decay_epochs": [6, 3, 3]}}}},
+            "runs.r.training.lr_decay_epochs: [6, 3, 3] must ascend without repeats; write [3, 6]",
+        ),
+        (
             {"runs": {"r": {"dataset": "s", "visual": "grids", "val_split": None, "training": {"epochs": "3"}}}},
             "runs.r.training.epochs: '3' - is text; write the number as 3, without quotes",
         ),
@@ -293,7 +300,7 @@ def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
 
     def files(feature, section):
         config["features"][feature] = section
-        return feature_files(getattr(load_settings(config).features, feature))
+        return load_settings(config).features[feature].files()
 
     assert files("regions", zoo) == []
     assert files("regions", {"engine": "detectron2", "config": "mine.yaml", "weights": "mine.pkl"}) == [
@@ -376,3 +383,26 @@ def test_sections_on_the_command_line_have_their_types(config):
     assert (run.val_split, run.training.epochs, run.training.learning_rate) == (None, 3, 0.0005)
     assert (run.training.lr_decay_epochs, run.training.mask_same_image, run.training.gradient_clip) == ([2], True, 1.5)
     assert run.training.batch_size == config["runs"]["region"]["training"]["batch_size"]
+
+
+def test_mistakes_between_keys_hide_no_other(config):
+    """Two kinds of splits, and the rest of both the dataset and those that use it."""
+    config["datasets"]["mine"] = {
+        "source": "folder",
+        "images": "i",
+        "splits": {"a": 1.0},
+        "split_files": {"a": "a.txt"},
+    }
+    config["datasets"]["mine"]["shards"] = 0
+    config["testsets"]["scenes_test"] |= {"split": "tset", "positives": "x"}
+    config["testsets"]["scenes_test"]["folds"] = -1
+    config["runs"]["region"] = {**config["runs"]["region"], "train_split": "trian", "seed": -1}
+    assert [line.split(": ")[0] for line in mistakes(config)] == [
+        "datasets.mine.shards",
+        "runs.region.seed",
+        "testsets.scenes_test.folds",
+        "datasets.mine",
+        "runs.region.train_split",
+        "testsets.scenes_test.split",
+        "testsets.scenes_test.positives",
+    ]
