@@ -282,6 +282,19 @@ def test_an_engine_has_its_own_keys(config, feature, section, expected):
     assert len(found) == len(wanted) + 1
 
 
+def test_a_source_of_segments_that_the_network_lacks(config):
+    line = "features.panoptic.source: only the semantic branch of architecture upsnet_r50 and upsnet_r101_dcn tells things apart; "
+    for section in (
+        {"source": "semantic"},
+        {"engine": "transformers", "weights": "facebook/mask2former-swin-tiny-coco-panoptic", "source": "semantic"},
+    ):
+        config["features"]["panoptic"] = section
+        assert mistakes(config) == [line + "choose one of them, or leave source out"]
+    weights = "published:upsnet_resnet_50_coco_90000"
+    config["features"]["panoptic"] = {"architecture": "upsnet_r50", "weights": weights, "source": "semantic"}
+    load_settings(config, check_files=False)
+
+
 def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").symlink_to(repository / "weights")
