@@ -367,11 +367,3 @@ def _existing(paths: Iterable[str]) -> list[str]:
 Dataset = Annotated[
     Union[ScenesDataset, FolderDataset, KarpathyDataset, PrecomputedDataset], Field(discriminator="source")
 ]
-
-
-def imported_features(dataset: DatasetSection) -> list[str]:
-    return list(dataset.imported())
-
-
-def available_features(dataset: DatasetSection) -> list[str]:
-    return list(dataset.available())

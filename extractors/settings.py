@@ -29,6 +29,15 @@ class PanopticKept(Section):
 
     seg_features: Literal["area", "soft"] = "area"
     min_pixels: Annotated[int, Field(ge=0)] = 100  # a category counts as present above this many pixels
+    # The merge with instances, or the semantic branch alone, which has no void. Left out: the latter of UPSNet, else the former.
+    source: Literal["semantic", "panoptic"] | None = None
+
+    def mistakes(self) -> Iterator[str]:
+        if self.source == "semantic" and not getattr(self, "architecture", "").startswith("upsnet_"):
+            yield (
+                "source: only the semantic branch of architecture upsnet_r50 and upsnet_r101_dcn tells things apart; "
+                "choose one of them, or leave source out"
+            )
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
@@ -192,7 +201,3 @@ class Features(Section):
     def __getitem__(self, feature: Feature) -> Extractor:
         """The extractor of a feature: `features[feature]` for a loop over FEATURES."""
         return getattr(self, feature)
-
-
-def feature_files(section: Extractor) -> list[str]:
-    return section.files()

@@ -59,6 +59,12 @@ def test_names_become_folders_and_are_checked(config):
         assert any(line.startswith("datasets.") for line in mistakes(broken))
 
 
+@pytest.mark.parametrize("results", ["gs://bucket/x", "s3://bucket", "s3:///x"])
+def test_results_lie_in_folders_or_in_folders_of_buckets(config, results):
+    (line,) = mistakes(config | {"results": results})
+    assert line.startswith(f"results: {results!r}") and "s3://BUCKET/FOLDER" in line
+
+
 def test_references_are_checked(config):
     config["runs"]["region"]["dataset"] = "scene"
     config["testsets"]["one"] = {"dataset": "scenes", "split": "tset"}
@@ -274,6 +280,19 @@ def test_an_engine_has_its_own_keys(config, feature, section, expected):
     found = mistakes(config)
     assert [line for line in found if not line.startswith("features.on_bad_image")] == wanted
     assert len(found) == len(wanted) + 1
+
+
+def test_a_source_of_segments_that_the_network_lacks(config):
+    line = "features.panoptic.source: only the semantic branch of architecture upsnet_r50 and upsnet_r101_dcn tells things apart; "
+    for section in (
+        {"source": "semantic"},
+        {"engine": "transformers", "weights": "facebook/mask2former-swin-tiny-coco-panoptic", "source": "semantic"},
+    ):
+        config["features"]["panoptic"] = section
+        assert mistakes(config) == [line + "choose one of them, or leave source out"]
+    weights = "published:upsnet_resnet_50_coco_90000"
+    config["features"]["panoptic"] = {"architecture": "upsnet_r50", "weights": weights, "source": "semantic"}
+    load_settings(config, check_files=False)
 
 
 def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
