@@ -21,15 +21,13 @@ from core import layout
 from core.features import FEATURES, VISUAL, Feature
 from core.section import canonical
 from evaluation.positives import positives_files
-from model.settings import Run
+from model.settings import Run, kind_needs, own_file
 from published.download import LOCK_FILE, record, verify
 from published.registry import ENTRIES, entry_at
 from settings import Settings, used_weights
 
 Wildcards = Any
 _REPOSITORY = Path(__file__).resolve().parent.parent
-#: What a run's model reads of a dataset.
-_NEEDS = ("visual", "panoptic")
 
 
 def alternatives(names: Iterable[str]) -> str:
@@ -249,7 +247,7 @@ class Plan:
 
     def _read_by(self, run: Run) -> dict[str, Feature]:
         """Which features a run's model reads, by the name of the input that takes them."""
-        return {need: run.visual if need == "visual" else need for need in _NEEDS}
+        return dict(zip(kind_needs(run.model.kind), run.features(), strict=True))
 
     def _sealed(self, dataset: str, features: dict[str, Feature]) -> dict[str, str]:
         return {name: self.sealed(dataset, feature) for name, feature in features.items()}
@@ -264,7 +262,12 @@ class Plan:
     def run_inputs(self, wildcards: Wildcards) -> dict[str, Any]:
         run = self.settings.runs[wildcards.run]
         stores = self._sealed(run.dataset, self._read_by(run))
-        return {"pretrained": self._pretrained(run)} | self.index(run.dataset) | stores
+        return self._model_files(run) | {"pretrained": self._pretrained(run)} | self.index(run.dataset) | stores
+
+    def _model_files(self, run: Run) -> dict[str, str]:
+        """The file of a network of the user's own, which its training and its encoding read."""
+        file = own_file(run.model.kind)
+        return {} if file is None else {"network": file}
 
     def _pretrained(self, run: Run) -> list[str]:
         """Files of the published text encoder that a run starts from."""
@@ -293,7 +296,12 @@ class Plan:
         run, testset = self.settings.runs[wildcards.run], self.settings.testsets[wildcards.testset]
         files = {"model": layout.WEIGHTS, "config": layout.CONFIG, "vocabulary": layout.VOCABULARY}
         model = {key: self.run_file(name, wildcards.run) for key, name in files.items()}
-        return model | self.index(testset.dataset) | self._sealed(testset.dataset, self._read_by(run))
+        return (
+            self._model_files(run)
+            | model
+            | self.index(testset.dataset)
+            | self._sealed(testset.dataset, self._read_by(run))
+        )
 
     def encode_stores(self, wildcards: Wildcards) -> list[str]:
         run, testset = self.settings.runs[wildcards.run], self.settings.testsets[wildcards.testset]

@@ -14,11 +14,12 @@ import torch
 from core.console import UserError
 from model.embed import embed_captions, embed_images
 from model.losses import triplet_loss
+from model.training.mishaps import memory_explained
+from tests.unit.model import helpers
 from tests.unit.model import test_parallel as parallel
 from tests.unit.model.conftest import make_world
-from tests.unit.model.test_network import batch_of, small_network
-from tests.unit.model import helpers
 from tests.unit.model.helpers import prepare, weights
+from tests.unit.model.test_network import batch_of, small_network
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
@@ -123,7 +124,7 @@ def test_stopped_and_started_again_goes_on(world, tmp_path):
 def test_out_of_memory_says_what_to_lower():
     total = torch.cuda.mem_get_info()[1]
     with pytest.raises(UserError, match=r"out of memory in a training step: lower .*CUDA out of memory"):
-        with training._explained_memory_errors("a training step", 256, "fp32"):
+        with memory_explained("a training step", 256, "fp32"):
             torch.empty(2 * total, dtype=torch.uint8, device="cuda")
 
 
