@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -141,6 +142,33 @@ def test_a_second_run_does_nothing(finished):
 )  # fmt: skip
 def test_a_change_runs_its_stage_and_what_follows(finished, change, expected):
     assert finished.planned(config=changed(**change)) == expected
+
+
+def test_a_network_of_the_users_own_goes_all_the_way(finished, make_workflow, repository):
+    """One file outside of the package: its training, embeddings and metrics, without panoptic features."""
+    config = copy.deepcopy(TINY)
+    config["runs"]["toy"] = config["runs"]["region"] | {
+        "model": {"kind": "toy.py", "embed_size": 16, "options": {"depth": 2}}
+    }
+    workflow = make_workflow(config)
+    shutil.copytree(finished.results, workflow.results)
+    shutil.copytree(finished.folder / ".snakemake", workflow.folder / ".snakemake")
+    missing = workflow.run("--dry-run", "train").stderr
+    assert "runs.toy.model.kind: file 'toy.py' does not exist; correct the path" in missing
+    shutil.copy(repository / "tests/fixtures/toy_network.py", workflow.folder / "toy.py")
+    result = workflow.run("evaluate")
+    assert result.returncode == 0, result.stdout + result.stderr
+    metrics = json.loads((workflow.results / "evaluation/toy/tiny_test/metrics.json").read_text())
+    assert metrics["images"] == 10 and metrics["rsum"] > 0
+    run = json.loads((workflow.results / "runs/toy/config.json").read_text())
+    assert run["kind"] == "toy.py" and run["image"]["depth"] == 2 and run["features"].keys() == {"visual"}
+    assert (workflow.results / "runs/region/model.safetensors").stat().st_mtime_ns == (
+        finished.results / "runs/region/model.safetensors"
+    ).stat().st_mtime_ns, "the others stay"
+    # Another file is another network: its run alone is out of date.
+    with (workflow.folder / "toy.py").open("a") as file:
+        file.write("# changed\n")
+    assert workflow.planned("train") == {"train_model": 1}
 
 
 def test_a_lost_shard_is_made_again_alone_and_alike(finished):

@@ -11,7 +11,6 @@ import yaml
 from PIL import Image
 
 from core.features import FEATURES
-from rules import plan as plan_module
 from rules.plan import Plan, alternatives, read_recipe
 from settings import load_settings
 
@@ -95,7 +94,7 @@ def test_only_what_is_used_is_extracted():
     assert [f for f in FEATURES if f"my results/first/features/{f}.receipts/0.json" in reported] == used["first"]
 
 
-def test_a_run_reads_what_its_model_needs(default, monkeypatch):
+def test_a_run_reads_what_its_model_needs(default, repository):
     """A model that needs no panoptic segmentation gets none, and none is extracted for it."""
     asked, run, test = plan(default), W(run="grid"), W(run="grid", testset="dusk_test")
     names = {"images", "captions", "visual", "panoptic"}
@@ -105,8 +104,12 @@ def test_a_run_reads_what_its_model_needs(default, monkeypatch):
     assert asked.run_stores(run) == stores
     assert asked.encode_stores(test) == [text.replace("scenes", "scenes_dusk") for text in stores]
 
-    monkeypatch.setattr(plan_module, "_NEEDS", ("visual",))
-    assert "panoptic" not in asked.run_inputs(run) | asked.encode_inputs(test)
+    toy = str(repository / "tests/fixtures/toy_network.py")
+    for settings in default["runs"].values():
+        settings["model"] = {"kind": toy, "embed_size": 16}
+    asked = plan(default)
+    for inputs in (asked.run_inputs(run), asked.encode_inputs(test)):
+        assert "panoptic" not in inputs and inputs["network"] == toy
     assert asked.run_stores(run) == stores[:2]
     assert asked.needed_features("scenes") == ["regions", "grids"]
 
