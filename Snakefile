@@ -27,15 +27,16 @@ wildcard_constraints:
     run=alternatives(SETTINGS.runs),
     testset=alternatives(SETTINGS.testsets),
     ensemble=alternatives(SETTINGS.ensembles),
-    published=alternatives(PUBLISHED),
+    published=PLAN.published,
 
 
 rule all:
+    "Everything that the configuration asks for: features in use, scores, tables, the report."
     input:
-        all_features(),
-        metrics_files(),
-        table_files(),
-        kept(f"{RESULTS}/report/index.html"),
+        PLAN.used_stores(),
+        PLAN.all_metrics(),
+        PLAN.all_tables(),
+        kept(layout.report(RESULTS)),
 
 
 include: "rules/targets.smk"

@@ -97,10 +97,6 @@ class DatasetSection(Section):
         """What tells the command about the folder that the workflow made."""
         return []
 
-    def missing(self) -> Iterator[str]:
-        """What is wrong with the files that it names: key, value and fix."""
-        yield from ()
-
     def _json(self, without: Iterable[str]) -> str:
         return json.dumps(self.model_dump(exclude=set(without)), sort_keys=True)
 
@@ -371,11 +367,3 @@ def _existing(paths: Iterable[str]) -> list[str]:
 Dataset = Annotated[
     Union[ScenesDataset, FolderDataset, KarpathyDataset, PrecomputedDataset], Field(discriminator="source")
 ]
-
-
-def imported_features(dataset: DatasetSection) -> list[str]:
-    return list(dataset.imported())
-
-
-def available_features(dataset: DatasetSection) -> list[str]:
-    return list(dataset.available())

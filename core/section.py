@@ -42,6 +42,10 @@ class Section(BaseModel):
         """What is wrong though each value by itself is right: `KEY: what and how to mend it`, or a line without a key."""
         yield from ()
 
+    def missing(self) -> Iterator[str]:
+        """What is wrong with the files that it names: key, value and fix."""
+        yield from ()
+
     @model_validator(mode="after")
     def _without_mistakes(self, info: ValidationInfo) -> Self:
         if info.context != LATER and (lines := list(self.mistakes())):

@@ -34,7 +34,6 @@ class Testset(Section):
             yield f"positives: {self.positives!r} is of no use without protocols; add them or leave it out"
 
     def missing(self) -> Iterator[str]:
-        """What is wrong with the files that it names: key, value and fix."""
         if self.positives is not None and not os.path.isdir(self.positives):
             yield f"positives: folder {self.positives!r} does not exist; correct the path, or leave it out"
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from catalog.index import ImageRows
@@ -12,8 +11,7 @@ from core.console import UserError, progress
 from core.features import Feature
 from exchange.formats import READERS, Reader
 from stores.job import ShardJob
-from stores.places import Location
-from stores.schema import COMPRESSIONS, Source
+from stores.schema import Source
 
 # Raise when an import would give other bytes than before: stores made with another number are made again.
 RECIPE = 1
@@ -32,24 +30,14 @@ def open_reader(feature: Feature, source: Mapping[str, Any], images: ImageRows) 
         raise UserError(f"--source of format {kind}: {error}") from error
 
 
-def import_shard(
-    feature: Feature,
-    reader: Reader,
-    images: ImageRows,
-    *,
-    store: Location,
-    receipt: Path,
-    shard: int,
-    shards: int,
-    compression: str = COMPRESSIONS[0],
-) -> dict[str, Any]:
-    """Import the rows of one shard job (see `ShardJob`, also for arguments that are not listed here).
+def import_shard(feature: Feature, reader: Reader, images: ImageRows, **job_options: Any) -> dict[str, Any]:
+    """Import the rows of one shard job.
 
     The store's `weights_digest` is the digest of what the configuration says of the features' origin: nothing in the files
     says whose they are.
 
     Args:
-        feature: which store to make. reader: of `open_reader`.
+        feature: which store to make. reader: of `open_reader`. job_options: see `ShardJob`.
 
     Returns:
         The receipt; its `rounding` counts what float16 does not hold exactly.
@@ -64,10 +52,8 @@ def import_shard(
         weights_digest=hashlib.sha256(reader.settings["provenance"].encode()).hexdigest(),
         attributes=reader.attributes,
     )
-    job = ShardJob(source, images, store=store, receipt=receipt, shard=shard, shards=shards, compression=compression)
-    name = f"import {feature} {shard + 1}/{shards}"
-    with job:
-        for index, part in progress(job.parts, total=len(job.parts), desc=name, unit="file"):
+    with ShardJob(source, images, **job_options) as job:
+        for index, part in progress(job.parts, total=len(job.parts), desc=f"import {job}", unit="file"):
             with job.timed("decode"):
                 values, wrong = reader.read(part)
             for row, error in wrong:

@@ -19,15 +19,17 @@ from core.console import UserError
 from extractors.images import ImageBatch
 from extractors.loading import NetworkExtractor, NetworkRunner
 from extractors.networks.rcnn import Meta, Panoptic
+from extractors.networks.upsnet import UPSNetPanoptic, UPSNetSemantic
 from stores.features import GRID_SIDE, MAP_SIDE, PANOPTIC_ARRAYS
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
-RECIPE = 2
+RECIPE = 3
 
 SEG_FEATURES = ("area", "soft")
+SOURCES = ("semantic", "panoptic")
 
 
-def category_map(result: Panoptic, meta: Meta) -> np.ndarray:
+def category_map(result: Panoptic | UPSNetPanoptic, meta: Meta) -> np.ndarray:
     """(H, W) uint8 category 0..132 of every pixel, 255 where the panoptic result is void."""
     lookup = np.full(len(result.segments) + 1, VOID, np.uint8)
     for segment in result.segments:
@@ -47,10 +49,13 @@ def map_segments(segment_map: np.ndarray, categories: Mapping[int, int]) -> np.n
 
 
 def nearest_map(categories: np.ndarray, side: int = MAP_SIDE) -> np.ndarray:
-    """(H, W) -> (side, side) by nearest neighbour at cell centres, aspect ignored."""
+    """(H, W) -> (side, side): cell i is pixel floor(i * H / side), aspect ignored.
+
+    So did the authors, by OpenCV's nearest neighbour (which at a few sizes rounds a pixel short); not the cells' centres.
+    """
     height, width = categories.shape
-    rows = ((np.arange(side) + 0.5) * height / side).astype(np.int64)
-    columns = ((np.arange(side) + 0.5) * width / side).astype(np.int64)
+    rows = np.arange(side) * height // side
+    columns = np.arange(side) * width // side
     return categories[rows[:, None], columns[None, :]]
 
 
@@ -90,8 +95,21 @@ def soft_probabilities(result: Panoptic, meta: Meta) -> Tensor:
     return soft / soft.sum(dim=0, keepdim=True).clamp(min=1.0)
 
 
+def upsnet_order(meta: Meta) -> tuple[int, ...]:
+    """Our category of each of UPSNet's: stuff first, then things."""
+    return (*meta.stuff_categories, *meta.thing_categories)
+
+
+def in_our_order(result: UPSNetSemantic, meta: Meta) -> Tensor:
+    """(133, h, w) float32 of UPSNet's probabilities."""
+    probabilities = result.probabilities()
+    soft = probabilities.new_zeros((NUM_CATEGORIES, *probabilities.shape[1:]))
+    soft[list(upsnet_order(meta))] = probabilities
+    return soft
+
+
 class Segments(NamedTuple):
-    """What an image's rows are made of: (H, W) uint8 categories, and what gives (133, H, W) probabilities, if anything does."""
+    """What an image's rows are made of: (H, W) uint8 categories, and what gives (133, h, w) probabilities, if anything does."""
 
     categories: np.ndarray
     probabilities: Callable[[], Tensor] | None = None
@@ -101,13 +119,23 @@ class PanopticExtractor(NetworkExtractor):
     """Rows of the `panoptic` store for batches of images.
 
     Args:
-        runner: its network's `panoptic(pixels, sizes, original_sizes)` gives a `Panoptic` or `Segments` per image. If the latter
-            have no probabilities, it says so: `gives_probabilities = False`.
+        runner: its network's `panoptic(pixels, sizes, original_sizes)` gives a `Panoptic`, `UPSNetPanoptic` or `Segments` per
+            image. If the last have no probabilities, it says so: `gives_probabilities = False`. Its `semantic`, if it has
+            one, gives an `UPSNetSemantic`.
         seg_features: "area" (fractions of the hard map) or "soft" (probabilities).
         min_pixels: see `category_presence`.
+        source: "semantic" (the best of all categories at every pixel, none void) or "panoptic" (the merge of instances and
+            semantic branch). None: the first if the network can, which is most likely what the authors' arrays are.
     """
 
-    def __init__(self, runner: NetworkRunner, *, seg_features: str = "area", min_pixels: int = 100) -> None:
+    def __init__(
+        self,
+        runner: NetworkRunner,
+        *,
+        seg_features: str = "area",
+        min_pixels: int = 100,
+        source: str | None = None,
+    ) -> None:
         if seg_features not in SEG_FEATURES:
             raise UserError(f"unknown seg_features {seg_features!r}; choose one of {', '.join(SEG_FEATURES)}")
         if not hasattr(runner.network, "panoptic"):
@@ -116,7 +144,16 @@ class PanopticExtractor(NetworkExtractor):
             raise UserError(
                 f"{type(runner.network.model).__name__} gives no probabilities; set seg_features: area, or choose a Panoptic FPN"
             )
+        semantic = hasattr(runner.network, "semantic")
+        if source not in (None, *SOURCES):
+            raise UserError(f"unknown source {source!r}; choose one of {', '.join(SOURCES)}")
+        if source == "semantic" and not semantic:
+            raise UserError(
+                "source: semantic needs a network whose semantic branch tells all categories apart, such as upsnet_r50; "
+                f"that of {type(runner.network).__name__} does not: choose source: panoptic"
+            )
         super().__init__(runner)
+        self.source = source or ("semantic" if semantic else "panoptic")
         self.seg_features = seg_features
         self.min_pixels = min_pixels
         self.arrays = PANOPTIC_ARRAYS
@@ -125,17 +162,24 @@ class PanopticExtractor(NetworkExtractor):
     def attributes(self) -> dict[str, Any]:
         """What readers of the store need to know about the numbers."""
         own = {"class_order": "coco", "void": VOID, "seg_features": self.seg_features, "min_pixels": self.min_pixels}
-        return own | self.runner.attributes
+        return own | {"source": self.source} | self.runner.attributes
 
     def segment(self, batch: ImageBatch) -> Iterator[Segments]:
         """Per image, upright and in its own size."""
+        look = getattr(self.runner.network, self.source)
         with self.runner.autocast():
-            results = self.runner.network.panoptic(self.runner.pixels(batch), batch.sizes, batch.original_sizes)
+            results = look(self.runner.pixels(batch), batch.sizes, batch.original_sizes)
         meta = self.runner.network.meta
         for result in results:
             if isinstance(result, Panoptic):
-                result = Segments(category_map(result, meta), partial(soft_probabilities, result, meta))
-            yield result
+                yield Segments(category_map(result, meta), partial(soft_probabilities, result, meta))
+            elif isinstance(result, UPSNetPanoptic):
+                yield Segments(category_map(result, meta), partial(in_our_order, result, meta))
+            elif isinstance(result, UPSNetSemantic):
+                order = np.array(upsnet_order(meta), np.uint8)
+                yield Segments(order[result.labels.cpu().numpy()], partial(in_our_order, result, meta))
+            else:
+                yield result
 
     def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
         """One dict of rows per image."""

@@ -22,7 +22,7 @@ from stores.former import find_description, identity
 from stores.job import ShardJob, check_recipe, job_index
 from stores.places import Location
 from stores.plan import ShardPlan
-from stores.schema import COMPRESSIONS, Source, describe_store, described_source
+from stores.schema import Source, describe_store, described_source
 
 
 class LazyExtractor:
@@ -88,23 +88,17 @@ def extract_shard(
     extractor: LazyExtractor,
     images: ImageRows,
     *,
-    store: Location,
-    receipt: Path,
-    shard: int,
-    shards: int,
-    compression: str = COMPRESSIONS[0],
-    take_over: bool = True,
     batch_size: int = 8,
     workers: int = 0,
-    startup_seconds: float = 0.0,
+    **job_options: Any,
 ) -> dict[str, Any]:
-    """Extract the rows of one shard job (see `ShardJob`, also for arguments that are not listed here).
+    """Extract the rows of one shard job.
 
     Rows of images that a former store of the same extractor has are taken from there. Memory: those of `ShardJob`, and a few
     batches of images.
 
     Args:
-        batch_size: images per batch at most. workers: decoding threads.
+        batch_size: images per batch at most. workers: decoding threads. job_options: see `ShardJob`.
 
     Returns:
         The receipt. An image that cannot be decoded is listed in its `failures`; its rows keep the arrays' fill values.
@@ -113,17 +107,7 @@ def extract_shard(
         UserError: no such shard, or features that are not finite.
         ValueError: the extractor's rows do not fit its arrays. And whatever the network raises.
     """
-    job = ShardJob(
-        extractor.source,
-        images,
-        store=store,
-        receipt=receipt,
-        shard=shard,
-        shards=shards,
-        compression=compression,
-        take_over=take_over,
-        startup_seconds=startup_seconds,
-    )
+    job = ShardJob(extractor.source, images, **job_options)
     feature = extractor.source.feature
 
     def work() -> Iterator[int]:
@@ -142,7 +126,7 @@ def extract_shard(
             job.write(index, values)
 
     with job:
-        for _ in progress(work(), total=len(job.rows), desc=f"{feature} {shard + 1}/{shards}", unit="image"):
+        for _ in progress(work(), total=len(job.rows), desc=str(job), unit="image"):
             pass
         job.seconds["startup"] += extractor.seconds
         job.device = extractor.device

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from core.features import Compression, Feature
 from core.section import FilePath, GridKept, OwnPath, Positive, RegionsKept, Section
@@ -29,9 +29,22 @@ class PanopticKept(Section):
 
     seg_features: Literal["area", "soft"] = "area"
     min_pixels: Annotated[int, Field(ge=0)] = 100  # a category counts as present above this many pixels
+    # The merge with instances, or the semantic branch alone, which has no void. Left out: the latter of UPSNet, else the former.
+    source: Literal["semantic", "panoptic"] | None = None
+
+    def mistakes(self) -> Iterator[str]:
+        if self.source == "semantic" and not getattr(self, "architecture", "").startswith("upsnet_"):
+            yield (
+                "source: only the semantic branch of architecture upsnet_r50 and upsnet_r101_dcn tells things apart; "
+                "choose one of them, or leave source out"
+            )
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
+
+
+# Of the user's disk, or else of the engine's own zoo or hub.
+PathOrName = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 
 
 class Extractor(Section):
@@ -49,10 +62,6 @@ class Extractor(Section):
 
     def files(self) -> list[str]:
         """Local files that its results depend on."""
-        raise NotImplementedError
-
-    def missing(self) -> Iterator[str]:
-        """What is wrong with the files that it names: key, value and fix. Published weights may be yet to be fetched."""
         raise NotImplementedError
 
     def fits(self, architecture: str) -> bool:
@@ -87,7 +96,7 @@ class Detectron2(Extractor):
     """The real detectron2; `weights: null` takes the zoo's checkpoint of the configuration."""
 
     engine: Literal["detectron2"]
-    config: Annotated[FilePath, Field(min_length=1)]  # a file, or a name in the zoo
+    config: PathOrName
     weights: FilePath | None = None
     options: list[bool | int | float | str] = []
     batch_size: Positive = 8
@@ -104,10 +113,10 @@ class Detectron2(Extractor):
 
 
 class Transformers(Extractor):
-    """Mask2Former, MaskFormer or OneFormer of the library transformers; `weights` is a hub name or a local folder."""
+    """Mask2Former, MaskFormer or OneFormer of the library transformers; `weights` is a local folder or else a hub name."""
 
     engine: Literal["transformers"]
-    weights: Annotated[FilePath, Field(min_length=1)]
+    weights: PathOrName
     revision: str | None = None
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Positive = 1
@@ -116,11 +125,9 @@ class Transformers(Extractor):
         names = sorted(os.listdir(self.weights)) if os.path.isdir(self.weights) else []
         return [path for path in (os.path.join(self.weights, name) for name in names) if os.path.isfile(path)]
 
-    def missing(self) -> Iterator[str]:
-        yield from ()  # what is no folder is a name on the hub
-
 
 def _no_weights(path: str) -> Iterator[str]:
+    # Published weights may be yet to be fetched.
     if not path.startswith(PREFIX) and not os.path.isfile(path):
         yield f"weights: file {path!r} does not exist; correct the path"
 
@@ -194,7 +201,3 @@ class Features(Section):
     def __getitem__(self, feature: Feature) -> Extractor:
         """The extractor of a feature: `features[feature]` for a loop over FEATURES."""
         return getattr(self, feature)
-
-
-def feature_files(section: Extractor) -> list[str]:
-    return section.files()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from core.console import UserError
-from core.features import Visual
+from core.features import Feature, Visual
 from core.section import FilePath, Positive, Section, Share
 
 
@@ -38,6 +38,10 @@ class Text(Section):
     dropout: Share = 0.1
     max_tokens: Annotated[int, Field(ge=3, le=512)] = 128
 
+    def mistakes(self) -> Iterator[str]:
+        if self.pretrained is None and self.hidden_size % self.heads:
+            yield f"hidden_size: {self.hidden_size} is not a multiple of heads ({self.heads}); change one of them"
+
 
 class Training(Section):
     """The recipe; defaults are the paper's for COCO regions."""
@@ -65,6 +69,11 @@ class Training(Section):
     save_every: Positive = 200
     compile: bool = False
 
+    def mistakes(self) -> Iterator[str]:
+        ascending = sorted(set(self.lr_decay_epochs))
+        if self.lr_decay_epochs != ascending:
+            yield f"lr_decay_epochs: {self.lr_decay_epochs} must ascend without repeats; write {ascending}"
+
 
 class Run(Section):
     """One model: which dataset, which visual tokens, and how it is trained."""
@@ -77,6 +86,14 @@ class Run(Section):
     model: Model = Model()
     text: Text = Text()
     training: Training = Training()
+
+    def mistakes(self) -> Iterator[str]:
+        for key in ("text", "training"):
+            yield from (f"{key}.{line}" for line in getattr(self, key).mistakes())
+
+    def features(self) -> tuple[Feature, ...]:
+        """What its network takes of an image."""
+        return (self.visual, "panoptic")
 
 
 MODEL, TEXT, TRAINING = Model().model_dump(), Text().model_dump(), Training().model_dump()

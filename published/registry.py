@@ -1,7 +1,7 @@
 """What published weights there are: names, addresses, licences, digests where their publishers give them.
 
 Sources: detectron2's MODEL_ZOO.md and detectron2/model_zoo/model_zoo.py (which state that a file's name ends in the first
-digits of its md5), the READMEs of grid-feats-vqa, bottom-up-attention.pytorch and py-bottom-up-attention, and
+digits of its md5), the READMEs of grid-feats-vqa, bottom-up-attention.pytorch, py-bottom-up-attention and UPSNet, and
 google-bert/bert-base-uncased on the Hugging Face hub. What a publisher does not state is None. There is no entry for
 grid-feats-vqa's `R-50-updn`: its configuration was published, its weights were not (`bua-d2-frcn-r50` follows it).
 """
@@ -48,6 +48,7 @@ class Entry:
         kind: "detector", "backbone" (ImageNet, to train a detector from) or "text". what: in words.
         licence: as stated where the weights are published. page: where that is.
         architecture: the key of `extractors.networks.architectures.ARCHITECTURES` that a detector fits, None for the others.
+        note: what whoever fetches it is told.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Entry:
     page: str
     files: tuple[File, ...]
     architecture: str | None = None
+    note: str = ""
 
     def path(self, folder: str | os.PathLike[str]) -> str:
         """Where the weights are kept: of a text encoder its folder, else the file."""
@@ -92,6 +94,9 @@ _MILVLG_PAGE = "https://github.com/MILVLG/bottom-up-attention.pytorch#pre-traine
 _AIRSPLAY_PAGE = "https://github.com/airsplay/py-bottom-up-attention"
 # Of the repositories; none of the three says anything else of its weights.
 _REPOSITORY_LICENCE = "Apache-2.0"
+_UPSNET_PAGE = "https://github.com/uber-research/UPSNet"
+# Of the repository and, as it says nothing else of them, of the weights.
+_UPSNET_LICENCE = "Uber Non-Commercial"
 _BERT_PAGE = "https://huggingface.co/google-bert/bert-base-uncased"
 _BERT = f"{_BERT_PAGE}/resolve/86b5e0934494bd15c9632b12f734a8a67f723594/"
 
@@ -127,6 +132,13 @@ def _airsplay(name: str, what: str, architecture: str) -> Entry:
     return Entry(name, "detector", what, _REPOSITORY_LICENCE, _AIRSPLAY_PAGE, files, architecture)
 
 
+def _upsnet(name: str, what: str, architecture: str) -> Entry:
+    # The address that its repository gives leads nowhere any more.
+    files = (File(f"{name}.pth", None),)
+    note = "its licence allows non-commercial use only"
+    return Entry(name, "detector", what, _UPSNET_LICENCE, _UPSNET_PAGE, files, architecture, note)
+
+
 def _backbone(name: str, path: str, what: str) -> Entry:
     files = (File(path.rpartition("/")[2], f"{_ZOO}ImageNetPretrained/{path}"),)
     return Entry(name, "backbone", what, _ZOO_LICENCE, _ZOO_PAGE, files)
@@ -157,6 +169,8 @@ ENTRIES: dict[str, Entry] = {
         _zoo("COCO-PanopticSegmentation/panoptic_fpn_R_50_3x", "139514569/model_final_c10459.pkl", "COCO Panoptic FPN, R-50", "panoptic_fpn_r50"),
         _zoo("COCO-PanopticSegmentation/panoptic_fpn_R_101_3x", "139514519/model_final_cafdb1.pkl", "COCO Panoptic FPN, R-101", "panoptic_fpn_r101"),
         _zoo("Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x", "139797668/model_final_be35db.pkl", "COCO Panoptic FPN, R-101, deformable, cascade", "panoptic_fpn_r101_dconv_cascade"),
+        _upsnet("upsnet_resnet_50_coco_90000", "COCO UPSNet, R-50", "upsnet_r50"),
+        _upsnet("upsnet_resnet_101_dcn_coco_270000", "COCO UPSNet, R-101, deformable", "upsnet_r101_dcn"),
         # ImageNet.
         _backbone("MSRA-R-50", "MSRA/R-50.pkl", "ImageNet ResNet-50, stride in 1x1"),
         _backbone("MSRA-R-101", "MSRA/R-101.pkl", "ImageNet ResNet-101, stride in 1x1"),
@@ -215,5 +229,5 @@ def by_hand(entry: Entry, file: File, folder: str | os.PathLike[str]) -> str:
     return (
         f"{entry.name} is published on a share page only, without an address to fetch it from; download it by hand "
         f"({entry.page}) and put it at {entry.file_path(file, folder)}, or name your copy: published.files.{entry.name} "
-        "in the configuration"
+        "in the configuration" + (f" ({entry.note})" if entry.note else "")
     )

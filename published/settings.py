@@ -30,7 +30,6 @@ class Published(Section):
                 yield f"files.{name}: no published weights; {suggestion(name)}"
 
     def missing(self) -> Iterator[str]:
-        """What is wrong with the files that it names: key, value and fix."""
         for name, path in self.files.items():
             if name not in ENTRIES:
                 continue

@@ -2,25 +2,24 @@
 
 
 rule encode_testset:
+    "Embeddings of a run on a test set: each image and each caption once."
     input:
-        unpack(encode_inputs),
+        unpack(PLAN.encode_inputs),
     output:
-        embeddings=kept_folder(
-            f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr"
-        ),
+        embeddings=kept_folder(layout.embeddings(RESULTS)),
     log:
-        f"{WORK}/logs/encode_testset/{{run}}/{{testset}}.log",
+        layout.log(WORK, "encode_testset/{run}/{testset}"),
     benchmark:
-        f"{WORK}/benchmarks/encode_testset/{{run}}/{{testset}}.tsv"
+        layout.benchmark(WORK, "encode_testset/{run}/{testset}")
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
         gpu=GPUS_PER_JOB,
     params:
-        split=testset_split,
-        precision=testset_precision,
-        stores=testset_stores,
+        split=PLAN.ask("testsets.{testset}.split"),
+        precision=PLAN.ask("testsets.{testset}.precision"),
+        stores=PLAN.encode_stores,
     shell:
         """
         python -m evaluation.encode \
@@ -37,19 +36,20 @@ rule encode_testset:
 
 
 rule compute_metrics:
+    "Recall of a run on a test set, its intervals, folds and further protocols; control and chance beside it."
     input:
-        embeddings=kept(f"{RESULTS}/evaluation/{{run}}/{{testset}}/embeddings.zarr"),
-        positives=protocol_files,
+        embeddings=kept(layout.embeddings(RESULTS)),
+        positives=PLAN.protocol_files,
     output:
-        metrics=kept(f"{RESULTS}/evaluation/{{run}}/{{testset}}/metrics.json"),
+        metrics=kept(layout.metrics(RESULTS)),
     log:
-        f"{WORK}/logs/compute_metrics/{{run}}/{{testset}}.log",
+        layout.log(WORK, "compute_metrics/{run}/{testset}"),
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        folds=testset_folds,
-        protocols=testset_protocols,
+        folds=PLAN.ask("testsets.{testset}.folds"),
+        protocols=PLAN.protocol_flags,
     shell:
         """
         python -m evaluation.metrics \
@@ -62,19 +62,20 @@ rule compute_metrics:
 
 
 rule compute_ensemble:
+    "The same of an ensemble: the mean of its runs' similarities."
     input:
-        embeddings=ensemble_inputs,
-        positives=protocol_files,
+        embeddings=PLAN.ensemble_inputs,
+        positives=PLAN.protocol_files,
     output:
-        metrics=kept(f"{RESULTS}/ensembles/{{ensemble}}/{{testset}}/metrics.json"),
+        metrics=kept(layout.ensemble_metrics(RESULTS)),
     log:
-        f"{WORK}/logs/compute_ensemble/{{ensemble}}/{{testset}}.log",
+        layout.log(WORK, "compute_ensemble/{ensemble}/{testset}"),
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        folds=testset_folds,
-        protocols=testset_protocols,
+        folds=PLAN.ask("testsets.{testset}.folds"),
+        protocols=PLAN.protocol_flags,
     shell:
         """
         python -m evaluation.ensemble \
@@ -87,19 +88,20 @@ rule compute_ensemble:
 
 
 rule write_tables:
+    "All scores side by side, with published ones: for papers and spreadsheets."
     input:
-        metrics=metrics_files(),
+        metrics=PLAN.all_metrics(),
     output:
-        csv=kept(f"{RESULTS}/tables/results.csv"),
-        markdown=kept(f"{RESULTS}/tables/results.md"),
-        latex=kept(f"{RESULTS}/tables/results.tex"),
+        csv=kept(layout.table(RESULTS, "csv")),
+        markdown=kept(layout.table(RESULTS, "md")),
+        latex=kept(layout.table(RESULTS, "tex")),
     log:
-        f"{WORK}/logs/write_tables.log",
+        layout.log(WORK, "write_tables"),
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        settings=table_settings,
+        settings=PLAN.table_settings,
     shell:
         """
         python -m evaluation.table \

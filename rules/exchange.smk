@@ -2,27 +2,26 @@
 
 
 rule import_shard:
+    "One shard of a feature from files: the same rows and receipt as an extraction."
     input:
-        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
-        sources=import_files,
+        images=kept(layout.images(RESULTS)),
+        sources=PLAN.import_files,
     output:
-        receipt=kept(
-            f"{RESULTS}/{{dataset}}/features/{{feature}}.receipts/{{shard}}.json"
-        ),
+        receipt=kept(layout.receipt(RESULTS)),
     log:
-        f"{WORK}/logs/import_shard/{{dataset}}_{{feature}}_{{shard}}.log",
+        layout.log(WORK, "import_shard/{dataset}_{feature}_{shard}"),
     benchmark:
-        f"{WORK}/benchmarks/import_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
+        layout.benchmark(WORK, "import_shard/{dataset}_{feature}_{shard}")
     wildcard_constraints:
-        dataset=datasets_that(import_feature=True),
+        dataset=PLAN.imported,
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        source=import_source,
-        recipe=IMPORT_RECIPE,
-        shards=shard_count,
-        store=store_path,
+        source=PLAN.import_source,
+        recipe=PLAN.import_recipe,
+        shards=PLAN.ask("datasets.{dataset}.shards"),
+        store=layout.store(RESULTS),
         compression=SETTINGS.features.compression,
     shell:
         """
@@ -41,18 +40,19 @@ rule import_shard:
 
 
 rule export_features:
+    "A dataset's stores as the .npy and .txt files of SCAN, VSE-infinity and 3SHNet."
     input:
-        unpack(export_inputs),
+        unpack(PLAN.export_inputs),
     output:
-        folder=kept_folder(f"{RESULTS}/{{dataset}}/export/{{feature}}"),
+        folder=kept_folder(layout.export(RESULTS)),
     log:
-        f"{WORK}/logs/export_features/{{dataset}}_{{feature}}.log",
+        layout.log(WORK, "export_features/{dataset}_{feature}"),
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        stores=export_stores,
-        options=export_flags(),
+        stores=PLAN.export_stores,
+        options=PLAN.export_flags(),
     shell:
         """
         python -m exchange export \

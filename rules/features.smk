@@ -3,29 +3,28 @@
 
 
 rule extract_shard:
+    "One shard of a feature from images: its rows of the store, and a receipt that lists them."
     input:
-        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
-        weights=feature_weights,
+        images=kept(layout.images(RESULTS)),
+        weights=PLAN.ask("features.{feature}.files"),
     output:
-        receipt=kept(
-            f"{RESULTS}/{{dataset}}/features/{{feature}}.receipts/{{shard}}.json"
-        ),
+        receipt=kept(layout.receipt(RESULTS)),
     log:
-        f"{WORK}/logs/extract_shard/{{dataset}}_{{feature}}_{{shard}}.log",
+        layout.log(WORK, "extract_shard/{dataset}_{feature}_{shard}"),
     benchmark:
-        f"{WORK}/benchmarks/extract_shard/{{dataset}}_{{feature}}_{{shard}}.tsv"
+        layout.benchmark(WORK, "extract_shard/{dataset}_{feature}_{shard}")
     wildcard_constraints:
-        dataset=datasets_that(import_feature=False),
+        dataset=PLAN.extracted,
     conda:
-        feature_environment
-    threads: extraction_threads
+        PLAN.feature_environment
+    threads: PLAN.extraction_threads
     resources:
         gpu=GPUS_PER_JOB,
     params:
-        settings=feature_settings,
-        recipe=feature_recipe,
-        shards=shard_count,
-        store=store_path,
+        settings=PLAN.ask("features.{feature}"),
+        recipe=PLAN.feature_recipe,
+        shards=PLAN.ask("datasets.{dataset}.shards"),
+        store=layout.store(RESULTS),
         compression=SETTINGS.features.compression,
     shell:
         """
@@ -46,18 +45,19 @@ rule extract_shard:
 
 
 rule seal_store:
+    "Checks all parts of a store against their receipts and makes it openable."
     input:
-        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
-        receipts=store_receipts,
+        images=kept(layout.images(RESULTS)),
+        receipts=PLAN.receipts,
     output:
-        store=kept(f"{RESULTS}/{{dataset}}/features/{{feature}}.zarr/zarr.json"),
+        store=kept(layout.sealed(RESULTS)),
     log:
-        f"{WORK}/logs/seal_store/{{dataset}}_{{feature}}.log",
+        layout.log(WORK, "seal_store/{dataset}_{feature}"),
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        store=store_path,
+        store=layout.store(RESULTS),
         on_bad_image=SETTINGS.features.on_bad_image,
     shell:
         """
@@ -71,22 +71,23 @@ rule seal_store:
         """
 
 
-# Made anew whenever it is asked for, by a parameter that never stays: what was whole yesterday need not be whole today.
 rule verify_store:
+    "Reads a sealed store from end to end and compares it with its receipts."
     input:
-        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
-        receipts=store_receipts,
-        sealed=kept(f"{RESULTS}/{{dataset}}/features/{{feature}}.zarr/zarr.json"),
+        images=kept(layout.images(RESULTS)),
+        receipts=PLAN.receipts,
+        sealed=kept(layout.sealed(RESULTS)),
     output:
-        report=f"{WORK}/verified/{{dataset}}/{{feature}}.json",
+        report=layout.verified(WORK),
     log:
-        f"{WORK}/logs/verify_store/{{dataset}}_{{feature}}.log",
+        layout.log(WORK, "verify_store/{dataset}_{feature}"),
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        store=store_path,
-        asked=this_moment,
+        store=layout.store(RESULTS),
+        # Never the same: what was whole yesterday need not be whole today.
+        asked=PLAN.this_moment,
     shell:
         """
         python -m stores.verify \

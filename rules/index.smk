@@ -2,15 +2,16 @@
 
 
 rule render_scenes:
+    "Draws a dataset of the embedded renderer: images and captions."
     output:
-        scenes=directory(f"{WORK}/{{dataset}}/scenes"),
+        scenes=directory(layout.made(WORK, "scenes")),
     log:
-        f"{WORK}/logs/render_scenes/{{dataset}}.log",
+        layout.log(WORK, "render_scenes/{dataset}"),
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        settings=render_settings,
+        settings=PLAN.ask("datasets.{dataset}.render_settings"),
     shell:
         """
         python -m catalog.run render \
@@ -22,14 +23,15 @@ rule render_scenes:
 
 
 rule unpack_images:
+    "Images out of their archive: every stage reads them from files."
     input:
-        archive=images_archive,
+        archive=PLAN.ask("datasets.{dataset}.archive"),
     output:
-        images=directory(f"{WORK}/{{dataset}}/images"),
+        images=directory(layout.made(WORK, "images")),
     log:
-        f"{WORK}/logs/unpack_images/{{dataset}}.log",
+        layout.log(WORK, "unpack_images/{dataset}"),
     wildcard_constraints:
-        dataset=alternatives(PACKED),
+        dataset=PLAN.packed,
     conda:
         "../envs/pipeline.yaml"
     threads: 1
@@ -44,20 +46,21 @@ rule unpack_images:
 
 
 rule index_dataset:
+    "Two tables, images and captions: ids, paths, sizes, splits, content hashes."
     input:
-        sources=index_sources,
+        sources=PLAN.index_sources,
     output:
-        images=kept(f"{RESULTS}/{{dataset}}/index/images.parquet"),
-        captions=kept(f"{RESULTS}/{{dataset}}/index/captions.parquet"),
+        images=kept(layout.images(RESULTS)),
+        captions=kept(layout.captions(RESULTS)),
     log:
-        f"{WORK}/logs/index_dataset/{{dataset}}.log",
+        layout.log(WORK, "index_dataset/{dataset}"),
     conda:
         "../envs/pipeline.yaml"
     threads: 2
     params:
-        settings=index_settings,
-        annotations=annotations_flag,
-        files=index_files,
+        settings=PLAN.ask("datasets.{dataset}.index_settings"),
+        annotations=PLAN.index_flags,
+        files=PLAN.ask("datasets.{dataset}.state"),
     shell:
         """
         python -m catalog.run index \

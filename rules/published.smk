@@ -3,17 +3,18 @@
 
 
 rule fetch_published:
+    "One file of published weights, from its publisher or a mirror, checked against its digest."
     output:
         file=f"{SETTINGS.published.folder}/{{published}}",
     log:
-        f"{WORK}/logs/fetch_published/{{published}}.log",
+        layout.log(WORK, "fetch_published/{published}"),
     localrule: True
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        settings=published_settings,
-        lock=published_lock,
+        settings=PLAN.published_settings,
+        lock=PLAN.published_lock,
     shell:
         """
         python -m published fetch {wildcards.published:q} \
@@ -24,4 +25,4 @@ rule fetch_published:
 
 
 onstart:
-    record_published()
+    checked(PLAN.record_published)

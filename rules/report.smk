@@ -2,18 +2,19 @@
 
 
 rule build_report:
+    "The page: what was made, of what, how good it is and how long it took."
     input:
-        artefacts=report_inputs,
+        artefacts=PLAN.report_inputs,
     output:
-        page=kept(f"{RESULTS}/report/index.html"),
+        page=kept(layout.report(RESULTS)),
     log:
-        f"{WORK}/logs/build_report.log",
+        layout.log(WORK, "build_report"),
     conda:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        settings=report_settings,
-        stores=results_place,
+        settings=PLAN.report_settings,
+        stores=RESULTS,
     shell:
         """
         python -m reporting.run \

@@ -2,59 +2,61 @@
 
 
 rule index:
+    "Images and captions of every dataset, as tables."
     input:
-        [
-            index_file(d, table)
-            for d in SETTINGS.datasets
-            for table in ("images", "captions")
-        ],
+        PLAN.all_indexes(),
 
 
 rule regions:
+    "Region features of every dataset that can have them."
     input:
-        stores_of("regions"),
+        PLAN.all_stores("regions"),
 
 
 rule grids:
+    "Grid features of every dataset that can have them."
     input:
-        stores_of("grids"),
+        PLAN.all_stores("grids"),
 
 
 rule panoptic:
+    "Panoptic segmentations of every dataset that can have them."
     input:
-        stores_of("panoptic"),
+        PLAN.all_stores("panoptic"),
 
 
 rule features:
+    "All features of every dataset, whether a run reads them or not."
     input:
-        [path for feature in FEATURES for path in stores_of(feature)],
+        PLAN.all_stores(*FEATURES),
 
 
 rule train:
+    "Every run."
     input:
-        [kept(f"{RESULTS}/runs/{run}/model.safetensors") for run in SETTINGS.runs],
+        PLAN.all_models(),
 
 
 rule evaluate:
+    "Every run and ensemble on every test set, and the tables."
     input:
-        metrics_files(),
-        table_files(),
+        PLAN.all_metrics(),
+        PLAN.all_tables(),
 
 
 rule report:
+    "The report, and all it shows."
     input:
-        kept(f"{RESULTS}/report/index.html"),
+        kept(layout.report(RESULTS)),
 
 
 rule export:
+    "Features in use, as the files that other programs read."
     input:
-        export_folders(),
+        PLAN.all_exports(),
 
 
 rule verify:
+    "Reads every store in use from end to end, whenever it is asked for."
     input:
-        [
-            f"{WORK}/verified/{dataset}/{feature}.json"
-            for dataset in SETTINGS.datasets
-            for feature in needed_features(dataset)
-        ],
+        PLAN.all_verified(),

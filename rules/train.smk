@@ -3,28 +3,29 @@
 
 
 rule train_model:
+    "One run: weights, configuration, history. Goes on from its last saved step."
     input:
-        unpack(run_inputs),
+        unpack(PLAN.run_inputs),
     output:
-        model=kept(f"{RESULTS}/runs/{{run}}/model.safetensors"),
-        config=kept(f"{RESULTS}/runs/{{run}}/config.json"),
-        vocabulary=kept(f"{RESULTS}/runs/{{run}}/vocab.txt"),
-        history=kept(f"{RESULTS}/runs/{{run}}/history.csv"),
+        model=kept(layout.run_file(RESULTS, layout.WEIGHTS)),
+        config=kept(layout.run_file(RESULTS, layout.CONFIG)),
+        vocabulary=kept(layout.run_file(RESULTS, layout.VOCABULARY)),
+        history=kept(layout.run_file(RESULTS, layout.HISTORY)),
     log:
-        f"{WORK}/logs/train_model/{{run}}.log",
+        layout.log(WORK, "train_model/{run}"),
     benchmark:
-        f"{WORK}/benchmarks/train_model/{{run}}.tsv"
+        layout.benchmark(WORK, "train_model/{run}")
     conda:
         "../envs/pipeline.yaml"
-    threads: training_threads
+    threads: PLAN.training_threads
     resources:
         gpu=GPUS_PER_JOB,
         processes=1,
         launcher="",
     params:
-        settings=run_settings,
-        stores=run_stores,
-        state=f"{WORK}/runs/{{run}}.state",
+        settings=PLAN.run_settings,
+        stores=PLAN.run_stores,
+        state=layout.run_state(WORK),
     shell:
         """
         {resources.launcher} python -m model.train \

@@ -10,10 +10,10 @@ from catalog.settings import DatasetSection
 from core import layout
 from core.features import FEATURES, Feature
 from core.messages import did_you_mean
+from core.section import Section
 from evaluation.settings import Ensemble, Testset
 from model.settings import Run
 from published.registry import named_entry
-from published.settings import Published
 
 if TYPE_CHECKING:
     from settings.salvage import Salvage
@@ -57,12 +57,8 @@ class CrossChecks:
         for key, split in (("train_split", run.train_split), ("val_split", run.val_split)):
             if split is not None and not self.doubtful("runs", name, key):
                 yield from self._split(f"{where}.{key}", run.dataset, split)
-        yield from self._features(where, run.dataset, features_of(run))
-        if run.text.pretrained is None and run.text.hidden_size % run.text.heads:
-            yield f"{where}.text.hidden_size: {run.text.hidden_size} is not a multiple of heads ({run.text.heads}); change one of them"
-        decay = run.training.lr_decay_epochs
-        if decay != sorted(set(decay)):
-            yield f"{where}.training.lr_decay_epochs: {decay} must ascend without repeats; write {sorted(set(decay))}"
+        yield from self._features(where, run.dataset, run.features())
+        yield from self._section(where, run)
         yield from self._published(f"{where}.text.pretrained", run.text.pretrained, "text")
 
     def _testset(self, name: str, testset: Testset) -> Iterator[str]:
@@ -74,9 +70,9 @@ class CrossChecks:
             images = dataset.images_in(testset.split) if dataset else None
             if images is not None and testset.folds > images:
                 yield f"{where}.folds: {testset.folds} folds of {images} images cannot be made; lower it to {images} or less"
-        if not self.doubtful("testsets", name):
+        if not self.doubtful("testsets", name, "protocols"):
             yield from self._section(where, testset)
-        for features in dict.fromkeys(features_of(run) for run in self.settings.runs.values()):
+        for features in dict.fromkeys(run.features() for run in self.settings.runs.values()):
             yield from self._features(where, testset.dataset, features)
 
     def _ensemble(self, name: str, ensemble: Ensemble) -> Iterator[str]:
@@ -97,11 +93,12 @@ class CrossChecks:
         entry = named_entry(section.weights)
         if entry is not None and entry.architecture is not None and not section.fits(entry.architecture):
             yield f"{where}.architecture: {section.architecture!r} does not fit {section.weights!r}; write architecture: {entry.architecture}"
+        yield from under(where, section.mistakes())
         # Weights that nobody needs need not be there.
         if self.check_files and any(feature in dataset.extracted() for dataset in self.settings.datasets.values()):
             yield from under(where, section.missing())
 
-    def _section(self, where: str, section: DatasetSection | Testset | Published) -> Iterator[str]:
+    def _section(self, where: str, section: Section) -> Iterator[str]:
         """What a section knows by itself."""
         yield from under(where, section.mistakes())
         if self.check_files:
@@ -152,8 +149,3 @@ def under(where: str, lines: Iterator[str]) -> Iterator[str]:
     """What a section says of its keys, or of itself, as lines of the whole configuration."""
     for line in lines:
         yield f"{where}.{line}" if re.match(r"\S+: ", line) else f"{where}: {line}"
-
-
-def features_of(run: Run) -> tuple[Feature, ...]:
-    """What a run's model takes of an image."""
-    return (run.visual, "panoptic")

@@ -14,7 +14,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Salvage(Generic[M]):
-    """What is left of a configuration without its wrong values, so that the rest can be checked as well."""
+    """Takes wrong values out of a configuration until the rest is valid.
+
+    Attributes:
+        settings: that rest; None if nothing is left. lines: what was wrong with the values.
+    """
 
     def __init__(self, config: dict[str, Any], root: type[M]) -> None:
         self.settings: M | None = None
@@ -43,7 +47,7 @@ class Salvage(Generic[M]):
         Nothing else is said of what is doubtful.
         """
         entries = [path for path in self._wrong if path[:2] == (section, name)]
-        return any(key is None or path[2:] in ((), (key,)) for path in entries)
+        return any(key is None or path[2:3] in ((), (key,)) for path in entries)
 
 
 def _without(config: dict[str, Any], path: tuple[str, ...], missing: bool) -> None:

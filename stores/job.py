@@ -98,6 +98,9 @@ class ShardJob:
         self._writing: Future[None] | None = None
         check_store_path(store)
 
+    def __str__(self) -> str:
+        return f"{self.description['feature']} {self.shard + 1}/{self.plan.shards}"
+
     def __enter__(self) -> ShardJob:
         self.receipt.unlink(missing_ok=True)
         if self._take_over and self.images.content_hashes is not None:

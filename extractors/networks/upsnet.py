@@ -142,7 +142,8 @@ def select_instances(
 class UPSNetSemantic:
     """One image's semantic result: `labels` (H, W) uint8 at original size, in UPSNet's order.
 
-    `probabilities()` gives (C, h, w) float32 at the network's resolution, in UPSNet's order.
+    `probabilities()` gives (C, h, w) float32 in the same order: what the labels are the largest of, at each pixel of the
+    network's input that a pixel of the original is taken from.
     """
 
     labels: Tensor
@@ -204,7 +205,7 @@ class UPSNet(nn.Module):
             for i, logits in zip(rows, self.sem_seg_head(self.backbone(part)), strict=True):
                 sampled, there = self._sampling(sizes[i], original_sizes[i])
                 labels = semantic_labels(logits, *sampled)[there]
-                results[i] = UPSNetSemantic(labels, partial(_softmax, logits, *map(np.arange, sizes[i])))
+                results[i] = UPSNetSemantic(labels, partial(_softmax, logits, *sampled))
         return results
 
     @torch.inference_mode()
@@ -226,8 +227,7 @@ class UPSNet(nn.Module):
                 sampled, there = self._sampling(sizes[i], original_sizes[i])
                 ids, labels = (x[there] for x in panoptic_labels(logits, instances, *sampled, self.num_stuff))
                 segment_map, segments = merge_labels(ids, labels, instances, self.num_stuff, self.stuff_area_limit)
-                whole = map(np.arange, sizes[i])
-                probabilities = partial(panoptic_probabilities, logits, instances, *whole, self.num_stuff)
+                probabilities = partial(panoptic_probabilities, logits, instances, *sampled, self.num_stuff)
                 results[i] = UPSNetPanoptic(labels, probabilities, segment_map, segments, instances)
         return results
 

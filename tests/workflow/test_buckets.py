@@ -5,7 +5,6 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from stores.places import place_of
 
@@ -75,11 +74,3 @@ def test_a_job_that_fails_leaves_no_seal(make_workflow, make_bucket):
     assert made.returncode != 0 and "unusable image" in made.stdout + made.stderr
     keys = place_of(results).keys()
     assert any("grids.receipts/" in key for key in keys) and "tiny/features/grids.zarr/zarr.json" not in keys
-
-
-@pytest.mark.parametrize("results", ["gs://bucket/x", "s3://bucket", "s3:///x"])
-def test_other_addresses_are_refused(make_workflow, results):
-    workflow = make_workflow(TINY)
-    workflow.configfile.write_text(yaml.safe_dump(TINY))
-    made = run(workflow, results, "--dry-run")
-    assert made.returncode != 0 and "s3://BUCKET/FOLDER" in made.stdout + made.stderr

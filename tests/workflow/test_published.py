@@ -123,20 +123,3 @@ def test_a_failed_download_shows_its_one_line(make_workflow, mirror):
     assert result.returncode != 0
     assert f"error: {mirror[1]}/grid-feats-vqa/X-152/X-152.pth: the server answered 404" in output
     assert "Traceback" not in output
-
-
-def test_a_text_encoder_is_fetched_file_by_file(make_workflow):
-    workflow = make_workflow(
-        {
-            "datasets": {"tiny": {"source": "scenes", "splits": {"train": 4, "val": 2}}},
-            "runs": {
-                "run": {"dataset": "tiny", "visual": "grids", "text": {"pretrained": "published:bert-base-uncased"}}
-            },
-        }
-    )
-    planned = workflow.planned("train")
-    assert planned["fetch_published"] == 3 and planned["train_model"] == 1
-    own = workflow.folder / "bert"
-    own.mkdir()
-    config = workflow.config | {"published": {"files": {"bert-base-uncased": "bert"}}}
-    assert "fetch_published" not in workflow.planned("train", config=config)

@@ -1,11 +1,13 @@
 """Dataset sections answer for themselves: to the rules, to the checks and to the command that makes the index."""
 
 import json
+from typing import Annotated, Literal, Union
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from catalog.settings import Dataset, DatasetSection, FolderDataset, KarpathyDataset
+from catalog.annotations import Annotations
+from catalog.settings import Dataset, DatasetSection, FolderDataset, KarpathyDataset, ScenesDataset
 from core.features import FEATURES
 from core.messages import validated
 
@@ -106,3 +108,26 @@ def test_the_state_of_images_is_that_of_the_folder(tmp_path):
 def test_two_kinds_of_splits_exclude_each_other():
     with pytest.raises(ValidationError, match="exclude each other"):
         FolderDataset(source="folder", images="i", splits={"a": 1.0}, split_files={"a": "a.txt"})
+
+
+def test_a_format_of_ones_own_is_one_section():
+    """What a new format must answer; all else has answers that fit images whose features are extracted."""
+
+    class Lines(DatasetSection):
+        source: Literal["lines"]
+        file: str
+
+        def known_splits(self):
+            return {"all"}
+
+        def sources(self, made):
+            return [self.file]
+
+        def read(self, made, threads):
+            return Annotations(["a"], [self.file], ["all"], ["0"], ["a"], ["A line."])
+
+    either = Annotated[Union[ScenesDataset, Lines], Field(discriminator="source")]
+    dataset = validated(either, {"source": "lines", "file": "x.txt"}, place="dataset")
+    assert dataset.index_settings() == '{"file": "x.txt", "source": "lines"}'
+    assert (dataset.extracted(), dataset.imported(), list(dataset.missing())) == (FEATURES, (), [])
+    assert dataset.read(None, 1).captions().to_pylist() == [{"caption_id": "0", "image_id": "a", "text": "A line."}]

@@ -1,12 +1,28 @@
 """The three panoptic arrays against torch's own pooling and plain counting."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
-from extractors.images import InputSpec
+from catalog.categories import UPSNET_TO_COCO
+from core.console import UserError
+from extractors.images import InputSpec, iterate_batches
+from extractors.loading import NetworkRunner
+from extractors.networks import build
 from extractors.networks.rcnn import Meta, Panoptic
-from extractors.panoptic import area_fractions, category_map, category_presence, nearest_map, soft_probabilities
+from extractors.networks.upsnet import UPSNetPanoptic, UPSNetSemantic
+from extractors.panoptic import (
+    PanopticExtractor,
+    area_fractions,
+    category_map,
+    category_presence,
+    nearest_map,
+    soft_probabilities,
+)
 
 META = Meta(
     input=InputSpec(8, 8, "RGB", (0.0,) * 3, (1.0,) * 3, 32), thing_categories=(3, 7), stuff_categories=(90, 100)
@@ -32,11 +48,11 @@ def test_a_cell_sums_to_one_without_void():
     np.testing.assert_allclose(area_fractions(categories).astype("f4").sum(0), 1 - void, atol=2e-3)
 
 
-def test_nearest_map_takes_cell_centres():
-    categories = np.arange(128 * 64, dtype=np.int64).reshape(128, 64)
-    small = nearest_map(categories)
-    assert small.shape == (64, 64)
-    assert small[0, 0] == categories[1, 0] and small[63, 63] == categories[127, 63]
+def test_nearest_map_takes_the_first_pixel_of_each_cell():
+    for shape in ((128, 64), (427, 640), (33, 100), (1, 1)):
+        categories = np.arange(shape[0] * shape[1]).reshape(shape)
+        rows, columns = ([math.floor(i * side / 64) for i in range(64)] for side in shape)
+        np.testing.assert_array_equal(nearest_map(categories), categories[np.ix_(rows, columns)])
 
 
 def test_presence_needs_more_than_the_limit():
@@ -82,3 +98,60 @@ def test_soft_probabilities_never_exceed_one():
     torch.testing.assert_close(soft[7, 0, 0], torch.tensor(0.81 / (0.81 + 2 / 3)))
     torch.testing.assert_close(soft[7, 0, 3], torch.tensor(0.4 / (0.4 + 2 / 3)))
     torch.testing.assert_close(soft[90, 3, 5], torch.tensor(1 / 3))
+
+
+class Stub(torch.nn.Module):
+    """A network with UPSNet's answers: class u, in its order, in row u % 4; the panoptic result has void and one thing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meta = Meta(input=META.input, thing_categories=tuple(range(80)), stuff_categories=tuple(range(80, 133)))
+
+    def results(self, sizes):
+        labels = torch.tensor([0, 52, 53, 132], dtype=torch.uint8)[torch.arange(sizes[0][0]) % 4][:, None]
+        probabilities = F.one_hot(labels.long(), 133).permute(2, 0, 1).float()
+        return labels.expand(sizes[0]), lambda: probabilities
+
+    def semantic(self, pixels, sizes, original_sizes):
+        return [UPSNetSemantic(*self.results(original_sizes))] * len(sizes)
+
+    def panoptic(self, pixels, sizes, original_sizes):
+        labels, probabilities = self.results(original_sizes)
+        segments = [
+            {"id": 1, "is_thing": True, "category": 79, "instance": 1, "area": 1},
+            {"id": 2, "is_thing": False, "category": 53, "instance": 0, "area": 1},
+        ]
+        segment_map = torch.tensor([0, 2, 1, 1])[torch.arange(labels.shape[0]) % 4][:, None].expand(labels.shape)
+        return [UPSNetPanoptic(labels, probabilities, segment_map, segments, [])] * len(sizes)
+
+
+def rows_of(path, **settings):
+    extractor = PanopticExtractor(NetworkRunner(Stub(), "digest"), **settings)
+    (batch,) = iterate_batches([path], [0], extractor.input, 1)
+    (row,) = extractor(batch)
+    return row, extractor.attributes
+
+
+def test_upsnets_classes_come_in_our_order(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
+    row, attributes = rows_of(path)
+    assert attributes["source"] == "semantic" and attributes["class_order"] == "coco"
+    expected = [UPSNET_TO_COCO[u] for u in (0, 52, 53, 132)]
+    assert row["seg_maps"][:4, 0].tolist() == expected == [80, 132, 0, 79]
+    assert np.flatnonzero(row["category_onehots"]).tolist() == sorted(expected)
+    row, attributes = rows_of(path, source="panoptic")
+    assert attributes["source"] == "panoptic" and row["seg_maps"][:4, 0].tolist() == [255, 132, 79, 79]
+    for source in ("semantic", "panoptic"):
+        row, _ = rows_of(path, source=source, seg_features="soft")
+        np.testing.assert_allclose(row["seg_features"].sum((1, 2))[expected], 49 / 4, atol=1.5)
+        np.testing.assert_allclose(row["seg_features"].astype("f4").sum(0), 1, atol=1e-3)
+
+
+def test_a_source_that_the_network_lacks_is_refused():
+    runner = NetworkRunner(build("scenes_panoptic"), "digest")
+    assert PanopticExtractor(runner).attributes["source"] == "panoptic"
+    with pytest.raises(UserError, match="source: semantic needs .* such as upsnet_r50; that of PanopticFPN does not"):
+        PanopticExtractor(runner, source="semantic")
+    with pytest.raises(UserError, match="unknown source 'segments'; choose one of semantic, panoptic"):
+        PanopticExtractor(runner, source="segments")

@@ -197,7 +197,8 @@ def test_receipt(job, capsys):
     assert failure["image_id"] == f"photo-{BAD}" and failure["path"] == job.paths[BAD]
     assert "truncated" in failure["error"]
     assert receipt["seconds"].keys() == {"total", "startup", "decode", "network", "write"}
-    parts = sum(value for key, value in receipt["seconds"].items() if key != "total")
+    # Writing goes on beside the rest.
+    parts = sum(value for key, value in receipt["seconds"].items() if key not in ("total", "write"))
     assert 0 < parts <= receipt["seconds"]["total"] + 0.01
     assert receipt["images_per_second"] > 0
     # A job writes whole Zarr shards of (here) 4 rows.

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from core.console import UserError
-from published.registry import ENTRIES, entry_at, lookup, resolve
+from published.registry import ENTRIES, by_hand, entry_at, lookup, resolve
 
 
 def test_every_entry_is_complete():
@@ -37,7 +37,7 @@ def test_the_architectures_exist():
     from extractors.networks.architectures import ARCHITECTURES
 
     named = {entry.architecture for entry in ENTRIES.values() if entry.architecture}
-    assert len(named) == 17 and named <= ARCHITECTURES.keys()
+    assert len(named) == 19 and named <= ARCHITECTURES.keys()
 
 
 def test_the_text_encoder_has_what_the_model_reads():
@@ -64,3 +64,11 @@ def test_names_resolve_to_paths():
 def test_it_imports_neither_side(repository):
     for path in (repository / "published").glob("*.py"):
         assert not re.search(r"^\s*(from|import) (extractors|model|torch)\b", path.read_text(), re.M), path
+
+
+def test_upsnets_licence_is_told():
+    for name in ("upsnet_resnet_50_coco_90000", "upsnet_resnet_101_dcn_coco_270000"):
+        entry = ENTRIES[name]
+        assert "Non-Commercial" in entry.licence and entry.files[0].name == f"{name}.pth"
+        message = by_hand(entry, entry.files[0], "w")
+        assert "non-commercial use only" in message and f"w/{name}/{name}.pth" in message and entry.page in message

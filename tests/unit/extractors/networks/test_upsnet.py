@@ -494,12 +494,13 @@ def test_probabilities_agree_with_the_labels():
     batch = seen(network, images()[0])
     (semantic,) = network.semantic(batch.pixels, batch.sizes, batch.original_sizes)
     probabilities = semantic.probabilities()
-    assert probabilities.shape == (133, *batch.sizes[0])
-    torch.testing.assert_close(probabilities.sum(0), torch.ones(batch.sizes[0]))
-    rows, columns = (
-        source_pixels(*sides, INPUT.scale(*images()[0].shape[:2]))
-        for sides in zip(batch.sizes[0], images()[0].shape[:2], strict=True)
-    )
+    taken = [
+        source_pixels(*sides, INPUT.scale(*batch.original_sizes[0]))
+        for sides in zip(batch.sizes[0], batch.original_sizes[0], strict=True)
+    ]
+    rows, columns = (np.unique(places, return_inverse=True)[1] for places in taken)
+    assert probabilities.shape == (133, rows.max() + 1, columns.max() + 1)
+    torch.testing.assert_close(probabilities.sum(0), torch.ones(probabilities.shape[1:]))
     assert (probabilities.argmax(0)[rows][:, columns] == semantic.labels).float().mean() > 0.9999
     (panoptic,) = network.panoptic(batch.pixels, batch.sizes, batch.original_sizes)
     total = panoptic.probabilities().sum(0)

@@ -8,7 +8,6 @@ import yaml
 
 from core.console import UserError
 from core.section import canonical
-from extractors.settings import feature_files
 from settings import load_settings
 
 
@@ -58,6 +57,12 @@ def test_names_become_folders_and_are_checked(config):
         broken = copy.deepcopy(config)
         broken["datasets"][name] = config["datasets"]["scenes"]
         assert any(line.startswith("datasets.") for line in mistakes(broken))
+
+
+@pytest.mark.parametrize("results", ["gs://bucket/x", "s3://bucket", "s3:///x"])
+def test_results_lie_in_folders_or_in_folders_of_buckets(config, results):
+    (line,) = mistakes(config | {"results": results})
+    assert line.startswith(f"results: {results!r}") and "s3://BUCKET/FOLDER" in line
 
 
 def test_references_are_checked(config):
@@ -178,6 +183,14 @@ def test_a_list_with_a_wrong_item_hides_nothing(config):
         ({"results": "out/{x}"}, "results: 'out/{x}' - must be free of braces and control characters: it becomes part of file patterns"),
         ({"testsets": {"t": {"dataset": "s", "folds": 9}}}, "testsets.t.folds: 9 folds of 2 images cannot be made; lower it to 2 or less"),
         (
+            {"runs": {"r": {"dataset": "s", "visual": "grids", "val_split": None, "text": {"pretrained": None, "heads": 3}}}},
+            "runs.r.text.hidden_size: 128 is not a multiple of heads (3); change one of them",
+        ),
+        (
+            {"runs": {"r": {"dataset": "s", "visual": "grids", "val_split": None, "training": {"lr_decay_epochs": [6, 3, 3]}}}},
+            "runs.r.training.lr_decay_epochs: [6, 3, 3] must ascend without repeats; write [3, 6]",
+        ),
+        (
             {"runs": {"r": {"dataset": "s", "visual": "grids", "val_split": None, "training": {"epochs": "3"}}}},
             "runs.r.training.epochs: '3' - is text; write the number as 3, without quotes",
         ),
@@ -269,6 +282,19 @@ def test_an_engine_has_its_own_keys(config, feature, section, expected):
     assert len(found) == len(wanted) + 1
 
 
+def test_a_source_of_segments_that_the_network_lacks(config):
+    line = "features.panoptic.source: only the semantic branch of architecture upsnet_r50 and upsnet_r101_dcn tells things apart; "
+    for section in (
+        {"source": "semantic"},
+        {"engine": "transformers", "weights": "facebook/mask2former-swin-tiny-coco-panoptic", "source": "semantic"},
+    ):
+        config["features"]["panoptic"] = section
+        assert mistakes(config) == [line + "choose one of them, or leave source out"]
+    weights = "published:upsnet_resnet_50_coco_90000"
+    config["features"]["panoptic"] = {"architecture": "upsnet_r50", "weights": weights, "source": "semantic"}
+    load_settings(config, check_files=False)
+
+
 def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").symlink_to(repository / "weights")
@@ -280,7 +306,7 @@ def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
 
     def files(feature, section):
         config["features"][feature] = section
-        return feature_files(getattr(load_settings(config).features, feature))
+        return load_settings(config).features[feature].files()
 
     assert files("regions", zoo) == []
     assert files("regions", {"engine": "detectron2", "config": "mine.yaml", "weights": "mine.pkl"}) == [
@@ -363,3 +389,26 @@ def test_sections_on_the_command_line_have_their_types(config):
     assert (run.val_split, run.training.epochs, run.training.learning_rate) == (None, 3, 0.0005)
     assert (run.training.lr_decay_epochs, run.training.mask_same_image, run.training.gradient_clip) == ([2], True, 1.5)
     assert run.training.batch_size == config["runs"]["region"]["training"]["batch_size"]
+
+
+def test_mistakes_between_keys_hide_no_other(config):
+    """Two kinds of splits, and the rest of both the dataset and those that use it."""
+    config["datasets"]["mine"] = {
+        "source": "folder",
+        "images": "i",
+        "splits": {"a": 1.0},
+        "split_files": {"a": "a.txt"},
+    }
+    config["datasets"]["mine"]["shards"] = 0
+    config["testsets"]["scenes_test"] |= {"split": "tset", "positives": "x"}
+    config["testsets"]["scenes_test"]["folds"] = -1
+    config["runs"]["region"] = {**config["runs"]["region"], "train_split": "trian", "seed": -1}
+    assert [line.split(": ")[0] for line in mistakes(config)] == [
+        "datasets.mine.shards",
+        "runs.region.seed",
+        "testsets.scenes_test.folds",
+        "datasets.mine",
+        "runs.region.train_split",
+        "testsets.scenes_test.split",
+        "testsets.scenes_test.positives",
+    ]

@@ -1,0 +1,1 @@
+"""The rules, and as plain Python what each of them needs."""

@@ -1,0 +1,73 @@
+"""What every rule looks like, read from the files: documented, in one order, nothing asked for that Plan does not know."""
+
+import inspect
+import re
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from core import layout
+from rules.plan import Plan
+from settings import load_settings
+
+ORDER = (
+    (
+        "input output log benchmark wildcard_constraints localrule conda threads resources params shell"  # as read from above
+    ).split()
+)
+
+
+@pytest.fixture(scope="module")
+def files(repository):
+    return {path.name: path.read_text() for path in (repository / "Snakefile", *(repository / "rules").glob("*.smk"))}
+
+
+@pytest.fixture(scope="module")
+def rules(files):
+    """Name -> body."""
+    found = [m for text in files.values() for m in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)+)", text, re.M)]
+    assert len(found) == len(dict(found)) > 20
+    return dict(found)
+
+
+def test_each_file_says_what_it_is_about(files):
+    assert not [name for name, text in files.items() if not re.match(r"# [A-Z].{20}", text)]
+
+
+def test_each_rule_says_what_it_is_for(rules):
+    assert not [name for name, body in rules.items() if not re.match(r'    "+[A-Z].+\.', body)]
+
+
+def test_each_rule_is_in_the_one_order(rules):
+    for name, body in rules.items():
+        parts = re.findall(r"^    (\w+):", body, re.M)
+        assert parts == sorted(parts, key=ORDER.index), name
+
+
+def test_rules_are_declarations(files):
+    for name, text in files.items():
+        assert not re.search(r"\blambda\b|^ +(script|run|notebook):", text, re.M), name
+
+
+def test_rules_compose_no_path_of_the_results_by_hand(files):
+    for name, text in files.items():
+        assert not re.search(r"f\"\{(RESULTS|WORK)\}/", text), name
+
+
+def test_what_rules_ask_for_is_there(files, repository, monkeypatch):
+    """A misspelt name in a rule would else be found by the first job of it."""
+    monkeypatch.chdir(repository)
+    config = yaml.safe_load((repository / "config.yaml").read_text())
+    plan = Plan(load_settings(config))
+    text = "\n".join(files.values())
+    methods, functions = set(re.findall(r"PLAN\.(\w+)", text)), set(re.findall(r"layout\.(\w+)", text))
+    assert len(methods) > 20 and not [name for name in methods if not hasattr(plan, name)]
+    assert len(functions) > 10 and not [name for name in functions if not hasattr(layout, name)]
+    job = SimpleNamespace(dataset="scenes", feature="grids", run="grid", testset="dusk_test")
+    places = set(re.findall(r'PLAN\.ask\("(.+?)"\)', text))
+    assert len(places) > 5
+    for place in places:
+        plan.ask(place)(job)
+    public = {name for name, _ in inspect.getmembers(Plan, inspect.isfunction) if not name.startswith("_")}
+    assert public - methods <= {"sealed", "run_file", "index", "embeddings", "needed_features"}, "asked for by no rule"
