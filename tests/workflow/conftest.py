@@ -1,4 +1,4 @@
-"""Running Snakemake as a user would, in a process of its own."""
+"""Running Snakemake as a user would, in a folder and a process of its own."""
 
 import copy
 import os
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from .launcher import Launcher
 
 TINY = {
     "datasets": {
@@ -50,7 +52,8 @@ class Workflow:
     Not in the checkout: its locks and its memory of past runs belong to whoever works in it.
     """
 
-    def __init__(self, repository: Path, folder: Path, config: dict) -> None:
+    def __init__(self, repository: Path, folder: Path, config: dict, launcher: Launcher) -> None:
+        self.launcher = launcher
         self.repository = repository
         self.folder = folder
         self.config = config
@@ -75,10 +78,12 @@ class Workflow:
         return {"args": command, "cwd": self.folder, "env": environment}
 
     def run(self, *arguments: str, config: dict | None = None) -> subprocess.CompletedProcess:
-        return subprocess.run(**self.command(*arguments, config=config), capture_output=True, text=True, timeout=900)
+        """Snakemake to its end; the result's `cpu_seconds` are those of its jobs too, without the imports of Snakemake."""
+        command = self.command(*arguments, config=config)
+        return self.launcher.run(command.pop("args")[3:], **command)
 
     def start(self, *arguments: str, config: dict | None = None) -> subprocess.Popen:
-        """Snakemake in a process group of its own, its output in `snakemake.log`."""
+        """The user's command itself in a process group of its own, its output in `snakemake.log`."""
         with (self.folder / "snakemake.log").open("ab") as log:
             return subprocess.Popen(
                 **self.command(*arguments, config=config), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -86,31 +91,37 @@ class Workflow:
 
     def planned(self, *arguments: str, config: dict | None = None) -> dict[str, int]:
         """Jobs a dry run would start, by rule, without those that only name a target."""
-        result = self.run("--dry-run", *arguments, config=config)
-        output = result.stdout + result.stderr
-        assert result.returncode == 0, output
-        if "Nothing to be done" in output:
-            return {}
-        table = re.search(r"^Job stats:\n.*?\n-+ +-+\n(.*?)\n\n", output, re.M | re.S).group(1)
-        jobs = {name: int(count) for name, count in (line.split() for line in table.splitlines())}
-        jobs.pop("total")
-        return {name: count for name, count in jobs.items() if name not in TARGETS}
+        return jobs_of(self.run("--dry-run", *arguments, config=config))
+
+
+def jobs_of(result: subprocess.CompletedProcess) -> dict[str, int]:
+    """Jobs of a dry run, by rule, without those that only name a target."""
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    if "Nothing to be done" in output:
+        return {}
+    table = re.search(r"^Job stats:\n.*?\n-+ +-+\n(.*?)\n\n", output, re.M | re.S).group(1)
+    jobs = {name: int(count) for name, count in (line.split() for line in table.splitlines())}
+    jobs.pop("total")
+    return {name: count for name, count in jobs.items() if name not in TARGETS}
 
 
 @pytest.fixture(scope="session")
 def make_workflow(repository, tmp_path_factory):
     """`make_workflow(config)`: a `Workflow` in a folder of its own."""
+    launcher = Launcher()
 
     def make(config: dict) -> Workflow:
-        return Workflow(repository, tmp_path_factory.mktemp("workflow"), config)
+        return Workflow(repository, tmp_path_factory.mktemp("workflow"), config, launcher)
 
-    return make
+    yield make
+    launcher.close()
 
 
 @pytest.fixture(scope="session")
 def finished(make_workflow):
     """The tiny workflow, run to its end once."""
     workflow = make_workflow(TINY)
-    result = workflow.run()
-    assert result.returncode == 0, result.stdout + result.stderr
+    master = workflow.start()
+    assert master.wait(900) == 0, (workflow.folder / "snakemake.log").read_text()
     return workflow

@@ -1,0 +1,81 @@
+"""A process that has imported Snakemake once and forks for each start of it: the imports are two thirds of a dry run.
+
+A start is a process as any other, in its folder and its environment; only that its imports are done. It is the program that
+`Launcher` starts and talks to; a start that is to be killed, or be the very command of a user, needs none of this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+class Launcher:
+    """Snakemake in processes that need not import it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen | None = None
+
+    def run(self, arguments: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
+        """`python -m snakemake ARGUMENTS`, waited for. `cpu_seconds` is what it and its jobs used."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        with tempfile.TemporaryDirectory(prefix="launcher.") as folder:
+            outputs = [str(Path(folder) / name) for name in ("stdout", "stderr")]
+            request = {"arguments": arguments, "cwd": str(cwd), "env": env, "outputs": outputs}
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+            assert answer, "the launcher died"
+            code, cpu_seconds = json.loads(answer)
+            stdout, stderr = (Path(path).read_text(errors="replace") for path in outputs)
+        result = subprocess.CompletedProcess(arguments, code, stdout, stderr)
+        result.cpu_seconds = cpu_seconds
+        return result
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait(60)
+            self._process.stdout.close()
+
+
+def become(request: dict) -> None:
+    """What a new interpreter finds: folder, variables, an empty input, the module path of `python -m`."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    streams = [os.open(os.devnull, os.O_RDONLY)]
+    streams += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in request["outputs"]]
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    sys.argv = ["snakemake", *request["arguments"]]
+    sys.path[0] = request["cwd"]
+
+
+def serve() -> None:
+    """One request a line, one answer a line."""
+    from snakemake.cli import get_argument_parser, main
+
+    get_argument_parser()  # which imports the plugins
+    for line in sys.stdin:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        pid = os.fork()
+        if pid == 0:
+            become(json.loads(line))
+            main()  # which exits
+        _, status = os.waitpid(pid, 0)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+        print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
