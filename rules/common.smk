@@ -15,7 +15,6 @@ from core.machine import remember_configfiles, use_this_interpreter
 from published.download import LOCK_FILE
 from rules.plan import Plan, alternatives
 from settings import load_settings
-from snakemake.exceptions import WorkflowError
 
 use_this_interpreter(REPOSITORY)
 remember_configfiles(workflow.overwrite_configfiles)
@@ -33,11 +32,12 @@ def kept_folder(path):
 
 
 def checked(step, *arguments, **options):
-    """The result of a step of the start-up; a mistake of the user's ends it with its message alone."""
+    """The result of a step of the start-up; a mistake of the user's ends it with its message alone, not with our file and line."""
     try:
         return step(*arguments, **options)
     except UserError as error:
-        raise WorkflowError(str(error)) from None
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 PLAN = Plan(
@@ -60,6 +60,8 @@ SETTINGS, RESULTS, WORK = PLAN.settings, PLAN.results, PLAN.work
 GPUS_PER_JOB = int(gpu_present())
 
 if PLAN.remote and not find_spec("snakemake_storage_plugin_s3"):
-    raise WorkflowError(
-        f"results: {RESULTS} needs more packages: pip install --group s3"
+    print(
+        f"error: results: {RESULTS} needs more packages: pip install --group s3",
+        file=sys.stderr,
     )
+    sys.exit(1)
