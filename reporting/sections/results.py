@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.scores import CUTOFFS, RECALLS
+from evaluation.tables.blocks import PRECISION, RECALL
 from reporting.artefacts import Artefacts, Stage
 from reporting.sections.features import feature_stages
 from reporting.words import counted, duration
@@ -110,13 +111,13 @@ _PROTOCOL_TABLES = (
         "Crisscrossed Captions, within images and within texts",
         "cxc",
         {"i2i": "Image → image", "t2t": "Text → text"},
-        {f"r{k}": f"R@{k}" for k in CUTOFFS},
+        RECALL,
     ),
     (
         "ECCV Caption",
         "eccv",
         {"i2t": "Image → text", "t2i": "Text → image"},
-        {"map_at_r": "mAP@R", "r_precision": "R-P", "r1": "R@1"},
+        PRECISION,
     ),
 )
 

@@ -11,15 +11,9 @@ import pytest
 from core.console import UserError
 from evaluation import table as module
 from evaluation.published import IMAGES, PUBLISHED
-from evaluation.table import (
-    LAYOUTS,
-    configured_entries,
-    format_csv,
-    format_latex,
-    format_markdown,
-    format_table,
-    found_entries,
-)
+from evaluation.tables import latex, markdown, spreadsheet
+from evaluation.tables import text as terminal
+from evaluation.tables.blocks import LAYOUTS, configured_entries, found_entries
 
 
 def scores(base):
@@ -59,7 +53,7 @@ def row(text, start):
 
 
 def test_configured_table(results):
-    text = format_table(configured_entries(results, CONFIG))
+    text = terminal.render(configured_entries(results, CONFIG))
     assert "scenes_test: 100 images, 500 captions" in text
     assert row(text, "region").split()[1:] == ["40.0", "60.0", "70.0", "34.8", "60.0", "70.0", "334.8"]
     assert row(text, "mean of 5 folds of 20 images").split()[-1] == "454.8"
@@ -74,20 +68,17 @@ def test_configured_table(results):
 def test_found_table_groups_by_test_set(results):
     entries = found_entries(sorted(results.glob("*/*/*/metrics.json")))
     assert [(entry.system, entry.ensemble) for entry in entries] == [("grid", False), ("region", False), ("both", True)]
-    assert "both (ensemble)" in format_table(entries)
+    assert "both (ensemble)" in terminal.render(entries)
 
 
-def test_command_line(results, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["prog", "--results", str(results), "--config", json.dumps(CONFIG)])
-    module.main()
+def test_command_line(results, capsys):
+    module.main(["--results", str(results), "--config", json.dumps(CONFIG)])
     configured = capsys.readouterr().out
     assert "not computed" in configured
-    monkeypatch.setattr(sys, "argv", ["prog", "--results", str(results)])
-    module.main()
+    module.main(["--results", str(results)])
     found = capsys.readouterr().out
     assert "region" in found and "not computed" not in found
-    monkeypatch.setattr(sys, "argv", ["prog", *map(str, sorted(results.glob("*/*/*/metrics.json")))])
-    module.main()
+    module.main(list(map(str, sorted(results.glob("*/*/*/metrics.json")))))
     assert capsys.readouterr().out == found
 
 
@@ -122,7 +113,7 @@ def coco_entries(coco, benchmark="coco"):
 
 
 def test_the_text_table_shows_intervals_and_protocols(coco):
-    text = format_table(coco_entries(coco))
+    text = terminal.render(coco_entries(coco))
     assert row(text, "my_run").endswith("340.8  [331.8, 349.8]")
     lines = text.splitlines()
     below = lines[lines.index(row(text, "my_run")) + 1 :]
@@ -134,21 +125,21 @@ def test_the_text_table_shows_intervals_and_protocols(coco):
 
 
 def test_without_intervals_no_column_is_named(results):
-    assert "interval" not in format_table(configured_entries(results, CONFIG))
+    assert "interval" not in terminal.render(configured_entries(results, CONFIG))
 
 
 def test_published_results_are_shown_on_their_benchmark_alone(coco, results):
-    text = format_table(coco_entries(coco))
+    text = terminal.render(coco_entries(coco))
     assert row(text, "VSE∞ region (published)").split()[-1] == "434.3"
     assert "538.0" in text, "3SHNet's published folds"
     for other in (coco_entries(coco, None), configured_entries(results, CONFIG)):
-        assert "published" not in format_table(other)
+        assert "published" not in terminal.render(other)
     # 1,000 images are needed to compare with Flickr30K, and five folds of 1,000 for COCO 1K.
-    assert "published" not in format_table(coco_entries(coco, "flickr30k"))
+    assert "published" not in terminal.render(coco_entries(coco, "flickr30k"))
     entries = coco_entries(coco)
     for entry in entries:
         entry.metrics["folds"]["count"] = 4
-    assert "538.0" not in format_table(entries) and "434.3" in format_table(entries)
+    assert "538.0" not in terminal.render(entries) and "434.3" in terminal.render(entries)
 
 
 def test_published_rows_add_up():
@@ -157,11 +148,11 @@ def test_published_rows_add_up():
             # Seven numbers rounded one by one.
             assert sum(published.values[:6]) == pytest.approx(published.values[6], abs=0.35), published
         assert published.source and published.benchmark in IMAGES
-        assert len(published.values) == 6 + LAYOUTS[published.block][2]
+        assert len(published.values) == 6 + LAYOUTS[published.block].rsum
 
 
 def test_markdown(coco):
-    text = format_markdown(coco_entries(coco))
+    text = markdown.render(coco_entries(coco))
     titles = [line for line in text.splitlines() if line.startswith("###")]
     assert titles[:2] == [
         "### MS-COCO (coco): 5000 images, 25000 captions",
@@ -179,7 +170,7 @@ def test_markdown(coco):
 
 
 def test_latex(coco):
-    text = format_latex(coco_entries(coco))
+    text = latex.render(coco_entries(coco))
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5
     assert r"my\_run & 41.0 & 61.0 & 71.0 & 35.8 & 61.0 & 71.0 & 340.8 \\" in text
     assert r"VSE$\infty$ grid (published [" in text and r"\multicolumn{3}{c}{image $\to$ text}" in text
@@ -191,7 +182,7 @@ def test_latex(coco):
 
 
 def test_csv(coco):
-    rows = list(csv.DictReader(format_csv(coco_entries(coco)).splitlines()))
+    rows = list(csv.DictReader(spreadsheet.render(coco_entries(coco)).splitlines()))
     mine = {r["protocol"]: r for r in rows if r["system"] == "my_run" and r["kind"] == "run"}
     assert set(mine) == {"recall", "folds", "cxc", "cxc_intra", "eccv"}
     recall = mine["recall"]
@@ -204,11 +195,10 @@ def test_csv(coco):
     assert {r["kind"] for r in rows} == {"published", "run", "ensemble", "chance"}
 
 
-def test_files_are_written_by_suffix(coco, monkeypatch, capsys):
+def test_files_are_written_by_suffix(coco, capsys):
     config = json.dumps({"runs": {"my_run": {}}, "testsets": {"coco": {"benchmark": "flickr30k"}}})
     out = [str(coco / "tables" / f"results.{suffix}") for suffix in ("csv", "md", "tex", "txt")]
-    monkeypatch.setattr(sys, "argv", ["prog", "--results", str(coco), "--config", config, "--out", *out])
-    module.main()
+    module.main(["--results", str(coco), "--config", config, "--out", *out])
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "no published results are shown for coco: it has 5000 images, Flickr30K's test set has 1000" in captured.err
@@ -216,12 +206,10 @@ def test_files_are_written_by_suffix(coco, monkeypatch, capsys):
     assert starts[0].startswith("testset,protocol,system") and starts[1].startswith("### Flickr30K (coco)")
     assert starts[2].startswith("% needs") and "image -> text" in starts[3]
     for arguments in (["--format", "latex"], ["--format", "latex", "--out", str(coco / "x.unknown")]):
-        monkeypatch.setattr(sys, "argv", ["prog", "--results", str(coco), *arguments])
-        module.main()
+        module.main(["--results", str(coco), *arguments])
     assert (coco / "x.unknown").read_text() == capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["prog", "--results", str(coco), "--out", "x.xls"])
     with pytest.raises(UserError, match="x.xls: give it one of the suffixes .csv, .md, .tex, .txt"):
-        module.main()
+        module.main(["--results", str(coco), "--out", "x.xls"])
 
 
 @pytest.mark.parametrize(
@@ -233,12 +221,11 @@ def test_files_are_written_by_suffix(coco, monkeypatch, capsys):
         (["--results", "{empty}", "--config", "[1]"], "neither inline JSON nor a readable file"),
     ],
 )
-def test_wrong_use(tmp_path, monkeypatch, arguments, message):
+def test_wrong_use(tmp_path, arguments, message):
     (tmp_path / "broken.json").write_text('{"i2t": {}}')
     names = {"empty": tmp_path / "empty", "broken": tmp_path / "broken.json"}
-    monkeypatch.setattr(sys, "argv", ["prog", *(argument.format(**names) for argument in arguments)])
     with pytest.raises(UserError, match=message):
-        module.main()
+        module.main([argument.format(**names) for argument in arguments])
 
 
 def test_the_table_starts_without_torch():
