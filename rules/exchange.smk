@@ -21,7 +21,7 @@ rule import_shard:
         source=PLAN.import_source,
         recipe=PLAN.import_recipe,
         shards=PLAN.ask("datasets.{dataset}.shards"),
-        store=layout.store(RESULTS),
+        store=PLAN.store,
         compression=SETTINGS.features.compression,
     shell:
         """

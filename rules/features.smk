@@ -24,7 +24,7 @@ rule extract_shard:
         settings=PLAN.ask("features.{feature}"),
         recipe=PLAN.feature_recipe,
         shards=PLAN.ask("datasets.{dataset}.shards"),
-        store=layout.store(RESULTS),
+        store=PLAN.store,
         compression=SETTINGS.features.compression,
     shell:
         """
@@ -57,7 +57,7 @@ rule seal_store:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        store=layout.store(RESULTS),
+        store=PLAN.store,
         on_bad_image=SETTINGS.features.on_bad_image,
     shell:
         """
@@ -85,7 +85,7 @@ rule verify_store:
         "../envs/pipeline.yaml"
     threads: 1
     params:
-        store=layout.store(RESULTS),
+        store=PLAN.store,
         # Never the same: what was whole yesterday need not be whole today.
         asked=PLAN.this_moment,
     shell:

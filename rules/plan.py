@@ -191,6 +191,10 @@ class Plan:
     def sealed(self, dataset: str, feature: Feature) -> str:
         return self.kept(layout.sealed(self.results, dataset, feature))
 
+    def store(self, wildcards: Wildcards) -> str:
+        """The folder of a store, which commands open; what rules name is its seal."""
+        return layout.store(self.results, wildcards.dataset, wildcards.feature)
+
     def receipts(self, wildcards: Wildcards) -> list[str]:
         return self._receipts(wildcards.dataset, wildcards.feature)
 
@@ -345,6 +349,10 @@ class Plan:
             files += [self.run_file(name, run) for name in (layout.CONFIG, layout.HISTORY)]
             files += [self.embeddings(run, testset) for testset in self.settings.testsets]
         return files + self.all_metrics()
+
+    def results_folder(self, wildcards: Wildcards) -> str:
+        """Where commands find the stores, a bucket's address included."""
+        return self.results
 
     def report_settings(self, wildcards: Wildcards) -> str:
         """All, in the order of the configuration: the report lists its parts in the same."""

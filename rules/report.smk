@@ -14,7 +14,7 @@ rule build_report:
     threads: 1
     params:
         settings=PLAN.report_settings,
-        stores=RESULTS,
+        stores=PLAN.results_folder,
     shell:
         """
         python -m reporting.run \
