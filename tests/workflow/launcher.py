@@ -6,9 +6,11 @@ A start is a process as any other, in its folder and its environment; only that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,15 +27,24 @@ class Launcher:
         """`python -m snakemake ARGUMENTS`, waited for. `cpu_seconds` is what it and its jobs used."""
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             )
         with tempfile.TemporaryDirectory(prefix="launcher.") as folder:
             outputs = [str(Path(folder) / name) for name in ("stdout", "stderr")]
             request = {"arguments": arguments, "cwd": str(cwd), "env": env, "outputs": outputs}
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-            assert answer, "the launcher died"
+            try:
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
+                answer = self._process.stdout.readline()
+                assert answer, "the launcher died"
+            except BaseException:
+                # A test that ran out of time, say: the answer that is still to come must not be taken for the next one's.
+                self._kill()
+                raise
             code, cpu_seconds = json.loads(answer)
             stdout, stderr = (Path(path).read_text(errors="replace") for path in outputs)
         result = subprocess.CompletedProcess(arguments, code, stdout, stderr)
@@ -45,6 +56,16 @@ class Launcher:
             self._process.stdin.close()
             self._process.wait(60)
             self._process.stdout.close()
+
+    def _kill(self) -> None:
+        """The launcher and whatever it has started; the next run starts another."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process = None
 
 
 def become(request: dict) -> None:

@@ -152,7 +152,7 @@ def test_two_writers_of_one_shard(undisturbed, make_workflow, wanted):
         subprocess.Popen(
             [sys.executable, "-m", "extractors.run", *shard_arguments(workflow, shard)],
             cwd=workflow.folder,
-            env=command["env"] | {"PYTHONPATH": str(workflow.repository)},
+            env=command["env"] | {"PYTHONPATH": str(workflow.repository), "PYTHONSAFEPATH": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )

@@ -45,7 +45,8 @@ def test_training(monkeypatch, tmp_path, capsys):
         assert row["target"] == 1.5 and row["met"] == (row["ratio"] >= 1.5)
         assert len(row["seconds"]["ours"]) == len(row["seconds"]["baseline"]) == 3
         assert "target" not in rows[f"{part}, bf16"]
-        assert 0 < rows[f"{part}, fp32: host memory on top of weights and optimiser"]["baseline"] < 8
+        # At this size the process may take nothing new from the system: memory that earlier steps gave back will do.
+        assert 0 <= rows[f"{part}, fp32: host memory on top of weights and optimiser"]["baseline"] < 8
     printed = capsys.readouterr().out
     assert "image side, fp32" in printed and ("met" in printed or "MISSED" in printed)
 
