@@ -6,7 +6,7 @@ score on without training again, is fine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,10 @@ from core.console import UserError, run_cli
 from core.devices import full_float32, open_device
 from core.flags import add_device, add_index, add_stores, command
 from evaluation.embeddings import Embeddings, write_embeddings
+from model.runs import check_same_extractor
 from stores.places import Location
 
 _CAPTIONS_PER_IMAGE = 5  # as the field scores
-# Settings that do not change what a feature means: where the weights lie (their digest is compared), and speed.
-_WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
-
-
-def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, Any], *, run: str) -> None:
-    """The features given must be made like those the run was trained on.
-
-    Args:
-        trained: `{visual, panoptic}`, each `{feature, extractor, weights_digest, ...}`, as recorded by the run; None
-            for an imported run, of which nothing is known.
-        given: the same of the stores to encode. run: for messages.
-
-    Raises:
-        UserError: lists every difference, with both values.
-    """
-    if not trained:
-        return
-    problems = []
-    for kind, now in given.items():
-        then = trained.get(kind) or {}
-        for key in ("feature", "weights_digest"):
-            if then.get(key) != now.get(key):
-                name = key.replace("_", " ")
-                problems.append(f"{kind} {name}: {then.get(key)!r} in the run, {now.get(key)!r} in the store")
-        before, after = then.get("extractor") or {}, now.get("extractor") or {}
-        for key in sorted((before.keys() | after.keys()) - _WITHOUT_EFFECT):
-            if before.get(key) != after.get(key):
-                problems.append(f"{kind} {key}: {before.get(key)!r} in the run, {after.get(key)!r} in the store")
-    if problems:
-        raise UserError(
-            f"run {run} was trained on features of another kind than those it is to encode:\n  "
-            + "\n  ".join(problems)
-            + "\nextract the data set's features with the settings and weights of the extractor that the run was "
-            "trained on, or train the run again"
-        )
 
 
 def encode(

@@ -40,12 +40,21 @@ class SemanticHighlighting(nn.Module):
 
     def forward(self, tokens: Tensor, valid: Tensor, seg_features: Tensor) -> Tensor:
         """tokens (B, K, E), valid (B, K) bool, seg_features (B, C, H, W) -> (B, K, E)."""
+        tokens, query, gates = self._gated(tokens, valid, seg_features)
+        tokens = gates[:, :, None] * tokens
+        return torch.relu(self.output(tokens * torch.tanh(self.scale(tokens)) + query[:, None] * valid[:, :, None]))
+
+    def gates(self, tokens: Tensor, valid: Tensor, seg_features: Tensor) -> Tensor:
+        """The sigmoid alone, inputs as `forward`: (B, K) from 0 to 1, how far each token is let through; 0 for padding."""
+        return self._gated(tokens, valid, seg_features)[2]
+
+    def _gated(self, tokens: Tensor, valid: Tensor, seg_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """v' (B, K, E), q (B, E) and the gates (B, K)."""
         tokens = self.token_mlp(tokens) + tokens
         query = self.query_embedding(seg_features.mean(dim=(2, 3)))
         query = self.query_mlp(query) + query
         agreement = torch.einsum("bke,be->bk", tokens, query) / math.sqrt(tokens.shape[-1])
-        tokens = torch.sigmoid(agreement).masked_fill(~valid, 0)[:, :, None] * tokens
-        return torch.relu(self.output(tokens * torch.tanh(self.scale(tokens)) + query[:, None] * valid[:, :, None]))
+        return tokens, query, torch.sigmoid(agreement).masked_fill(~valid, 0)
 
 
 class SpatialHighlighting(nn.Module):
@@ -85,6 +94,13 @@ class SpatialHighlighting(nn.Module):
         numbers = self.map_values[seg_maps.int()]
         context = class_map.attend(queries, valid, numbers, self.map_conv, self.map_norm, scale=self.sharpness)
         return self.fusion_mlp(queries + context)
+
+    def attention(self, tokens: Tensor, valid: Tensor, seg_maps: Tensor) -> Tensor:
+        """The softmax alone, inputs as `forward`: (B, K, H, W), each token's weights sum to 1; 0 for padding."""
+        numbers = self.map_values[seg_maps.int()]
+        return class_map.weights(
+            self.token_mlp(tokens), valid, numbers, self.map_conv, self.map_norm, scale=self.sharpness
+        )
 
 
 def map_values(num_categories: int, seg_map_encoding: str, class_order: str, void_value: int) -> Tensor:

@@ -46,3 +46,8 @@ class GeneralizedPooling(nn.Module):
         """
         with torch.autocast(inputs.device.type, enabled=False):
             return ranks.weighted_sum(at_least_single(inputs), valid, self.weights(lengths))
+
+    def shares(self, inputs: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        """What each vector puts into the pooled one, arguments as `forward`: (B, L, E), which sums to it over L."""
+        with torch.autocast(inputs.device.type, enabled=False):
+            return ranks.shares(at_least_single(inputs), valid, self.weights(lengths))

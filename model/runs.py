@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2  # 1: without `kind`, always 3SHNet; still read
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocab.txt"
+# Settings that do not change what a feature means: where the weights lie (their digest is compared), and speed.
+_WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
 
 
 def save_run(
@@ -102,3 +104,36 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
             "use the program's version that wrote it, or train the run again"
         )
     return config
+
+
+def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, Any], *, run: str) -> None:
+    """The features given must be made like those the run was trained on.
+
+    Args:
+        trained: `{visual, panoptic}`, each `{feature, extractor, weights_digest, ...}`, as recorded by the run; None
+            for an imported run, of which nothing is known.
+        given: the same of the stores to encode. run: for messages.
+
+    Raises:
+        UserError: lists every difference, with both values.
+    """
+    if not trained:
+        return
+    problems = []
+    for kind, now in given.items():
+        then = trained.get(kind) or {}
+        for key in ("feature", "weights_digest"):
+            if then.get(key) != now.get(key):
+                name = key.replace("_", " ")
+                problems.append(f"{kind} {name}: {then.get(key)!r} in the run, {now.get(key)!r} in the store")
+        before, after = then.get("extractor") or {}, now.get("extractor") or {}
+        for key in sorted((before.keys() | after.keys()) - _WITHOUT_EFFECT):
+            if before.get(key) != after.get(key):
+                problems.append(f"{kind} {key}: {before.get(key)!r} in the run, {after.get(key)!r} in the store")
+    if problems:
+        raise UserError(
+            f"run {run} was trained on features of another kind than those it is to encode:\n  "
+            + "\n  ".join(problems)
+            + "\nextract the data set's features with the settings and weights of the extractor that the run was "
+            "trained on, or train the run again"
+        )

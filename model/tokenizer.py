@@ -82,6 +82,11 @@ class CaptionTokenizer:
         offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         return Pieces(np.concatenate(ids or none), np.concatenate(words or none), offsets)
 
+    def words(self, caption: str) -> list[str]:
+        """The words of a caption, normalised, whole: what `Pieces.words` numbers."""
+        normal = self._tokenizer.normalizer.normalize_str(caption)
+        return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(M, T) int64 token ids [CLS] ... [SEP] padded with 0, and (M,) int64 lengths."""
         pieces = self.split(captions)

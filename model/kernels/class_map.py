@@ -22,9 +22,22 @@ from model.parallel import whole_mean
 
 def reference(queries: Tensor, valid: Tensor, numbers: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, scale: float):
     """The formula, as `attend`; in training mode only within one process."""
-    place = _positions(numbers, conv).expand(len(numbers), -1, -1, -1)
-    keys = norm(conv(torch.cat((numbers[:, None], place), dim=1))).relu().flatten(2).mT
+    keys = _keys(numbers, conv, norm)
     return torch.softmax(scale * queries @ keys.mT, dim=2) @ keys * valid[:, :, None]
+
+
+def weights(
+    queries: Tensor, valid: Tensor, numbers: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, scale: float
+) -> Tensor:
+    """The softmax itself, to look at: inputs as `attend` -> (B, K, H, W), zero for padding."""
+    found = torch.softmax(scale * queries @ _keys(numbers, conv, norm).mT, dim=2) * valid[:, :, None]
+    return found.unflatten(2, numbers.shape[1:])
+
+
+def _keys(numbers: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """(B, H*W, C)."""
+    place = _positions(numbers, conv).expand(len(numbers), -1, -1, -1)
+    return norm(conv(torch.cat((numbers[:, None], place), dim=1))).relu().flatten(2).mT
 
 
 def attend(

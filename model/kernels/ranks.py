@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
@@ -151,6 +152,24 @@ def weighted_sum(inputs: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
     rank = valid.sum(1, keepdim=True) - 1 - torch.arange(inputs.shape[1], device=inputs.device)
     weights = weights.gather(1, rank.clamp(0, weights.shape[1] - 1)).masked_fill(rank < 0, 0)
     return _SortedSum.apply(inputs.masked_fill(~valid[:, :, None], PADDING_VALUE), weights)
+
+
+def shares(inputs: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+    """What each vector puts into `weighted_sum` of the same arguments: (B, L, E), its sum over L; 0 where not valid.
+
+    Equal values share the weights of the ranks that they take up together: equal vectors put in the same.
+    """
+    length = inputs.shape[1]
+    values, order = inputs.masked_fill(~valid[:, :, None], -PADDING_VALUE).sort(dim=1, descending=True)
+    weights = F.pad(weights, (0, max(0, length - weights.shape[1])))[:, :length]
+    inside = torch.arange(length, device=inputs.device) < valid.sum(1, keepdim=True)
+    weights = (weights * inside)[:, :, None].expand_as(values)
+    # Runs of equal values: numbered, their weights averaged, and the mean given back to each.
+    run = F.pad((values[:, 1:] != values[:, :-1]).cumsum(1), (0, 0, 1, 0))
+    total = torch.zeros_like(values).scatter_add_(1, run, weights)
+    count = torch.zeros_like(values).scatter_add_(1, run, torch.ones_like(values))
+    mean = (total / count.clamp(min=1)).gather(1, run)
+    return torch.zeros_like(values).scatter_(1, order, mean * values).masked_fill(~valid[:, :, None], 0)
 
 
 class _SortedSum(torch.autograd.Function):
