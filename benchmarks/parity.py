@@ -25,6 +25,7 @@ from torch import nn
 
 from core.console import UserError, run_cli
 from core.flags import command
+from extractors.grids import inside
 from extractors.images import decode_image, make_batch, resize_image
 from extractors.networks import build, load_checkpoint
 from extractors.networks.layers import fold_norms
@@ -264,7 +265,8 @@ def our_outputs(
         "proposals": result.boxes,
         "features": result.features,
         "probabilities": result.probabilities,
-        "grid": network.grid(pixels)[0],
+        # As the store has it: what the extractor cuts off must not be seen less than what the network gets wrong.
+        "grid": inside(network.grid(pixels)[0], batch.sizes[0], network.grid_stride),
         "boxes": boxes,
         "scores": scores,
         "classes": classes,

@@ -33,7 +33,13 @@ from extractors.panoptic import Segments, map_segments
 
 # The commit this was tested with; envs/detectron2.post-deploy.sh installs the same.
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
-INSTALL = f"pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2@{COMMIT}'"
+INSTALL = (
+    f"pip install --no-build-isolation 'setuptools<82' 'git+https://github.com/facebookresearch/detectron2@{COMMIT}'"
+)
+
+
+# Of files, beside weights: normalisation constants, anchors, counters, momenta.
+_NO_WEIGHTS = ("pixel_mean", "pixel_std", "cell_anchors", "num_batches_tracked", "_momentum")
 
 
 def _require_detectron2() -> None:
@@ -43,7 +49,7 @@ def _require_detectron2() -> None:
         raise UserError(
             f"engine: detectron2 needs detectron2, which cannot be imported here ({error}). Install it beside PyTorch:\n"
             f"  {INSTALL}\n"
-            "(it needs a C++ compiler, and 'setuptools<82' when it runs), or let Snakemake make the environment "
+            "(it needs a C++ compiler; its model zoo needs the setuptools named here), or let Snakemake make the environment "
             "envs/detectron2.yaml with --sdm conda"
         ) from error
 
@@ -182,7 +188,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a checkpoint by detectron2's own checkpointer, with its name conversions.
 
     Raises:
-        UserError: the file is missing or holds more than weights (it is not opened then), or leaves parts of the model unset.
+        UserError: the file is missing or holds more than weights (it is not opened then), leaves parts of the model unset, or
+            has parts that the model does not take, as the file of a deeper network does.
     """
     from detectron2.checkpoint import DetectionCheckpointer
 
@@ -208,10 +215,10 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     missing = sorted(key for key in report.missing_keys if not key.endswith("num_batches_tracked"))
     shapes = [f"{key}: file {tuple(file)}, model {tuple(own)}" for key, file, own in report.incorrect_shapes]
     missing = [key for key in missing if key not in {key for key, _, _ in report.incorrect_shapes}]
-    if missing or shapes:
-        parts = [
-            f"{len(k)} {what}: {', '.join(k)}" for what, k in (("missing", missing), ("wrongly shaped", shapes)) if k
-        ]
+    unexpected = sorted(key for key in report.unexpected_keys if not any(part in key for part in _NO_WEIGHTS))
+    if missing or shapes or unexpected:
+        found = (("missing", missing), ("wrongly shaped", shapes), ("not taken by the model", unexpected))
+        parts = [f"{len(k)} {what}: {', '.join(k)}" for what, k in found if k]
         raise UserError(
             f"the weights in {path} do not fit the model; check that `config` and `weights` belong together\n"
             + "\n".join(parts)

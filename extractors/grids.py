@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.nn import functional as F
 
 from core.console import UserError
@@ -13,7 +14,16 @@ from extractors.loading import NetworkExtractor, NetworkRunner
 from stores.features import grid_arrays, grid_cells, grid_shape
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
-RECIPE = 2
+RECIPE = 3
+
+
+def inside(feature: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """A map (D, h, w) without the cells that lie in the padding: they are not part of the image.
+
+    Args:
+        size: (height, width) of the image in the network's input. stride: pixels per cell.
+    """
+    return feature[:, : -(-size[0] // stride), : -(-size[1] // stride)]
 
 
 class GridExtractor(NetworkExtractor):
@@ -33,8 +43,7 @@ class GridExtractor(NetworkExtractor):
         super().__init__(runner)
         self.grid = grid
         self.max_cells = max_cells
-        # Other engines may have dilated bodies.
-        self.stride = getattr(runner.network, "grid_stride", 32)
+        self.stride = runner.network.grid_stride
         self.arrays = grid_arrays(grid_cells(grid, max_cells), runner.network.grid_size)
 
     @property
@@ -44,12 +53,13 @@ class GridExtractor(NetworkExtractor):
 
     def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
         """One dict of rows per image; cells row-major, `grid_shapes` is (rows, columns)."""
+        if not batch.rows:
+            return []
         with self.runner.autocast():
             maps = self.runner.network.grid(self.runner.pixels(batch))
         result = []
-        for feature, (h, w) in zip(maps, batch.sizes, strict=True):
-            # Cells that lie in the padding are not part of the image.
-            feature = feature[:, : -(-h // self.stride), : -(-w // self.stride)]
+        for feature, size in zip(maps, batch.sizes, strict=True):
+            feature = inside(feature, size, self.stride)
             shape = grid_shape(*feature.shape[1:], self.grid, self.max_cells)
             pooled = F.adaptive_avg_pool2d(feature, shape)
             rows = self.empty_rows()

@@ -234,10 +234,12 @@ def resize_image(image: np.ndarray, spec: InputSpec) -> np.ndarray:
 def make_batch(
     images: Sequence[np.ndarray], rows: Sequence[int], original_sizes: Sequence[tuple[int, int]], spec: InputSpec
 ) -> ImageBatch:
-    """One batch from resized RGB images (h, w, 3) uint8 or float32 of identical shape.
+    """One batch from resized RGB images (h, w, 3) uint8 or float32 of identical shape; none give an empty batch.
 
     Channels are brought to the spec's order, then (pixels - mean) / std in float32, then zeros on the right and bottom.
     """
+    if not len(images):
+        return ImageBatch([], torch.empty(0, 3, 0, 0), [], [])
     height, width = images[0].shape[:2]
     step = max(1, spec.divisibility)
     shape = (len(images), 3, -(-height // step) * step, -(-width // step) * step)

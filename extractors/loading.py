@@ -16,9 +16,11 @@ from core.features import FEATURES
 from core.files import digest_file
 from extractors.images import InputSpec
 from extractors.networks import build, load_checkpoint
+from extractors.networks.checkpoint import stated_architecture
 from extractors.networks.layers import fold_norms
 from stores.schema import ArraySpec
 
+_OTHERWISE = "write that architecture, or the file that belongs to this one"
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,10 +28,13 @@ def load_network(architecture: str, weights: str | os.PathLike[str]) -> tuple[nn
     """The network called `architecture` with `weights` loaded, ready for inference, and the weights file's sha256.
 
     Raises:
-        UserError: unknown architecture, no such file, or weights that do not fit.
+        UserError: unknown architecture, no such file, or weights that do not fit or say they are of another architecture.
     """
     try:
         network = build(architecture)
+        stated = stated_architecture(weights)
+        if stated not in (None, architecture):
+            raise ValueError(f"{weights} says that its weights are of {stated}, not {architecture}; {_OTHERWISE}")
         load_checkpoint(network, weights)
         fold_norms(network)
     except FileNotFoundError as error:

@@ -21,7 +21,7 @@ from extractors.networks.rcnn import Proposals
 from stores.features import region_arrays
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
-RECIPE = 2
+RECIPE = 3
 
 SELECTIONS = ("caffe", "adaptive", "lxmert")
 _CLASS_NMS = 0.3
@@ -84,13 +84,14 @@ def choose_regions(
     """Which proposals become regions.
 
     Args:
-        proposals: of one image. selection: "caffe" (best `limit` by surviving confidence), "adaptive" (confidence >= 0.2,
-            at least 10 and at most `limit`) or "lxmert" (each proposal's best class and regressed box, class-agnostic
-            suppression at IoU 0.3, 0.4, ... until `limit` are left).
+        proposals: of one image. selection: "caffe" (best `limit` by surviving confidence), "adaptive" (confidence >= 0.2 in
+            the proposals' own order, as the ports have it; the best 10 where they are fewer, the best `limit` where more) or
+            "lxmert" (each proposal's best class and regressed box, class-agnostic suppression at IoU 0.3, 0.4, ... until `limit` are left).
         scale: (vertical, horizontal) original pixels per network pixel.
 
     Returns:
-        indices (n,) best first, boxes (n, 4) in pixels of the original image, scores (n,).
+        indices (n,) best first (but for "adaptive"), boxes (n, 4) in pixels of the original image, scores (n,): the number
+        that the choice went by.
     """
     scales = proposals.boxes.new_tensor([scale[1], scale[0]] * 2)
     if selection == "lxmert":
@@ -110,7 +111,10 @@ def choose_regions(
     order = confidence.argsort(descending=True, stable=True)
     count = min(limit, len(order))
     if selection == "adaptive":
-        count = min(count, max(_ADAPTIVE_LEAST, int((confidence >= _ADAPTIVE_CONFIDENCE).sum())))
+        confident = torch.nonzero(confidence >= _ADAPTIVE_CONFIDENCE).flatten()
+        if min(_ADAPTIVE_LEAST, limit) <= len(confident) <= limit:
+            return confident, proposals.boxes[confident] * scales, confidence[confident]
+        count = min(count, max(_ADAPTIVE_LEAST, len(confident)))
     keep = order[:count]
     return keep, proposals.boxes[keep] * scales, confidence[keep]
 
@@ -130,7 +134,7 @@ class RegionExtractor(NetworkExtractor):
         super().__init__(runner)
         self.selection = selection
         self.num_regions = num_regions
-        known = ["boxes", "scores", "class_ids"]
+        known = ["boxes", "scores", "class_ids", "class_scores"]
         if getattr(runner.network.roi_heads, "attribute_predictor", None) is not None:
             known += ["attribute_ids", "attribute_scores"]
         self.arrays = region_arrays(num_regions, runner.network.region_size, known)
@@ -147,7 +151,13 @@ class RegionExtractor(NetworkExtractor):
         return own | self.runner.attributes
 
     def __call__(self, batch: ImageBatch) -> list[dict[str, np.ndarray]]:
-        """One dict of rows per image; `boxes` are xyxy pixels of the upright original image."""
+        """One dict of rows per image; `boxes` are xyxy pixels of the upright original image.
+
+        `scores` are what regions were chosen by. `class_ids` are the largest of all class probabilities and `class_scores` these
+        probabilities, as the field's files have them: where suppression took a box out of its best class, `scores` is another's.
+        """
+        if not batch.rows:
+            return []
         scales = [self.input.scale(*size) for size in batch.original_sizes]
         with self.runner.autocast():
             proposals = self.runner.network.regions(self.runner.pixels(batch), batch.sizes, scales)
@@ -158,7 +168,8 @@ class RegionExtractor(NetworkExtractor):
 
     def _rows(self, image: Proposals, size: tuple[int, int], original: tuple[int, int]) -> dict[str, np.ndarray]:
         rows = self.empty_rows()
-        if image.inclusive:
+        if self.input.resize == "float":
+            # The Caffe code's rule: one scale for both sides, whatever the rounded sizes say.
             scale = (1 / self.input.scale(*original),) * 2
         else:
             scale = (original[0] / size[0], original[1] / size[1])
@@ -167,7 +178,9 @@ class RegionExtractor(NetworkExtractor):
         rows["features"][:n] = image.features[keep].cpu().numpy()
         rows["boxes"][:n] = boxes.cpu().numpy()
         rows["scores"][:n] = scores.cpu().numpy()
-        rows["class_ids"][:n] = image.probabilities[keep].argmax(dim=1).cpu().numpy()
+        if n:
+            best, ids = image.probabilities[keep].max(dim=1)
+            rows["class_ids"][:n], rows["class_scores"][:n] = ids.cpu().numpy(), best.cpu().numpy()
         rows["counts"][...] = n
         if image.attribute_probabilities is not None:
             best, ids = image.attribute_probabilities[keep].max(dim=1)

@@ -12,8 +12,34 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from core.features import Compression, Feature
+from core.messages import did_you_mean
 from core.section import FilePath, GridKept, OwnPath, Positive, RegionsKept, Section
 from published.registry import PREFIX
+
+#: The features that each architecture of `extractors.networks.architectures` makes; importing that would load torch.
+ARCHITECTURES: dict[str, tuple[Feature, ...]] = {
+    **dict.fromkeys(
+        (
+            *(
+                "faster_rcnn_r50_c4",
+                "faster_rcnn_r101_c4",
+                "faster_rcnn_r50_fpn",
+                "faster_rcnn_r101_fpn",
+                "faster_rcnn_x101_fpn",
+            ),
+            *("vg_r101_c4_caffe", "vg_r101_c4_caffe_attr", "vg_r101_c4_caffe_milvlg", "vg_r50_c4_d2", "vg_r101_c4_d2"),
+            *("grid_r50", "grid_x101", "grid_x152", "grid_x152_challenge", "scenes_regions", "scenes_grids"),
+        ),
+        ("regions", "grids"),
+    ),
+    **dict.fromkeys(
+        (
+            *("panoptic_fpn_r50", "panoptic_fpn_r101", "panoptic_fpn_r101_dconv_cascade"),
+            *("upsnet_r50", "upsnet_r101_dcn", "scenes_panoptic"),
+        ),
+        ("panoptic",),
+    ),
+}
 
 # --- what a feature keeps --------------------------------------------------------------------------------------------
 
@@ -68,6 +94,10 @@ class Extractor(Section):
         """Whether weights of an architecture can be meant. Engines whose networks say it themselves find out later."""
         return True
 
+    def unfit(self, feature: Feature) -> Iterator[str]:
+        """Why its network cannot make a feature, as far as its settings say it: `KEY: what and how to mend it`."""
+        yield from ()
+
 
 class Native(Extractor):
     """Our own network of a detector, without detectron2."""
@@ -91,6 +121,14 @@ class Native(Extractor):
     def fits(self, architecture: str) -> bool:
         return architecture == self.architecture
 
+    def unfit(self, feature: Feature) -> Iterator[str]:
+        makes, able = ARCHITECTURES.get(self.architecture), [a for a, made in ARCHITECTURES.items() if feature in made]
+        if makes is None:
+            hint = did_you_mean(self.architecture, able, f"choose one of {', '.join(able)}")
+            yield f"architecture: {self.architecture!r} is no architecture here; {hint}"
+        elif feature not in makes:
+            yield f"architecture: {self.architecture!r} makes {' and '.join(makes)}, no {feature}; choose one of {', '.join(able)}"
+
 
 class Detectron2(Extractor):
     """The real detectron2; `weights: null` takes the zoo's checkpoint of the configuration."""
@@ -104,6 +142,12 @@ class Detectron2(Extractor):
     def files(self) -> list[str]:
         weights = [] if self.weights is None else [self.weights]
         return [*weights, self.config] if os.path.isfile(self.config) else weights
+
+    def unfit(self, feature: Feature) -> Iterator[str]:
+        # Files of the user's, and models registered elsewhere, are only known once detectron2 has read them.
+        named = "/" in self.config and not os.path.isfile(self.config) and "MODEL.META_ARCHITECTURE" not in self.options
+        if feature == "panoptic" and named and "panoptic" not in self.config.lower():
+            yield f"config: {self.config!r} is a detector's; choose one of detectron2's COCO-PanopticSegmentation/"
 
     def missing(self) -> Iterator[str]:
         if self.weights is not None:

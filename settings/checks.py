@@ -94,6 +94,7 @@ class CrossChecks:
         if entry is not None and entry.architecture is not None and not section.fits(entry.architecture):
             yield f"{where}.architecture: {section.architecture!r} does not fit {section.weights!r}; write architecture: {entry.architecture}"
         yield from under(where, section.mistakes())
+        yield from under(where, section.unfit(feature))
         # Weights that nobody needs need not be there.
         if self.check_files and any(feature in dataset.extracted() for dataset in self.settings.datasets.values()):
             yield from under(where, section.missing())

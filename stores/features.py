@@ -24,6 +24,7 @@ def region_arrays(num_regions: int, width: int, known: Container[str]) -> dict[s
         "boxes": ArraySpec((k, 4), "float32", 0),
         "scores": ArraySpec((k,), "float32", 0),
         "class_ids": ArraySpec((k,), "int16", -1),
+        "class_scores": ArraySpec((k,), "float32", 0),
         "counts": ArraySpec((), "int16", 0),
         "attribute_ids": ArraySpec((k,), "int16", -1),
         "attribute_scores": ArraySpec((k,), "float32", 0),

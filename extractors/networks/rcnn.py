@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from extractors.images import InputSpec
 from extractors.networks.boxes import clip_boxes, decode_boxes, nonempty
+from extractors.networks.resnet import stage_stride
 from extractors.networks.roi import Res5RoIHeads, StandardRoIHeads
 from extractors.networks.rpn import RPN
 from extractors.networks.semantic import SemanticFPNHead, merge_panoptic, paste_masks, resize_logits
@@ -118,6 +119,8 @@ class C4RCNN(nn.Module):
         self.roi_heads = roi_heads
         self.meta = meta
         self.region_size = self.grid_size = roi_heads.box_predictor.cls_score.in_features
+        #: Pixels of the input per cell of the grid: 32, or 16 where res5 is dilated.
+        self.grid_stride = backbone.strides["res4"] * stage_stride(roi_heads.res5)
 
     @torch.inference_mode()
     def regions(
@@ -135,7 +138,7 @@ class C4RCNN(nn.Module):
 
     @torch.inference_mode()
     def grid(self, pixels: Tensor) -> Tensor:
-        """Whole-image res5 map: (B, 3, H, W) -> (B, D, ceil(H/32), ceil(W/32)) float32."""
+        """Whole-image res5 map: (B, 3, H, W) -> (B, D, ~H/s, ~W/s) float32; s is `grid_stride`."""
         return self.roi_heads.res5(self.backbone(pixels)["res4"]).float()
 
 
@@ -167,7 +170,7 @@ class StandardRCNN(nn.Module):
         self.roi_levels = roi_levels
         self.meta = meta
         self.region_size = roi_heads.box_predictor.cls_score.in_features
-        self.grid_size = self._body.channels["res5"]
+        self.grid_size, self.grid_stride = self._body.channels["res5"], self._body.strides["res5"]
 
     @property
     def _body(self) -> nn.Module:
@@ -186,7 +189,7 @@ class StandardRCNN(nn.Module):
 
     @torch.inference_mode()
     def grid(self, pixels: Tensor) -> Tensor:
-        """Whole-image res5 map of the body: (B, 3, H, W) -> (B, D, ceil(H/32), ceil(W/32)) float32."""
+        """Whole-image res5 map of the body: (B, 3, H, W) -> (B, D, ~H/s, ~W/s) float32; s is `grid_stride`."""
         return self._body(pixels)["res5"].float()
 
 

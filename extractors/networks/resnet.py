@@ -62,6 +62,7 @@ class Bottleneck(nn.Module):
         deform: str = "",
     ) -> None:
         super().__init__()
+        self.stride = stride
         if in_channels != out_channels:
             self.shortcut = Conv2d(in_channels, out_channels, 1, stride=stride, bias=False, norm=norm)
             msra_init(self.shortcut)
@@ -146,6 +147,11 @@ def make_stage(
     )
 
 
+def stage_stride(stage: nn.Sequential) -> int:
+    """By how much a residual stage divides the sides of its input."""
+    return stage[0].stride  # the others have 1
+
+
 class ResNet(nn.Module):
     """The body res2..res4 (C4) or res2..res5.
 
@@ -179,6 +185,9 @@ class ResNet(nn.Module):
         self.stem = Stem(stem_channels, norm, caffe_pool)
         self.stages = [f"res{i}" for i in range(2, 2 + len(blocks))]
         self.channels: dict[str, int] = {}
+        #: Pixels of the input per cell of each stage's map.
+        self.strides: dict[str, int] = {}
+        stride = 4  # of the stem
         channels_in, channels_out, width = stem_channels, res2_channels, groups * width_per_group
         deform = tuple(deform) or ("",) * len(blocks)
         for name, count, kind in zip(self.stages, blocks, deform, strict=True):
@@ -197,10 +206,12 @@ class ResNet(nn.Module):
             )
             self.add_module(name, stage)
             self.channels[name] = channels_out
+            stride *= stage_stride(stage)
+            self.strides[name] = stride
             channels_in, channels_out, width = channels_out, channels_out * 2, width * 2
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"res2": (B, C2, ~H/4, ~W/4), "res3": stride 8, "res4": stride 16[, "res5": stride 32]}."""
+        """(B, 3, H, W) -> {"res2": (B, C2, ~H/4, ~W/4), "res3": stride 8, "res4": stride 16[, "res5": 32, dilated 16]}."""
         x = self.stem(x)
         features = {}
         for name in self.stages:

@@ -103,7 +103,9 @@ def vg_r101_c4_caffe(*, conversion: str = "airsplay", attributes: bool = False, 
 
 def _vg_d2(blocks: tuple[int, int, int, int], overrides: dict[str, Any]) -> C4RCNN:
     options: dict[str, Any] = {
-        "input": InputSpec(**_VG_INPUT, divisibility=1),
+        "input": InputSpec(
+            **_VG_INPUT, divisibility=1, resize="float"
+        ),  # as the port feeds it, not as detectron2 would
         "blocks": blocks,
         "num_classes": _VG_CLASSES,
         "num_attributes": _VG_ATTRIBUTES,
@@ -114,7 +116,7 @@ def _vg_d2(blocks: tuple[int, int, int, int], overrides: dict[str, Any]) -> C4RC
 
 
 def vg_r50_c4_d2(**overrides: Any) -> C4RCNN:
-    """grid-feats-vqa's `R-50-updn`, which is `test-d2-r50` of bottom-up-attention.pytorch too."""
+    """bottom-up-attention.pytorch's `test-d2-r50`; grid-feats-vqa's `R-50-updn` is the same network, fed by Pillow."""
     return _vg_d2(_R50, overrides)
 
 

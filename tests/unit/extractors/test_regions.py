@@ -7,8 +7,12 @@ from torchvision.ops import nms
 
 from core.console import UserError
 from extractors.engines import build_extractor
-from extractors.networks.rcnn import Proposals
-from extractors.regions import choose_regions, surviving_confidence
+from extractors.images import InputSpec, make_batch
+from extractors.loading import NetworkRunner, load_network
+from extractors.networks import build
+from extractors.networks.checkpoint import save_checkpoint
+from extractors.networks.rcnn import Meta, Proposals
+from extractors.regions import RegionExtractor, choose_regions, surviving_confidence
 
 
 def random_proposals(count=60, classes=7, seed=0):
@@ -118,6 +122,66 @@ def test_adaptive_keeps_the_confident_but_never_too_few():
     assert len(choose_regions(p, "adaptive", 100)[0]) == 10
 
 
+def test_adaptive_keeps_the_order_of_the_proposals():
+    p = random_proposals()
+    confidence = naive_confidence(p.boxes, p.probabilities, 0.3)
+    confident = torch.nonzero(confidence >= 0.2).flatten()
+    assert 10 <= len(confident) < 60 and (confidence[confident].diff() > 0).any()
+    keep, boxes, scores = choose_regions(p, "adaptive", 60)
+    assert torch.equal(keep, confident) and torch.equal(scores, confidence[keep]) and torch.equal(boxes, p.boxes[keep])
+    best = confidence.argsort(descending=True, stable=True)
+    assert torch.equal(choose_regions(p, "adaptive", len(confident) - 1)[0], best[: len(confident) - 1])
+    p.probabilities = p.probabilities * 0.01
+    assert torch.equal(choose_regions(p, "adaptive", 60)[0], best[:10])
+
+
+class Fixed(torch.nn.Module):
+    """A detector that finds the given proposals everywhere."""
+
+    region_size = 5
+
+    def __init__(self, proposals: Proposals, resize: str) -> None:
+        super().__init__()
+        self.proposals, self.roi_heads = proposals, torch.nn.Module()
+        self.meta = Meta(InputSpec(100, 200, "BGR", (0.0,) * 3, (1.0,) * 3, 1, resize))
+
+    def regions(self, pixels, sizes, scales=None):
+        return [self.proposals for _ in sizes]
+
+
+def test_a_region_has_what_it_was_chosen_by_and_the_score_of_its_class():
+    """Two numbers of two meanings: a box suppressed in its best class is chosen by another."""
+    p = random_proposals()
+    extractor = RegionExtractor(NetworkRunner(Fixed(p, "pillow"), "x"), num_regions=60)
+    (rows,) = extractor(make_batch([np.zeros((100, 100, 3), np.uint8)], [0], [(100, 100)], extractor.input))
+    keep = naive_confidence(p.boxes, p.probabilities, 0.3).argsort(descending=True, stable=True)
+    best, classes = p.probabilities[keep].max(1)
+    assert np.array_equal(rows["class_ids"], classes) and np.array_equal(rows["class_scores"], best)
+    assert np.array_equal(rows["scores"], naive_confidence(p.boxes, p.probabilities, 0.3)[keep])
+    assert (rows["scores"] < rows["class_scores"]).any()
+
+
+def test_boxes_of_a_network_fed_by_one_scale_are_divided_by_it():
+    p = random_proposals()
+    for resize, expected in (("float", 1.01), ("pillow", 101 / 100)):
+        extractor = RegionExtractor(NetworkRunner(Fixed(p, resize), "x"), num_regions=4)
+        batch = make_batch([np.zeros((100, 147, 3), np.uint8)], [0], [(101, 149)], extractor.input)
+        (rows,) = extractor(batch)
+        keep = choose_regions(p, "caffe", 4)[0]
+        width = 1.01 if resize == "float" else 149 / 147
+        assert np.allclose(rows["boxes"], p.boxes[keep] * torch.tensor([width, expected] * 2), rtol=1e-6)
+
+
+def test_no_images_give_no_rows():
+    extractor = RegionExtractor(NetworkRunner(Fixed(random_proposals(), "pillow"), "x"))
+    assert extractor(make_batch([], [], [], extractor.input)) == []
+
+
+@pytest.mark.parametrize("architecture", ["vg_r50_c4_d2", "vg_r101_c4_d2", "vg_r101_c4_caffe_milvlg"])
+def test_what_the_port_resizes_in_floats_is_fed_so(architecture):
+    assert build(architecture, blocks=(1, 1, 1, 1), res2_channels=16, width_per_group=4).meta.input.resize == "float"
+
+
 def test_lxmert_relaxes_suppression_until_enough_are_left():
     p = random_proposals()
     scores, classes = p.probabilities.max(1)
@@ -143,6 +207,15 @@ def test_settings_are_checked_by_name(tmp_path):
         build_extractor("regions", architecture="resnet", weights="x")
     with pytest.raises(UserError, match="missing.safetensors"):
         build_extractor("regions", architecture="scenes_regions", weights=str(tmp_path / "missing.safetensors"))
+
+
+def test_weights_of_another_architecture_are_refused_by_their_own_word(repository, tmp_path):
+    grids = repository / "weights/scenes_grids.safetensors"
+    with pytest.raises(UserError, match="are of scenes_grids, not scenes_regions"):
+        load_network("scenes_regions", grids)
+    unsaid = tmp_path / "unsaid.safetensors"
+    save_checkpoint(build("scenes_regions"), unsaid)
+    load_network("scenes_regions", unsaid)
 
 
 def test_scores_are_finite_numbers():

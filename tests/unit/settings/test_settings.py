@@ -295,6 +295,22 @@ def test_a_source_of_segments_that_the_network_lacks(config):
     load_settings(config, check_files=False)
 
 
+@pytest.mark.parametrize(
+    ("feature", "section", "expected"),
+    [
+        ("regions", {"architecture": "vg_r101_c4_cafe"}, "architecture: 'vg_r101_c4_cafe' is no architecture here; did you mean 'vg_r101_c4_caffe'?"),
+        ("grids", {"architecture": "panoptic_fpn_r50"}, "architecture: 'panoptic_fpn_r50' makes panoptic, no grids; choose one of "),
+        ("panoptic", {"architecture": "grid_x101"}, "architecture: 'grid_x101' makes regions and grids, no panoptic; choose one of "),
+        ("panoptic", {"engine": "detectron2", "config": "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"}, "config: 'COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml' is a detector's; "),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_network_that_does_not_make_the_feature(config, feature, section, expected):
+    config["features"][feature] = section
+    (line,) = mistakes(config)
+    assert line.startswith(f"features.{feature}.{expected}")
+
+
 def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").symlink_to(repository / "weights")
