@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-_NUMBER = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?0*(\d+)")  # COCO_val2014_000000000042 is COCO's image 42
+NUMBER = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?0*(\d+)")  # COCO_val2014_000000000042 is COCO's image 42
 _HINTS_UP_TO = 20_000  # names; looking for similar ones takes seconds beyond
 
 
@@ -53,7 +53,7 @@ class Names:
                 _add(self._bare, key, image_id)
             for key in {path, path.rsplit(".", 1)[0], name, stem, normal(image_id)}:
                 _add(self._folded, key.casefold(), image_id)
-            if number := _NUMBER.fullmatch(stem):
+            if number := NUMBER.fullmatch(stem):
                 _add(self._numbers, int(number[1]), image_id)
         parts = [normal(part) for part in Path(root).absolute().parts]
         #: What paths from elsewhere may begin with: `/data/mine/images/`, ..., `mine/images/`, `images/`.

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
 
 import numpy as np
 
 from catalog.index import ImageRows
+from catalog.names import NUMBER, normal
 from core.console import UserError
 from core.features import Feature
 from core.files import digest_json
 from stores.schema import ArraySpec
 
+T = TypeVar("T")
 Rows = dict[str, np.ndarray]
 Failures = list[tuple[int, str]]
 
@@ -85,7 +89,22 @@ class PerImageReader(Reader):
     def __init__(self, images: ImageRows, path: str, provenance: str, **settings: Any) -> None:
         super().__init__(provenance, **settings)
         self.path, self.sizes = path, images.sizes
-        self.names = [image_names(*pair) for pair in zip(images.ids, images.paths, strict=True)]
+        self.names = all_names(images.ids, images.paths)
+
+    def find(self, row: int, known: Mapping[str, T], what: str) -> T:
+        """An image's entry among those `known` by name. ValueError: there is none, or there are several.
+
+        Args:
+            what: a name's form in messages: "{}.npz".
+        """
+        found = {name: known[name] for name in self.names[row] if name in known}
+        if not found:
+            tried = ", ".join(repr(what.format(name)) for name in self.names[row])
+            raise ValueError(f"nothing for it in {self.path}; looked for {tried}")
+        if len(found) > 1:
+            several = " and ".join(repr(what.format(name)) for name in found)
+            raise ValueError(f"{several} in {self.path} could both be of it; remove one")
+        return next(iter(found.values()))
 
     def load(self, row: int) -> Any:
         """What the files hold of an image. ValueError: what is wrong with it."""
@@ -96,13 +115,14 @@ class PerImageReader(Reader):
         raise NotImplementedError
 
     def example(self, otherwise: str) -> Any:
-        """The first image's content that can be loaded. UserError with the message `otherwise`: there is none."""
+        """The first image's content that can be loaded. UserError with the message `otherwise` and the first's fault: there is none."""
+        first = ""
         for row in range(len(self.names)):
             try:
                 return self.load(row)
-            except ValueError:
-                continue
-        raise UserError(otherwise)
+            except ValueError as error:
+                first = first or f"; {self.names[row][0]!r}: {error}"
+        raise UserError(otherwise + first)
 
     def read(self, rows: range) -> tuple[Rows, Failures]:
         """See `Reader.read`."""
@@ -121,19 +141,52 @@ class PerImageReader(Reader):
 
 
 def image_names(image_id: str, path: str) -> list[str]:
-    """Names other programs may give an image: its id, its file's name, COCO's twelve digits."""
-    names = [image_id, Path(path).stem]
-    return [*names, image_id.zfill(12)] if image_id.isdigit() else names
+    """Names other programs may give an image, each once: its id, its file's name without and with suffix, and, where the file is
+    called by a number or as COCO calls it, the number and COCO's twelve digits."""
+    file = PurePosixPath(path.partition("#")[0])
+    names = [image_id, file.stem, file.name]
+    for name in (image_id, file.stem):
+        if number := NUMBER.fullmatch(name):
+            names += [str(int(number[1])), number[1].zfill(12)]
+    return list(dict.fromkeys(normal(name) for name in names))
+
+
+def all_names(ids: Sequence[str], paths: Sequence[str]) -> list[list[str]]:
+    """`image_names` of every image, without those that could mean two: an image's own id means that image alone."""
+    names = [image_names(*pair) for pair in zip(ids, paths, strict=True)]
+    owners = Counter(name for own in names for name in own)
+    known = {normal(image_id) for image_id in ids}
+    return [
+        [name for name in own if name == normal(i) or (owners[name] == 1 and name not in known)]
+        for i, own in zip(ids, names, strict=True)
+    ]
 
 
 def named_files(folder: str, suffix: str) -> tuple[dict[str, str], str]:
-    """Path by file name without suffix, hidden files apart; and a digest of names and sizes.
+    """Path by file name without suffix, in subfolders by path too, hidden files apart; and a digest of names and sizes.
 
-    The digest is part of a store's fingerprint: shards of a folder that changed in between never end up in one store.
+    A bare name that files of two folders have means neither. The digest is part of a store's fingerprint: shards of a folder that changed in between never end up in one store.
     """
     if not os.path.isdir(folder):
         raise UserError(f"imports.path: {folder!r} is not a folder of {suffix} files")
-    with os.scandir(folder) as entries:
-        found = {e.name: (e.path, e.stat().st_size) for e in entries if e.name.endswith(suffix) and e.name[0] != "."}
+    found = dict(sorted(_files_below(folder, suffix)))
     digest = digest_json({name: size for name, (_, size) in found.items()})
-    return {name.removesuffix(suffix): path for name, (path, _) in found.items()}, digest
+    bare = Counter(PurePosixPath(name).name for name in found)
+    named = {normal(name).removesuffix(suffix): path for name, (path, _) in found.items()}
+    for name, (path, _) in found.items():
+        own = PurePosixPath(normal(name)).name
+        if bare[PurePosixPath(name).name] == 1:
+            named.setdefault(own.removesuffix(suffix), path)
+    return named, digest
+
+
+def _files_below(folder: str, suffix: str, above: str = "") -> Iterator[tuple[str, tuple[str, int]]]:
+    """(path below the folder, (path, bytes)) of files with that suffix."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name[0] == ".":
+                continue
+            if entry.is_dir():
+                yield from _files_below(entry.path, suffix, f"{above}{entry.name}/")
+            elif entry.name.endswith(suffix):
+                yield above + entry.name, (entry.path, entry.stat().st_size)

@@ -11,6 +11,7 @@ import numpy as np
 from catalog.index import ImageRows
 from core.features import Feature
 from exchange.formats.base import Rows, named_files
+from exchange.formats.checks import box_rows, feature_rows
 from exchange.formats.regions import RegionReader
 
 
@@ -24,23 +25,23 @@ class NpzReader(RegionReader):
     ) -> None:
         super().__init__(images, path, num_regions, provenance)
         self._files, self.attributes["files_digest"] = named_files(path, ".npz")
-        names = ", ".join(repr(f"{n}.npz") for n in self.names[0][:2])
-        nothing = f"{path} has no usable .npz file for any image of the index; looked for {names}, ..."
+        self._transposed = None
+        nothing = f"{path} has no usable .npz file for any image of the index"
         self.describe(self.example(nothing)[0])
+        self._transposed = self._usual_layout()
+        self.attributes["imported_transposed"] = bool(self._transposed)
 
     def load(self, row: int) -> tuple[Rows, tuple[int, int]]:
         """See `RegionReader.load`."""
-        file = next((self._files[n] for n in self.names[row] if n in self._files), None)
-        if file is None:
-            raise ValueError(f"no {self.names[row][0]}.npz in {self.path}")
+        file = self.find(row, self._files, "{}.npz")
+        features, boxes, count, size, info = self._open(file)
         try:
-            with np.load(file, allow_pickle=False) as content:
-                found = {"features": content["x"], "boxes": content["bbox"]}
-                size = int(content["image_h"]), int(content["image_w"])
-                count = int(content["num_bbox"]) if "num_bbox" in content else len(found["features"])
-            info = _read_info(file)
-        except Exception as error:  # damaged and hostile files raise errors of every kind
-            raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+            boxes = box_rows(boxes)
+            found = {"features": feature_rows(features, len(boxes), self._transposed), "boxes": boxes}
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        if not 0 <= count <= len(boxes):
+            raise ValueError(f"{file} says num_bbox is {count}, but holds {len(boxes)} boxes")
         for array, key in (
             ("class_ids", "objects_id"), ("scores", "objects_conf"),
             ("attribute_ids", "attrs_id"), ("attribute_scores", "attrs_conf"),
@@ -48,6 +49,29 @@ class NpzReader(RegionReader):
             if key in info:
                 found[array] = np.asarray(info[key])
         return {name: values[:count] for name, values in found.items()}, size
+
+    def _open(self, file: str) -> tuple[np.ndarray, np.ndarray, int, tuple[int, int], dict[str, Any]]:
+        """What is in a file: x, bbox, num_bbox, (height, width), info. ValueError: it cannot be read."""
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                features, boxes = content["x"], content["bbox"]
+                size = int(content["image_h"]), int(content["image_w"])
+                count = int(content["num_bbox"]) if "num_bbox" in content else len(box_rows(boxes))
+            return features, boxes, count, size, _read_info(file)
+        except Exception as error:  # damaged and hostile files raise errors of every kind
+            raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+
+    def _usual_layout(self) -> bool | None:
+        """Whether `x` is (width, boxes), by the first file whose sides differ; None if there is none."""
+        for row in range(len(self.names)):
+            try:
+                features, boxes, *_ = self._open(self.find(row, self._files, "{}.npz"))
+                count = len(box_rows(boxes))
+            except ValueError:
+                continue
+            if features.shape[-2:] != (count, count):
+                return features.shape[-1] == count
+        return None
 
 
 class _InfoUnpickler(pickle.Unpickler):

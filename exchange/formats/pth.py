@@ -7,11 +7,12 @@ from typing import Any
 from catalog.index import ImageRows
 from core.features import Feature
 from exchange.formats.base import PerImageReader, Rows, named_files
+from exchange.formats.checks import channels_first
 from stores.features import grid_arrays, grid_cells, grid_shape
 
 
 class PthReader(PerImageReader):
-    """Tensors (1, D, h, w) in the folder `path`; cells are pooled as our extractor pools its own.
+    """Tensors (1, D, h, w) or (1, h, w, D) in the folder `path`; cells are pooled as our extractor pools its own.
 
     Args:
         grid, max_cells: see `extractors.grids`.
@@ -33,16 +34,14 @@ class PthReader(PerImageReader):
         self.grid, self.max_cells = grid, max_cells
         self._files, digest = named_files(path, ".pth")
         self.attributes = {"grid": grid, "files_digest": digest}
-        nothing = f"{path} has no usable .pth file for any image of the index, such as {self.names[0][0]}.pth"
+        nothing = f"{path} has no usable .pth file for any image of the index"
         self.arrays = grid_arrays(grid_cells(grid, max_cells), len(self.example(nothing)))
 
     def load(self, row: int) -> Any:
         """(D, h, w) float32 tensor. ValueError: what is wrong with the file."""
         import torch
 
-        file = next((self._files[n] for n in self.names[row] if n in self._files), None)
-        if file is None:
-            raise ValueError(f"no {self.names[row][0]}.pth in {self.path}")
+        file = self.find(row, self._files, "{}.pth")
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged and hostile files raise errors of every kind
@@ -51,7 +50,14 @@ class PthReader(PerImageReader):
             raise ValueError(f"{file} holds no (1, D, h, w) tensor")
         if content.ndim == 4 and len(content) != 1:
             raise ValueError(f"{file} holds {len(content)} images")
-        return content.reshape(content.shape[-3:]).float()
+        if not content.is_floating_point() or 0 in content.shape:
+            raise ValueError(f"{file} holds {content.dtype} {tuple(content.shape)}, no map of features")
+        content = content.reshape(content.shape[-3:]).float()
+        if not content.isfinite().all():
+            raise ValueError(f"{file} holds values that are not finite (NaN or infinite)")
+        if not content.any():
+            raise ValueError(f"{file} is all zero: whoever wrote it failed")
+        return content if channels_first(content.shape) else content.permute(2, 0, 1)
 
     def put(self, row: int, result: Rows, at: int) -> None:
         """See `PerImageReader.put`."""

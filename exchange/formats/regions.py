@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from catalog.index import ImageRows
 from exchange.formats.base import PerImageReader, Rows
+from exchange.formats.checks import check_regions
 from stores.features import region_arrays
 
 
@@ -20,8 +21,8 @@ class RegionReader(PerImageReader):
         super().__init__(images, path, provenance, num_regions=num_regions)
         self.num_regions = num_regions
 
-    def load(self, row: int) -> tuple[Rows, tuple[int, int]]:
-        """Unpadded arrays of an image and the (height, width) they are for. ValueError: what is wrong with it."""
+    def load(self, row: int) -> tuple[Rows, tuple[int, int] | None]:
+        """Unpadded arrays of an image and the (height, width) they are for, if it is said. ValueError: what is wrong with it."""
         raise NotImplementedError
 
     def describe(self, example: Rows) -> None:
@@ -37,7 +38,7 @@ class RegionReader(PerImageReader):
             result[name][at, :count] = self.rounded(row, found[name]) if name == "features" else found[name]
         result["counts"][at] = count
 
-    def _check(self, found: Rows, size: tuple[int, int], known: tuple[int, int]) -> None:
+    def _check(self, found: Rows, size: tuple[int, int] | None, known: tuple[int, int]) -> None:
         count = len(found["features"])
         if count > self.num_regions:
             raise ValueError(f"has {count} regions; raise imports.regions.num_regions from {self.num_regions}")
@@ -46,5 +47,7 @@ class RegionReader(PerImageReader):
         for name, spec in self.arrays.items():
             if name != "counts" and found[name].shape != (count, *spec.shape[1:]):
                 raise ValueError(f"{name} has shape {found[name].shape} instead of {(count, *spec.shape[1:])}")
-        if known[0] and size != known:
+        if known[0] and size is not None and size != known:
             raise ValueError(f"is of an image of {size[1]} x {size[0]} pixels, this one has {known[1]} x {known[0]}")
+        # Whose size the index does not know is measured by the file's own.
+        check_regions(found, known if known[0] else size)

@@ -15,6 +15,7 @@ from catalog.precomputed import open_array, read_parts, seg_map_encoding, standa
 from core.console import UserError
 from core.features import FEATURES, Feature
 from exchange.formats.base import Failures, Reader, Rows
+from exchange.formats.checks import check_boxes
 from stores.features import PANOPTIC_ARRAYS, grid_arrays, region_arrays
 
 _ROWS_AT_ONCE = 32
@@ -86,6 +87,11 @@ class ScanReader(Reader):
                 "instead of (regions or cells, width)"
             )
         k, dim = shapes["features"]
+        if k >= 512 and k > dim:
+            raise UserError(
+                f"{self._path(self._parts[0], 'features')}: {k} {'cells' if feature == 'grids' else 'regions'} of width {dim} in an "
+                "image; the last two axes must be (regions or cells, width), swap them"
+            )
         if shapes.get("boxes", (k, 4)) != (k, 4):
             raise UserError(f"boxes in {folder} have shape {shapes['boxes']} per image instead of {(k, 4)}")
         self.arrays = grid_arrays(k, dim) if feature == "grids" else region_arrays(k, dim, self._files)
@@ -130,8 +136,14 @@ class ScanReader(Reader):
                     raise UserError(f"{place} holds other values than 0 and 1")
                 found[array] = np.asarray(values)[:, self._order].astype(np.uint8)
             elif array == "seg_features":
+                if (values < 0).any() or (values > 1.001).any():
+                    raise UserError(f"{place} holds values outside 0 to 1, where shares and probabilities lie")
                 found[array] = self.rounding(np.asarray(values), place)[:, self._order]
             elif array == "boxes":
+                try:
+                    check_boxes(np.asarray(values).reshape(-1, 4), None)
+                except ValueError as error:
+                    raise UserError(f"{place} {error}") from error
                 found[array] = np.asarray(values, np.float32)
             else:
                 found[array] = self.rounding(np.asarray(values), place)

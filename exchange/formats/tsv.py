@@ -8,19 +8,23 @@ import binascii
 import numpy as np
 
 from catalog.index import ImageRows
+from catalog.names import normal
 from core.console import UserError
 from core.features import Feature
 from core.files import digest_json
 from exchange.formats.base import Rows
+from exchange.formats.checks import check_regions
 from exchange.formats.regions import RegionReader
 
+# The numbers' types by how many bytes each takes; whole numbers are 8 or 4 bytes wide.
+_REAL = {2: np.float16, 4: np.float32, 8: np.float64}
+_WHOLE = {4: np.int32, 8: np.int64}
 # Columns of LXMERT's files and of the original bottom-up-attention's; binary ones in base64.
 _LXMERT = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes", "features")  # fmt: skip
 _BOTTOM_UP = ("img_id", "img_w", "img_h", "num_boxes", "boxes", "features")
 _BINARY = {
-    "features": ("features", np.float32), "boxes": ("boxes", np.float32), "class_ids": ("objects_id", np.int64),
-    "scores": ("objects_conf", np.float32), "attribute_ids": ("attrs_id", np.int64),
-    "attribute_scores": ("attrs_conf", np.float32),
+    "boxes": ("boxes", _REAL), "class_ids": ("objects_id", _WHOLE), "scores": ("objects_conf", _REAL),
+    "attribute_ids": ("attrs_id", _WHOLE), "attribute_scores": ("attrs_conf", _REAL),
 }  # fmt: skip
 
 
@@ -33,34 +37,55 @@ class TsvReader(RegionReader):
         self, feature: Feature, images: ImageRows, *, path: str, num_regions: int = 36, provenance: str = "unknown"
     ) -> None:
         super().__init__(images, path, num_regions, provenance)
-        self._offsets: dict[str, int] = {}
-        twice = []
+        lines: dict[str, list[int]] = {}
         try:
             with open(path, "rb") as file:
                 offset = 0
                 for line in file:
-                    name = line[: line.find(b"\t")].decode("utf-8", "replace")
-                    if name in self._offsets:
-                        twice.append(name)
-                    if name not in ("img_id", "image_id"):
-                        self._offsets[name] = offset
+                    name = normal(line[: line.find(b"\t")].decode("utf-8", "replace"))
+                    if line.strip() and name not in ("img_id", "image_id"):
+                        lines.setdefault(name, []).append(offset)
                     offset += len(line)
         except OSError as error:
             raise UserError(f"imports.path: {path} cannot be read ({error.strerror})") from error
+        self._offsets = self._one_each(lines)
         self.attributes["files_digest"] = digest_json(self._offsets | {"": offset})
-        if twice:
-            raise UserError(f"{path} has two lines for {', '.join(map(repr, twice[:5]))}; remove one of each")
-        nothing = f"{path} has no usable line for any image of the index, such as {self.names[0][:2]}"
+        nothing = f"{path} has no usable line for any image of the index"
         self.describe(self.example(nothing)[0])
+
+    def _one_each(self, lines: dict[str, list[int]]) -> dict[str, int]:
+        """The place of each name's line. bottom-up-attention's own files hold some twice: equal lines are one, and of damaged and
+        whole ones the whole one counts. UserError: whole lines of one name that differ."""
+        twice = []
+        for name, offsets in lines.items():
+            if len(offsets) > 1:
+                different = list({self._line(offset): offset for offset in reversed(offsets)}.values())[::-1]
+                lines[name] = [offset for offset in different if self._whole(offset)] or different[:1]
+                if len(lines[name]) > 1:
+                    twice.append(name)
+        if twice:
+            shown = ", ".join(map(repr, twice[:5]))
+            raise UserError(f"{self.path} has two lines that differ for {shown}; remove one of each")
+        return {name: offsets[0] for name, offsets in lines.items()}
+
+    def _whole(self, offset: int) -> bool:
+        try:
+            check_regions(*self._parsed(offset))
+        except ValueError:
+            return False
+        return True
+
+    def _line(self, offset: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return file.readline().rstrip(b"\r\n")
 
     def load(self, row: int) -> tuple[Rows, tuple[int, int]]:
         """See `RegionReader.load`."""
-        offset = next((self._offsets[n] for n in self.names[row] if n in self._offsets), None)
-        if offset is None:
-            raise ValueError(f"no line for {self.names[row][0]} in {self.path}")
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            cells = file.readline().rstrip(b"\r\n").split(b"\t")
+        return self._parsed(self.find(row, self._offsets, "{}"))
+
+    def _parsed(self, offset: int) -> tuple[Rows, tuple[int, int]]:
+        cells = self._line(offset).split(b"\t")
         columns = {len(_LXMERT): _LXMERT, len(_BOTTOM_UP): _BOTTOM_UP}.get(len(cells))
         if columns is None:
             raise ValueError(f"its line in {self.path} has {len(cells)} columns instead of 10 (LXMERT) or 6")
@@ -69,11 +94,22 @@ class TsvReader(RegionReader):
             count = int(values["num_boxes"])
             size = int(values["img_h"]), int(values["img_w"])
             found = {
-                array: np.frombuffer(base64.b64decode(values[column], validate=True), dtype)
-                for array, (column, dtype) in _BINARY.items()
+                array: _numbers(values[column], count * (4 if array == "boxes" else 1), types, column)
+                for array, (column, types) in _BINARY.items()
                 if column in values
             }
-            found["features"], found["boxes"] = found["features"].reshape(count, -1), found["boxes"].reshape(count, 4)
+            # How wide features are only the file says: their numbers are as wide as those of its boxes.
+            features = np.frombuffer(base64.b64decode(values["features"], validate=True), found["boxes"].dtype)
+            found["features"], found["boxes"] = features.reshape(count, -1), found["boxes"].reshape(count, 4)
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"its line in {self.path} is damaged ({error})") from error
         return found, size
+
+
+def _numbers(cell: bytes, count: int, types: dict[int, type], column: str) -> np.ndarray:
+    """The `count` numbers of a cell in base64. ValueError: it does not hold so many of any of the `types`, by their bytes."""
+    content = base64.b64decode(cell, validate=True)
+    width, rest = divmod(len(content), max(1, count))
+    if rest or width not in types:
+        raise ValueError(f"{column} has {len(content)} bytes for {count} numbers")
+    return np.frombuffer(content, types[width])

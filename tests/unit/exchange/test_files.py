@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ NAMES = ["COCO_val2014_000000000042", "000000000007", "x"]  # each as another pr
 
 def regions(row, count):
     random = np.random.default_rng(row)
-    boxes = random.uniform(0, 300, (count, 4)).astype(np.float32)
+    boxes = random.uniform(0, 150, (count, 4)).astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
     return {
         "features": random.standard_normal((count, 16)).astype(np.float16).astype(np.float32),
@@ -49,7 +50,7 @@ def write_tsv(path, images, names, columns=10):
 
     lines = []
     for name, image, size in zip(names, images, SIZES, strict=True):
-        cells = [name, str(size[0] or 9), str(size[1] or 9)]
+        cells = [name, str(size[0] or 999), str(size[1] or 999)]
         if columns == 10:
             cells += [code(image["class_ids"]), code(image["scores"])]
             cells += [code(image["attribute_ids"]), code(image["attribute_scores"])]
@@ -133,7 +134,8 @@ def test_images_without_usable_files_are_listed(tmp_path):
 
     (tmp_path / "7.npz").unlink()
     _, _, failures = read({"format": "npz", "path": str(tmp_path)})
-    assert failures[1] == (1, f"no 7.npz in {tmp_path}")
+    tried = "'7.npz', 'COCO_val2014_000000000007.npz', 'COCO_val2014_000000000007.jpg.npz', '000000000007.npz'"
+    assert failures[1] == (1, f"nothing for it in {tmp_path}; looked for {tried}")
 
 
 class Hostile:
@@ -168,8 +170,114 @@ def test_damaged_lines_of_a_tsv(tmp_path):
     _, _, failures = read({"format": "tsv", "path": str(path)})
     assert [row for row, _ in failures] == [1, 2] and "is damaged" in failures[0][1]
     path.write_text("\n".join([lines[0], lines[1], lines[0]]))
-    with pytest.raises(UserError, match="two lines for '42'"):
+    _, rows, failures = read({"format": "tsv", "path": str(path)})  # equal lines are one
+    assert [row for row, _ in failures] == [2] and rows["counts"].tolist() == [4, 6, 0]
+    path.write_text(
+        "\n".join([lines[0][:-30], lines[1], lines[0], lines[2]])
+    )  # of a damaged and a whole one the whole one counts
+    assert read({"format": "tsv", "path": str(path)})[2] == []
+    path.write_text("\n".join([lines[0], lines[1], lines[1].replace("7", "42", 1)]))
+    with pytest.raises(UserError, match="two lines that differ for '42'"):
         read({"format": "tsv", "path": str(path)})
+
+
+def test_names_that_files_have(tmp_path):
+    """OpenVQA's `a.jpg.npz`, grid-feats-vqa's `42.pth`, subfolders; what could mean two images means neither."""
+    for name, image, size in zip(["42", "COCO_val2014_000000000007.jpg", "x.jpg"], IMAGES, SIZES, strict=True):
+        write_npz(tmp_path / f"{name}.npz", image, size)
+    source = {"format": "npz", "path": str(tmp_path)}
+    assert read(source)[2] == []
+    (tmp_path / "val2014").mkdir()
+    for name in ("42", "x.jpg"):
+        (tmp_path / f"{name}.npz").rename(tmp_path / "val2014" / f"{name}.npz")
+    assert read(source)[2] == []
+    ids, paths = ["a/x", "b/x", "COCO_val2014_000000000042"], ["a/x.jpg", "b/x.png", "COCO_val2014_000000000042.jpg"]
+    images = ImageRows(ids, "digest", paths, [(0, 0)] * 3)
+    _, failures = open_reader("regions", source, images).read(range(3))
+    assert [row for row, _ in failures] == [1] and "looked for 'b/x.npz', 'x.png.npz'" in failures[0][1]
+    write_npz(tmp_path / "000000000042.npz", IMAGES[0], SIZES[0])
+    _, failures = open_reader("regions", source, images).read(range(3))
+    assert failures[-1][0] == 2 and "could both be of it; remove one" in failures[-1][1]
+
+
+def test_features_the_other_way_round_are_turned(tmp_path):
+    """MCAN's and OpenVQA's `x` is (width, boxes): turned where the boxes say so, and where the other files do."""
+    square = regions(3, 16)
+    for name, image, size in zip(NAMES, [IMAGES[0], IMAGES[1], square], SIZES, strict=True):
+        write_npz(tmp_path / f"{name}.npz", image, size, x=image["features"].T)
+    reader, rows, failures = read({"format": "npz", "path": str(tmp_path)}, num_regions=16)
+    assert failures == [] and reader.attributes["imported_transposed"] is True
+    for row, image in enumerate((IMAGES[0], IMAGES[1], square)):
+        assert np.array_equal(rows["features"][row, : len(image["boxes"])], image["features"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": np.ones((16, 5), "f4")}, "fits 4 boxes in no direction"),
+        ({"x": np.ones((2, 4, 16), "f4")}, "instead of .regions, width"),
+        ({"x": np.full((4, 16), np.nan, "f4")}, "features holds values that are not finite"),
+        ({"x": np.zeros((4, 16), "f4")}, "features are all zero"),
+        ({"x": np.full((4, 16), "a")}, "not real numbers"),
+        ({"bbox": np.full((4, 4), np.inf, "f4")}, "boxes holds values that are not finite"),
+        ({"bbox": np.tile(np.array([50, 60, 20, 30], "f4"), (4, 1))}, "end before they begin"),
+        ({"bbox": np.tile(np.array([0.1, 0.2, 0.5, 0.9], "f4"), (4, 1))}, "as fractions of the image do"),
+        ({"bbox": np.tile(np.array([0, 0, 400, 630], "f4"), (4, 1))}, "are x and y swapped"),
+        ({"bbox": np.tile(np.array([-90, 0, 400, 90], "f4"), (4, 1))}, "left of or above the image"),
+        ({"bbox": np.zeros((3, 5), "f4")}, "boxes have shape"),
+        ({"num_bbox": 9}, "says num_bbox is 9, but holds 4 boxes"),
+        ({"num_bbox": 0}, "has no regions"),
+        ({"info": {"objects_id": np.arange(4), "objects_conf": np.array([3.5, 0, 1, 1])}}, "not 0 to 1"),
+        ({"info": {"objects_id": np.arange(4), "objects_conf": np.full(4, np.nan)}}, "not finite"),
+        ({"info": {"objects_id": np.arange(4) + 0.5, "objects_conf": np.ones(4)}}, "no class numbers"),
+        ({"info": {"objects_id": np.arange(4) * 20000, "objects_conf": np.ones(4)}}, "no class numbers"),
+        ({"info": {"objects_id": np.arange(4), "objects_conf": np.ones((4, 9))}}, "scores has shape"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_that_cannot_be_are_failures(tmp_path, changes, message):
+    plain = {"objects_id": np.arange(6), "objects_conf": np.ones(6)}
+    write_npz(tmp_path / "7.npz", IMAGES[1], SIZES[1], info=plain)
+    write_npz(tmp_path / "42.npz", IMAGES[0], SIZES[0], **({"info": {k: v[:4] for k, v in plain.items()}} | changes))
+    images = ImageRows(["7", "42"], "digest", ["7.jpg", "42.jpg"], [SIZES[1], SIZES[0]])
+    _, failures = open_reader("regions", {"format": "npz", "path": str(tmp_path)}, images).read(range(2))
+    assert [row for row, _ in failures] == [1] and re.search(message, failures[0][1]), failures
+
+
+def test_boxes_may_end_a_pixel_beyond_the_image_and_lie_on_their_side(tmp_path):
+    boxes = np.tile(np.array([-0.5, 0, 641, 481], "f4"), (4, 1))
+    boxes[0] = [1, 2, 3, 4.5]
+    write_npz(
+        tmp_path / "42.npz",
+        IMAGES[0],
+        SIZES[0],
+        bbox=boxes.T[:, :3],
+        x=IMAGES[0]["features"][None, :3],
+        num_bbox=3,
+        info={},
+    )
+    images = ImageRows(["42"], "digest", ["42.jpg"], SIZES[:1])
+    rows, failures = open_reader("regions", {"format": "npz", "path": str(tmp_path)}, images).read(range(1))
+    assert failures == [] and np.array_equal(rows["boxes"][0, :3], boxes[:3])
+
+
+def test_numbers_of_a_tsv_have_the_width_that_they_have(tmp_path):
+    wide = [{k: v.astype({"f": "f8", "i": "i4"}[v.dtype.kind]) for k, v in image.items()} for image in IMAGES]
+    write_tsv(tmp_path / "wide.tsv", wide, NAMES)
+    _, rows, failures = read({"format": "tsv", "path": str(tmp_path / "wide.tsv")})
+    assert failures == [] and rows["features"].shape[2] == 16
+    assert np.array_equal(rows["class_ids"][0, :4], IMAGES[0]["class_ids"])
+    assert np.array_equal(rows["boxes"][1, :6], IMAGES[1]["boxes"])
+
+
+def test_grids_with_channels_last_are_turned_and_impossible_ones_refused(tmp_path):
+    first = torch.randn(256, 3, 5)
+    torch.save(first.permute(1, 2, 0)[None].contiguous(), tmp_path / "42.pth")
+    torch.save(torch.full((1, 256, 3, 5), float("nan")), tmp_path / "7.pth")
+    torch.save(torch.zeros(1, 256, 3, 5), tmp_path / "x.pth")
+    _, rows, failures = read({"format": "pth", "path": str(tmp_path)}, feature="grids", grid="native", max_cells=20)
+    assert np.array_equal(rows["features"][0, :15], first.flatten(1).T.numpy().astype(np.float16))
+    assert [row for row, _ in failures] == [1, 2] and "not finite" in failures[0][1] and "all zero" in failures[1][1]
 
 
 def test_grid_files_are_pooled_as_our_own_grids(tmp_path):

@@ -243,3 +243,21 @@ def peak_memory(module, *arguments):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return int(result.stdout.rsplit("peak ", 1)[1]) * 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("ims", np.ones((4, 600, 36), np.float32), "must be .regions or cells, width., swap them"),
+        ("segmentations", np.full((4, 133, 7, 7), 2, np.float32), "outside 0 to 1"),
+        ("boxes", np.tile(np.array([9, 9, 3, 3], np.float32), (4, 6, 1)), "end before they begin"),
+        ("boxes", np.full((4, 6, 4), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(tmp_path, name, values, message):
+    write_split(tmp_path, "dev", 4)
+    np.save(tmp_path / f"dev_{name}.npy", values)
+    feature = "panoptic" if name == "segmentations" else "regions"
+    options = {"folder": str(tmp_path), "splits": {"val": "dev"}, "features": ["regions", "panoptic"]}
+    with pytest.raises(UserError, match=message):
+        READERS["scan"](feature, ImageRows([str(i) for i in range(4)], "x"), **options).read(range(4))

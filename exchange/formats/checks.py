@@ -1,0 +1,102 @@
+"""Whether arrays from files can be what they are said to be. A wrong layout that only looks like features is worse than none."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_SLACK = 0.01  # of the image's side, for programs that round, and beside it a pixel
+_PER_REGION = ("scores", "attribute_scores", "class_ids", "attribute_ids")
+
+
+def feature_rows(values: np.ndarray, count: int | None, transposed: bool | None = None) -> np.ndarray:
+    """Features as (regions, width), from that layout or from (width, regions), as MCAN's and OpenVQA's files have it.
+
+    Args:
+        values: as in the file, with or without a leading axis of 1. count: regions by the file's boxes; None if it has none.
+        transposed: how other files of the folder have it, for one whose two sides are equal.
+
+    Raises:
+        ValueError: neither side is `count`, or it has other than two axes.
+    """
+    shape = values.shape
+    if values.ndim == 3 and shape[0] == 1:
+        values = values[0]
+    if values.ndim != 2:
+        raise ValueError(f"features have shape {shape} instead of (regions, width)")
+    if count is None or values.shape[0] == count:
+        return values.T if transposed and values.shape[0] == values.shape[1] else values
+    if values.shape[1] == count:
+        return values.T
+    raise ValueError(f"features have shape {shape}, which fits {count} boxes in no direction")
+
+
+def box_rows(values: np.ndarray) -> np.ndarray:
+    """Boxes as (regions, 4), from that layout or from (4, regions). ValueError: it is neither."""
+    if values.ndim == 3 and values.shape[0] == 1:
+        values = values[0]
+    if values.ndim == 2 and values.shape[1] == 4:
+        return values
+    if values.ndim == 2 and values.shape[0] == 4:
+        return values.T
+    raise ValueError(f"boxes have shape {values.shape} instead of (regions, 4)")
+
+
+def check_numbers(name: str, values: np.ndarray) -> None:
+    """ValueError: values that are not real numbers, or not finite."""
+    if values.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds {values.dtype}, not real numbers")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"{name} holds values that are not finite (NaN or infinite)")
+
+
+def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
+    """ValueError: boxes (n, 4) that cannot be x0, y0, x1, y1 in pixels of an image of `size` (height, width); None if unknown."""
+    check_numbers("boxes", boxes)
+    if not len(boxes):
+        return
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        raise ValueError("boxes end before they begin: they must be x0, y0, x1, y1 (are these x, y, width, height?)")
+    if boxes.min() < -1 - _SLACK * boxes.max():
+        raise ValueError(f"boxes begin at {boxes.min():g}, left of or above the image")
+    if size is None or 0 in size:
+        return
+    if boxes.max() <= 1 and min(size) > 4:
+        raise ValueError("boxes reach 1 at most, as fractions of the image do; they must be in pixels")
+    height, width = size
+    if boxes[:, 2].max() > width * (1 + _SLACK) + 1 or boxes[:, 3].max() > height * (1 + _SLACK) + 1:
+        raise ValueError(
+            f"boxes reach to {boxes[:, 2].max():g} and {boxes[:, 3].max():g} in an image of {width} x {height} pixels "
+            "(are x and y swapped, or the boxes of the resized image?)"
+        )
+
+
+def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) -> None:
+    """ValueError: one image's unpadded arrays cannot be of regions of an image of `size` (height, width).
+
+    Finite numbers; features that are not all zero; boxes within the image; scores from 0 to 1; whole ids from -1 up.
+    """
+    count = len(found["features"])
+    check_numbers("features", found["features"])
+    if not count:
+        raise ValueError("has no regions")
+    if not found["features"].any():
+        raise ValueError("features are all zero: whoever wrote them failed")
+    if "boxes" in found:
+        check_boxes(found["boxes"], size)
+    for name in _PER_REGION:
+        if name not in found:
+            continue
+        values = found[name]
+        if values.shape != (count,):
+            raise ValueError(f"{name} has shape {values.shape} instead of {(count,)}")
+        check_numbers(name, values)
+        if name.endswith("scores"):
+            if values.min() < 0 or values.max() > 1.001:
+                raise ValueError(f"{name} reach from {values.min():g} to {values.max():g}, not 0 to 1 (logits?)")
+        elif (values != np.floor(values)).any() or values.min() < -1 or values.max() > np.iinfo(np.int16).max:
+            raise ValueError(f"{name} are no class numbers: they reach from {values.min():g} to {values.max():g}")
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether a map of this shape is (width, h, w), not (h, w, width): no map has 256 cells a side, few networks fewer channels."""
+    return not (shape[-1] >= 256 > shape[0])
