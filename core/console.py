@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from core.jobs import follow_leader
+
 T = TypeVar("T")
 
 
@@ -15,7 +17,11 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` or a full disk ends it with its message on stderr and exit status 1."""
+    """Run a command's `main`; a `UserError` or a full disk ends it with its message on stderr and exit status 1.
+
+    As a job it ends with the workflow that started it.
+    """
+    follow_leader()
     try:
         main()
     except UserError as error:

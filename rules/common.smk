@@ -11,12 +11,14 @@ from core import layout
 from core.console import UserError
 from core.devices import gpu_present
 from core.features import FEATURES
+from core.jobs import lead_jobs
 from core.machine import remember_configfiles, use_this_interpreter
 from published.download import LOCK_FILE
 from rules.plan import Plan, alternatives
 from settings import load_settings
 
 use_this_interpreter(REPOSITORY)
+lead_jobs()
 remember_configfiles(workflow.overwrite_configfiles)
 CONFIGFILES = workflow.overwrite_configfiles or [DEFAULT_CONFIG]
 

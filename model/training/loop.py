@@ -28,6 +28,7 @@ from model.training.mishaps import diverged, memory_explained
 from model.training.optimizer import adamw, set_rate
 from model.training.processes import across_processes, connect
 from model.training.record import Record
+from model.training.request import ended_on_request
 from model.training.state import Progress, SavedState, fingerprint
 
 
@@ -79,47 +80,50 @@ def train(
     model = across_processes(network)
     record = Record(output, now, recipe.epochs, fresh=found is None, run=run) if process() == 0 else None
 
-    while now.epoch < recipe.epochs:
-        started, hardest = time.perf_counter() - now.seconds, now.epoch >= recipe.all_negatives_epochs
-        model.train()
-        for batch in _batches(pairs, now, recipe, run=run, pin=place.type == "cuda"):
-            rate = set_rate(optimizer, recipe, epoch=now.epoch, step=now.step)
-            # Dropout then depends on seed, step and process alone, so a resumed run draws the same masks.
-            torch.manual_seed(((seed << 32) + (process() << 26) + now.step) % 2**63)
-            try:
-                with memory_explained("a training step", pairs.batch_size, recipe.precision):
-                    loss = step(model, network, optimizer, batch, recipe, hardest=hardest)
-            except FloatingPointError as error:
-                raise diverged(str(error), run, now, pairs, batch, saved) from None
-            now.step, now.position = now.step + 1, now.position + 1
-            now.loss_sum += loss
-            now.seconds = time.perf_counter() - started
-            if record:
-                record.step(now, loss / pairs.batch_size, rate)
-                if now.step % recipe.save_every == 0 and now.position < len(pairs):
-                    saved.write(network, optimizer, now)
-            if now.step == stop_after:
+    with ended_on_request(lambda: saved.write(network, optimizer, now), run) as request:
+        while now.epoch < recipe.epochs:
+            started, hardest = time.perf_counter() - now.seconds, now.epoch >= recipe.all_negatives_epochs
+            model.train()
+            for batch in _batches(pairs, now, recipe, run=run, pin=place.type == "cuda"):
+                rate = set_rate(optimizer, recipe, epoch=now.epoch, step=now.step)
+                # Dropout then depends on seed, step and process alone, so a resumed run draws the same masks.
+                torch.manual_seed(((seed << 32) + (process() << 26) + now.step) % 2**63)
+                try:
+                    with memory_explained("a training step", pairs.batch_size, recipe.precision):
+                        loss = step(model, network, optimizer, batch, recipe, hardest=hardest)
+                except FloatingPointError as error:
+                    raise diverged(str(error), run, now, pairs, batch, saved) from None
+                now.step, now.position = now.step + 1, now.position + 1
+                now.loss_sum += loss
+                now.seconds = time.perf_counter() - started
                 if record:
-                    record.close()
-                return None
+                    record.step(now, loss / pairs.batch_size, rate)
+                    if now.step % recipe.save_every == 0 and now.position < len(pairs):
+                        saved.write(network, optimizer, now)
+                if now.step == stop_after:
+                    if record:
+                        record.close()
+                    return None
+                request.heed()
 
-        row = {"epoch": now.epoch + 1, "step": now.step, "lr": rate}
-        row["train_loss"] = now.loss_sum / (len(pairs) * pairs.batch_size)
-        last = now.epoch + 1 == recipe.epochs
-        if validation is not None and ((now.epoch + 1) % recipe.validate_every == 0 or last):
-            with memory_explained("validation", pairs.batch_size, recipe.precision):
-                scores = validate(network, pairs, validation, run=run, workers=recipe.workers)
-            row |= {f"{way}_{key}": value for way in DIRECTIONS for key, value in scores[way].items()}
-            row["rsum"] = scores["rsum"]
-            if now.best_rsum is None or scores["rsum"] > now.best_rsum:
-                now.best_epoch, now.best_rsum = now.epoch, scores["rsum"]
-                if record:
-                    saved.write_best(network, now)
-        row["seconds"] = time.perf_counter() - started
-        now.next_epoch(row)
-        if record:
-            saved.write(network, optimizer, now)
-            record.epoch(now)
+            rate = set_rate(optimizer, recipe, epoch=now.epoch, step=now.step - 1)
+            row = {"epoch": now.epoch + 1, "step": now.step, "lr": rate}
+            row["train_loss"] = now.loss_sum / (len(pairs) * pairs.batch_size)
+            last = now.epoch + 1 == recipe.epochs
+            if validation is not None and ((now.epoch + 1) % recipe.validate_every == 0 or last):
+                with request.at_once(), memory_explained("validation", pairs.batch_size, recipe.precision):
+                    scores = validate(network, pairs, validation, run=run, workers=recipe.workers)
+                row |= {f"{way}_{key}": value for way in DIRECTIONS for key, value in scores[way].items()}
+                row["rsum"] = scores["rsum"]
+                if now.best_rsum is None or scores["rsum"] > now.best_rsum:
+                    now.best_epoch, now.best_rsum = now.epoch, scores["rsum"]
+                    if record:
+                        saved.write_best(network, now)
+            row["seconds"] = time.perf_counter() - started
+            now.next_epoch(row)
+            if record:
+                saved.write(network, optimizer, now)
+                record.epoch(now)
 
     if record:
         record.close()

@@ -51,15 +51,16 @@ def ends_well(workflow: Workflow, *arguments: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def processes_with(*words: str) -> list[int]:
-    """Python processes with all words in their command line."""
+def processes_of(workflow: Workflow, *words: str) -> list[int]:
+    """Python processes in the workflow's folder with all words in their command line."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            here = (folder / "cwd").resolve() == workflow.folder.resolve()
         except OSError:
             continue
-        if "python" in Path(arguments[0]).name and all(any(w in a for a in arguments[1:]) for w in words):
+        if here and "python" in Path(arguments[0]).name and all(any(w in a for a in arguments[1:]) for w in words):
             found.append(int(folder.name))
     return found
 
@@ -98,7 +99,7 @@ def test_a_shard_killed_at_work_runs_again_alone(make_workflow, wanted):
     # It works: images are being extracted when it dies.
     log = workflow.results / "logs" / "extract_shard" / "tiny_grids_1.log"
     wait_for(lambda: log.exists() and "image/s" in log.read_text(), master, workflow)
-    for pid in processes_with("extractors.run", str(Path("grids.receipts", "1.json"))):
+    for pid in processes_of(workflow, "extractors.run", str(Path("grids.receipts", "1.json"))):
         os.kill(pid, signal.SIGKILL)
     assert master.wait(120) != 0
     assert receipt(workflow, 0).is_file() and not receipt(workflow, 1).exists()
@@ -120,7 +121,7 @@ def test_an_index_or_a_seal_killed_at_work_runs_again(make_workflow, undisturbed
         (workflow.results / STORE / "zarr.json").unlink()
     master = workflow.start("grids")
     # The shell that starts it has the same words in its command line.
-    (pid, *_) = wait_for(lambda: processes_with("-m", command), master, workflow)
+    (pid, *_) = wait_for(lambda: processes_of(workflow, "-m", command), master, workflow)
     os.kill(pid, signal.SIGKILL)
     assert master.wait(60) != 0
     assert not (workflow.results / STORE / "zarr.json").exists()
@@ -129,16 +130,27 @@ def test_an_index_or_a_seal_killed_at_work_runs_again(make_workflow, undisturbed
     assert digests(workflow.results) == wanted
 
 
-def test_a_killed_master_leaves_a_lock_and_jobs_and_is_taken_up_again(make_workflow, wanted):
+def test_an_interrupted_or_killed_master_leaves_no_job_and_is_taken_up_again(make_workflow, wanted):
     workflow = make_workflow(CONFIG)
+
+    def jobs() -> list[int]:
+        return processes_of(workflow, "extractors.run", "grids.receipts")
+
     master = workflow.start("grids")
-    wait_for(lambda: processes_with("extractors.run", "grids.receipts"), master, workflow)
-    master.kill()  # Snakemake alone: the jobs go on
+    wait_for(jobs, master, workflow)
+    master.send_signal(signal.SIGINT)  # Snakemake alone, as `kill -INT` does
+    assert master.wait(20) != 0 and not jobs()
+    master = workflow.start("grids")
+    wait_for(jobs, master, workflow)
+    master.kill()
     master.wait()
+    end = time.monotonic() + 20
+    while jobs():
+        assert time.monotonic() < end
+        time.sleep(0.1)
     locked = workflow.run("grids")
     assert locked.returncode != 0 and "--unlock" in locked.stdout + locked.stderr
     assert workflow.run("--unlock").returncode == 0
-    # At once, while the orphans may still be writing.
     ends_well(workflow)
     assert digests(workflow.results) == wanted
 

@@ -90,6 +90,37 @@ def test_going_on_really_goes_on(world, tmp_path, capsys):
     assert "going on from epoch 2, step 6" in capsys.readouterr().err  # saved every second step
 
 
+@pytest.mark.parametrize("where", ["step", "validate"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_saves_its_state_and_goes_on_from_there(world, tmp_path, monkeypatch, capsys, where, number):
+    run(world, tmp_path / "whole", save_every=100)
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    real, calls = getattr(loop, where), []
+
+    def interrupted(*arguments, **options):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, where, interrupted)
+        with pytest.raises(
+            UserError, match="run run: ended on request; its state is saved, and the same command goes on"
+        ):
+            run(world, tmp_path / "parts", save_every=100)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert not (tmp_path / "parts/run/model.safetensors").exists()
+    run(world, tmp_path / "parts", save_every=100)
+    assert f"going on from {'epoch 1, step 2' if where == 'step' else 'epoch 2, step 10'}" in capsys.readouterr().err
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    rates = [
+        [row["lr"] for row in csv.DictReader((tmp_path / name / "run/history.csv").open())]
+        for name in ("whole", "parts")
+    ]
+    assert rates[0] == rates[1]
+
+
 def test_a_state_of_other_settings_is_not_gone_on_from(world, tmp_path, capsys):
     run(world, tmp_path / "a", stop_after=7)
     run(world, tmp_path / "a", learning_rate=1e-3)
