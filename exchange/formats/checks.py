@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _SLACK = 0.01  # of the image's side, for programs that round, and beside it a pixel
+_MANY = 10
 _PER_REGION = ("scores", "attribute_scores", "class_ids", "attribute_ids")
 
 
@@ -52,10 +53,8 @@ def check_numbers(name: str, values: np.ndarray) -> None:
 def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
     """ValueError: boxes (n, 4) that cannot be x0, y0, x1, y1 in pixels of an image of `size` (height, width); None if unknown."""
     check_numbers("boxes", boxes)
-    if not len(boxes):
+    if not boxes.any():  # nobody knew them
         return
-    if (boxes[:, 2:] < boxes[:, :2]).any():
-        raise ValueError("boxes end before they begin: they must be x0, y0, x1, y1 (are these x, y, width, height?)")
     if boxes.min() < -1 - _SLACK * boxes.max():
         raise ValueError(f"boxes begin at {boxes.min():g}, left of or above the image")
     if size is None or 0 in size:
@@ -63,11 +62,16 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
     if boxes.max() <= 1 and min(size) > 4:
         raise ValueError("boxes reach 1 at most, as fractions of the image do; they must be in pixels")
     height, width = size
-    if boxes[:, 2].max() > width * (1 + _SLACK) + 1 or boxes[:, 3].max() > height * (1 + _SLACK) + 1:
+    right, below = width * (1 + _SLACK) + 1, height * (1 + _SLACK) + 1
+    if boxes[:, ::2].max() > right or boxes[:, 1::2].max() > below:
         raise ValueError(
-            f"boxes reach to {boxes[:, 2].max():g} and {boxes[:, 3].max():g} in an image of {width} x {height} pixels "
+            f"boxes reach to {boxes[:, ::2].max():g} and {boxes[:, 1::2].max():g} in an image of {width} x {height} pixels "
             "(are x and y swapped, or the boxes of the resized image?)"
         )
+    ends = boxes[:, :2] + boxes[:, 2:]
+    # A single pair of corners may be given in any order; many that all end within the image as sizes do are sizes.
+    if len(boxes) >= _MANY and (boxes[:, 2:] < boxes[:, :2]).any() and (ends <= (right, below)).all():
+        raise ValueError("boxes are x, y, width, height; they must be x0, y0, x1, y1")
 
 
 def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) -> None:

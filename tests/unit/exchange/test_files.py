@@ -220,7 +220,7 @@ def test_features_the_other_way_round_are_turned(tmp_path):
         ({"x": np.zeros((4, 16), "f4")}, "features are all zero"),
         ({"x": np.full((4, 16), "a")}, "not real numbers"),
         ({"bbox": np.full((4, 4), np.inf, "f4")}, "boxes holds values that are not finite"),
-        ({"bbox": np.tile(np.array([50, 60, 20, 30], "f4"), (4, 1))}, "end before they begin"),
+        ({"x": np.ones((12, 16), "f4"), "bbox": np.tile(np.array([50, 60, 20, 30], "f4"), (12, 1)), "num_bbox": 12, "info": {"objects_id": np.arange(12), "objects_conf": np.ones(12)}}, "boxes are x, y, width, height"),
         ({"bbox": np.tile(np.array([0.1, 0.2, 0.5, 0.9], "f4"), (4, 1))}, "as fractions of the image do"),
         ({"bbox": np.tile(np.array([0, 0, 400, 630], "f4"), (4, 1))}, "are x and y swapped"),
         ({"bbox": np.tile(np.array([-90, 0, 400, 90], "f4"), (4, 1))}, "left of or above the image"),
@@ -257,8 +257,11 @@ def test_boxes_may_end_a_pixel_beyond_the_image_and_lie_on_their_side(tmp_path):
         info={},
     )
     images = ImageRows(["42"], "digest", ["42.jpg"], SIZES[:1])
-    rows, failures = open_reader("regions", {"format": "npz", "path": str(tmp_path)}, images).read(range(1))
+    source = {"format": "npz", "path": str(tmp_path)}
+    rows, failures = open_reader("regions", source, images).read(range(1))
     assert failures == [] and np.array_equal(rows["boxes"][0, :3], boxes[:3])
+    write_npz(tmp_path / "42.npz", IMAGES[0], SIZES[0], bbox=np.zeros((4, 4), "f4"))
+    assert open_reader("regions", source, images).read(range(1))[1] == []
 
 
 def test_numbers_of_a_tsv_have_the_width_that_they_have(tmp_path):
