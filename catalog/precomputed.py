@@ -20,6 +20,7 @@ from catalog.index import check_image_ids, listing
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, layout_files
 from catalog.text import decode_text
 from core.console import UserError, progress
+from core.kinds import other_kind
 
 _BLOCK_BYTES = 32 << 20
 
@@ -34,7 +35,8 @@ def open_array(path: Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; complete the folder or correct the dataset's splits") from error
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is not an array of numbers in .npy format, or is cut off ({error})") from error
+        what = other_kind(path) or f"not an array of numbers in .npy format, or cut off ({error}); copy it again"
+        raise UserError(f"{path} is {what}") from error
 
 
 @dataclass(frozen=True)

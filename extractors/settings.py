@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from core.features import Compression, Feature
+from core.kinds import other_kind
 from core.messages import did_you_mean
 from core.section import FilePath, GridKept, OwnPath, Positive, RegionsKept, Section
 from published.registry import PREFIX
@@ -174,6 +175,8 @@ def _no_weights(path: str) -> Iterator[str]:
     # Published weights may be yet to be fetched.
     if not path.startswith(PREFIX) and not os.path.isfile(path):
         yield f"weights: file {path!r} does not exist; correct the path"
+    elif os.path.isfile(path) and os.path.getsize(path) and (what := other_kind(path)):
+        yield f"weights: file {path!r} is {what}"
 
 
 # --- features: a section for each engine that can make them ----------------------------------------------------------

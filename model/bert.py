@@ -7,7 +7,6 @@ is left out: retrieval reads the hidden states.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.console import UserError
+from core.kinds import other_kind
+from model.encoder_folder import WEIGHTS, check_config, read_object, tokenizer_settings
 from model.kernels import short_attention
 
 ACTIVATIONS = {
@@ -222,13 +223,8 @@ def load_pretrained(name: str, *, dropout: float = 0.1) -> tuple[Bert, Path, boo
         UserError: the folder or hub name is not there, is not a BERT, or its weights do not fit its config.
     """
     folder = resolve_pretrained(name)
-    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind, positions = published.get("model_type", "bert"), published.get("position_embedding_type", "absolute")
-    if kind != "bert" or positions != "absolute":
-        raise UserError(
-            f"text.pretrained: {name} is a {kind!r} model with {positions} positions; the text encoder must be a "
-            "BERT with absolute positions"
-        )
+    published = read_object(folder / "config.json")
+    check_config(published, name)
     try:
         config = BertConfig(
             vocabulary_size=published["vocab_size"],
@@ -242,7 +238,7 @@ def load_pretrained(name: str, *, dropout: float = 0.1) -> tuple[Bert, Path, boo
             layer_norm_eps=published.get("layer_norm_eps", 1e-12),
             dropout=dropout,
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"text.pretrained: {folder / 'config.json'} does not describe a BERT: {error}") from error
     model = Bert(config)
     weights = canonical_weights(_read_weights(folder))
@@ -250,11 +246,7 @@ def load_pretrained(name: str, *, dropout: float = 0.1) -> tuple[Bert, Path, boo
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"text.pretrained: the weights in {folder} do not fit its config.json: {error}") from error
-    tokenizer_config = folder / "tokenizer_config.json"
-    lowercase = True
-    if tokenizer_config.exists():
-        lowercase = json.loads(tokenizer_config.read_text(encoding="utf-8")).get("do_lower_case", True)
-    return model, folder / "vocab.txt", lowercase
+    return model, folder / "vocab.txt", tokenizer_settings(folder).lowercase
 
 
 def resolve_pretrained(name: str, *, weights: bool = True) -> Path:
@@ -264,7 +256,7 @@ def resolve_pretrained(name: str, *, weights: bool = True) -> Path:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        patterns = [*needed, "tokenizer_config.json"] + (["model.safetensors", "pytorch_model.bin"] if weights else [])
+        patterns = [*needed, "tokenizer_config.json", "tokenizer.json", *(WEIGHTS if weights else ())]
         try:
             folder = Path(snapshot_download(name, allow_patterns=patterns))
         except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
@@ -281,10 +273,24 @@ def resolve_pretrained(name: str, *, weights: bool = True) -> Path:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / "model.safetensors").exists():
-        from safetensors.torch import load_file
+    path = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"text.pretrained: {folder} lacks {WEIGHTS[0]} (or {WEIGHTS[1]})")
+    if what := other_kind(path):
+        raise UserError(f"text.pretrained: {path} is {what}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        return load_file(folder / "model.safetensors")
-    if (folder / "pytorch_model.bin").exists():
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    raise UserError(f"text.pretrained: {folder} lacks model.safetensors (or pytorch_model.bin)")
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as error:  # damaged and hostile files raise errors of every kind; torch's own advice would run them
+        raise UserError(
+            f"text.pretrained: {path} is no file of weights alone, or is cut off ({type(error).__name__}); copy it again"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"text.pretrained: {path} holds something else than named weights")
+    return content

@@ -18,6 +18,7 @@ from core.console import UserError
 from core.files import digest_file
 from core.messages import did_you_mean
 from model.bert import Bert, BertConfig, load_pretrained
+from model.encoder_folder import tokenizer_settings
 from model.network import RetrievalNetwork
 from model.settings import DEFAULT_KIND, KINDS, Model, Recipe, Text, kind_file, kind_needs
 from model.text import TextEncoder
@@ -156,9 +157,9 @@ def new_text_encoder(text: Text, model: Model, captions: Sequence[str]) -> tuple
     training split, and the encoder starts from random weights.
     """
     if text.pretrained:
-        bert, path, lowercase = load_pretrained(text.pretrained, dropout=text.dropout)
+        bert, path, _ = load_pretrained(text.pretrained, dropout=text.dropout)
         limit = min(text.max_tokens, bert.config.max_positions)
-        tokenizer = CaptionTokenizer.from_file(path, lowercase=lowercase, max_tokens=limit)
+        tokenizer = CaptionTokenizer.from_file(path, max_tokens=limit, **tokenizer_settings(path.parent).options())
         if len(tokenizer.vocabulary) > bert.config.vocabulary_size:
             raise UserError(
                 f"text.pretrained: {path} has {len(tokenizer.vocabulary)} pieces, more than the "

@@ -44,6 +44,7 @@ def save_run(
             "vocabulary": VOCABULARY,
             "lowercase": tokenizer.lowercase,
             "max_tokens": tokenizer.max_tokens,
+            **tokenizer.unusual,
         }
     whole = {"format_version": FORMAT_VERSION, **described(network), "tokenizer": words, **config}
     write_json(run_dir / CONFIG, whole)
@@ -83,7 +84,7 @@ def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Cap
     tokenizer = None
     if words:
         tokenizer = CaptionTokenizer.from_file(
-            run_dir / words["vocabulary"], lowercase=words["lowercase"], max_tokens=words["max_tokens"]
+            run_dir / words["vocabulary"], **{key: value for key, value in words.items() if key != "vocabulary"}
         )
     return network.eval(), config, tokenizer
 

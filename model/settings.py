@@ -114,6 +114,15 @@ class Text(Section):
         if self.pretrained is None and self.hidden_size % self.heads:
             yield f"hidden_size: {self.hidden_size} is not a multiple of heads ({self.heads}); change one of them"
 
+    def missing(self) -> Iterator[str]:
+        """What is wrong with the folder that it names; names on a hub are looked up when they are fetched."""
+        if self.pretrained is not None and os.path.isdir(self.pretrained):
+            from model.encoder_folder import folder_faults
+
+            yield from (f"pretrained: {line}" for line in folder_faults(Path(self.pretrained)))
+        elif self.pretrained is not None and os.path.isabs(self.pretrained):
+            yield f"pretrained: folder {self.pretrained!r} does not exist; correct the path"
+
 
 class Training(Section):
     """The recipe: it travels whole to `model.training.loop.train`."""
@@ -168,7 +177,8 @@ class Recipe(Section):
 
     def missing(self) -> Iterator[str]:
         """What is wrong with the files that it names: key, value and fix."""
-        yield from (f"model.{line}" for line in self.model.missing())
+        for key in ("model", "text"):
+            yield from (f"{key}.{line}" for line in getattr(self, key).missing())
 
 
 class Run(Recipe):

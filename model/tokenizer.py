@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from core.console import UserError
 from core.files import atomic_path
+from model.vocabulary import END, MASK, PAD, SPECIAL_TOKENS, START, UNKNOWN, read_vocabulary
 
-PAD, UNKNOWN, START, END, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _CAPTIONS_AT_ONCE = 8192
 
 
@@ -40,14 +41,26 @@ class CaptionTokenizer:
 
     Args:
         vocabulary: the pieces, id = position; [PAD] is id 0, as attention masks rely on it.
-        lowercase: lower-case and strip accents first ("uncased").
+        lowercase: lower-case first ("uncased"). strip_accents: and take accents off; None: where it lower-cases.
+        split_chinese: each Chinese character is a word.
         max_tokens: longer captions are cut; counts [CLS] and [SEP].
 
     A special token's name inside a caption is text like any other.
     """
 
-    def __init__(self, vocabulary: Sequence[str], *, lowercase: bool = True, max_tokens: int = 128) -> None:
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        lowercase: bool = True,
+        max_tokens: int = 128,
+        strip_accents: bool | None = None,
+        split_chinese: bool = True,
+    ) -> None:
         self.vocabulary, self.lowercase, self.max_tokens = list(vocabulary), lowercase, max_tokens
+        #: What is not as BERT's own tokenizers have it, for the record: `from_file` takes it again.
+        self.unusual = {"strip_accents": strip_accents} if strip_accents is not None else {}
+        self.unusual |= {} if split_chinese else {"split_chinese": False}
         table = {piece: index for index, piece in enumerate(self.vocabulary)}
         missing = [token for token in SPECIAL_TOKENS if token not in table]
         if missing or table[PAD] != 0:
@@ -55,13 +68,13 @@ class CaptionTokenizer:
             raise UserError(f"the vocabulary {what}; a BERT vocabulary (vocab.txt) is needed")
         self.start, self.end, self.mask = table[START], table[END], table[MASK]
         self.ordinary = np.array([i for token, i in table.items() if token not in SPECIAL_TOKENS], dtype=np.int32)
-        self._tokenizer = _basic_tokenizer(lowercase)
+        self._tokenizer = _basic_tokenizer(lowercase, strip_accents, split_chinese)
         self._tokenizer.model = models.WordPiece(vocab=table, unk_token=UNKNOWN, max_input_chars_per_word=100)
 
     @classmethod
-    def from_file(cls, path: str | Path, *, lowercase: bool = True, max_tokens: int = 128) -> CaptionTokenizer:
+    def from_file(cls, path: str | Path, **options: Any) -> CaptionTokenizer:
         """Read `vocab.txt`: one piece a line, UTF-8."""
-        return cls(read_vocabulary(path), lowercase=lowercase, max_tokens=max_tokens)
+        return cls(read_vocabulary(path), **options)
 
     def save(self, path: str | Path) -> None:
         """Write `vocab.txt`, atomically."""
@@ -131,16 +144,6 @@ class CaptionTokenizer:
         return tokens, lengths
 
 
-def read_vocabulary(path: str | Path) -> list[str]:
-    """The lines of a `vocab.txt`. Raises UserError if it is missing or not UTF-8."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the vocabulary {path}: {error}") from error
-    # Not splitlines(): published vocabularies hold characters that it takes for line ends.
-    return text.removesuffix("\n").split("\n")
-
-
 def train_vocabulary(
     captions: Iterable[str], *, vocabulary_size: int, min_frequency: int = 1, lowercase: bool = True
 ) -> list[str]:
@@ -161,8 +164,10 @@ def train_vocabulary(
     return [*SPECIAL_TOKENS, *spelling, *frequent[:room]]
 
 
-def _basic_tokenizer(lowercase: bool) -> Tokenizer:
+def _basic_tokenizer(lowercase: bool, strip_accents: bool | None = None, split_chinese: bool = True) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(vocab={UNKNOWN: 0}, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=split_chinese
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer

@@ -10,6 +10,7 @@ import numpy as np
 
 from catalog.index import ImageRows
 from core.features import Feature
+from core.kinds import other_kind
 from exchange.formats.base import Rows, named_files
 from exchange.formats.checks import box_rows, feature_rows
 from exchange.formats.regions import RegionReader
@@ -59,6 +60,8 @@ class NpzReader(RegionReader):
                 count = int(content["num_bbox"]) if "num_bbox" in content else len(box_rows(boxes))
             return features, boxes, count, size, _read_info(file)
         except Exception as error:  # damaged and hostile files raise errors of every kind
+            if what := other_kind(file):
+                raise ValueError(f"{file} is {what}") from error
             raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
 
     def _usual_layout(self) -> bool | None:

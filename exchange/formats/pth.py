@@ -6,6 +6,7 @@ from typing import Any
 
 from catalog.index import ImageRows
 from core.features import Feature
+from core.kinds import other_kind
 from exchange.formats.base import PerImageReader, Rows, named_files
 from exchange.formats.checks import channels_first
 from stores.features import grid_arrays, grid_cells, grid_shape
@@ -45,7 +46,8 @@ class PthReader(PerImageReader):
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged and hostile files raise errors of every kind
-            raise ValueError(f"{file} is no file of tensors alone ({type(error).__name__})") from error
+            what = other_kind(file) or f"no file of tensors alone ({type(error).__name__})"
+            raise ValueError(f"{file} is {what}") from error
         if not isinstance(content, torch.Tensor) or content.ndim not in (3, 4):
             raise ValueError(f"{file} holds no (1, D, h, w) tensor")
         if content.ndim == 4 and len(content) != 1:

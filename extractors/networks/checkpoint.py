@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.files import atomic_path
+from core.kinds import other_kind
 
 # Keys detectron2 writes that hold no weights: normalisation constants, fixed by the architecture, and a counter.
 _DERIVED = ("pixel_mean", "pixel_std", "num_batches_tracked")
@@ -51,6 +52,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
+    if what := other_kind(path):
+        raise ValueError(f"{path} is {what}")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -70,7 +73,12 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise ValueError(f"{path} holds more than weights and is not opened: {error}") from error
+            # Of torch's message only what it met: its advice is to run what is in the file.
+            met = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)", str(error))
+            asks = f" (it asks for {met[1] or met[2]})" if met else ""
+            raise ValueError(
+                f"{path} holds more than weights{asks} or is no PyTorch file, and is not opened; get a file of weights alone"
+            ) from error
         except (RuntimeError, EOFError, OSError) as error:
             raise ValueError(f"{path} is not a PyTorch file or is cut off: {error}; copy it again") from error
     else:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from core.console import UserError
+from core.kinds import other_kind
 from model.network import RetrievalNetwork
 
 
@@ -29,6 +30,8 @@ def read_states(path: str | Path, authors: str) -> tuple[dict[str, Tensor], dict
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}") from error
     except Exception as error:  # unpickling raises nearly anything on a broken file
+        if what := other_kind(path):
+            raise UserError(f"{path} is {what}") from error
         raise UserError(
             f"cannot read {path} as a checkpoint of weights (nothing in it was run): {type(error).__name__}: {error}"
         ) from error

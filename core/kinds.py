@@ -1,0 +1,46 @@
+"""What a file is that is not what it should be: users are told what they have, not what a library failed at."""
+
+from __future__ import annotations
+
+import os
+
+_AGAIN = "download the file itself again"
+_STARTS = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the file: the clone was made without git-lfs; run `git lfs pull` in it"),
+    (b"<!doctype", f"a web page that was saved instead of the file; {_AGAIN}"),
+    (b"<html", f"a web page that was saved instead of the file; {_AGAIN}"),
+    (b"<?xml", f"a server's message that was saved instead of the file; {_AGAIN}"),
+    (b"\x1f\x8b", "an archive (gzip); unpack it"),
+    (b"bzh", "an archive (bzip2); unpack it"),
+    (b"\xfd7zxz", "an archive (xz); unpack it"),
+    (b"7z\xbc\xaf\x27\x1c", "an archive (7z); unpack it"),
+    (b"rar!", "an archive (rar); unpack it"),
+)  # fmt: skip
+_TEXTS = (b"{", b"[", b"not found", b"access denied", b"error", b"entry not found")
+_TENSORS = (".pth", ".pt", ".bin", ".pkl", ".safetensors", ".npy", ".npz", ".h5", ".hdf5")
+
+
+def other_kind(path: str | os.PathLike[str]) -> str:
+    """What a file is by its first bytes, and what to do, if it is one of the things saved in place of another; else "".
+
+    Git-lfs pointers, web pages, servers' messages, archives, and, where numbers belong (by its suffix), text or nothing.
+    Missing files are others' to speak of.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError:
+        return ""
+    plain = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, what in _STARTS:
+        if plain.startswith(start):
+            return what
+    if head[257:262] == b"ustar":
+        return "an archive (tar); unpack it"
+    if os.fspath(path).lower().endswith(_TENSORS):
+        if not head:
+            return f"empty (0 bytes): its download or copy failed; {_AGAIN}"
+        if plain.startswith(_TEXTS):
+            shown = head[:60].decode("utf-8", "replace").strip().splitlines()[0]
+            return f"text, it begins with {shown!r}; {_AGAIN}"
+    return ""

@@ -1,0 +1,170 @@
+"""What the folder of a published text encoder says besides its weights: read without torch, so that it is checked before any job."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from core.console import UserError
+from core.kinds import other_kind
+from model.vocabulary import SPECIAL_TOKENS, read_vocabulary
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_SPECIAL_KEYS = dict(
+    zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
+)
+_TOKENIZERS = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """How captions become words: see `CaptionTokenizer`."""
+
+    lowercase: bool = True
+    strip_accents: bool | None = None
+    split_chinese: bool = True
+
+    def options(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. UserError: it cannot be read or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"text.pretrained: {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        what = other_kind(path) or f"not valid JSON ({error}); {_COPY}"
+        raise UserError(f"text.pretrained: {path} is {what}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"text.pretrained: {path} holds no object of settings; {_COPY}")
+    return content
+
+
+_COPY = "copy it again from where the encoder is published"
+
+
+def tokenizer_settings(folder: Path) -> TokenizerSettings:
+    """How the encoder in a folder takes its text: by its tokenizer_config.json, else its tokenizer.json, else its vocabulary.
+
+    Raises:
+        UserError: they ask for what this tokenizer does not do, or say nothing and the vocabulary neither.
+    """
+    given, library = ({}, {})
+    if (folder / "tokenizer_config.json").exists():
+        given = read_object(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").exists():
+        library = read_object(folder / "tokenizer.json")
+    vocabulary = read_vocabulary(folder / "vocab.txt")
+    _refuse_others(folder, given, library)
+    own = library.get("normalizer") or {}
+    own = own if own.get("type") == "BertNormalizer" else {}
+    lowercase = _first(given.get("do_lower_case"), own.get("lowercase"))
+    accents = _first(given.get("strip_accents"), own.get("strip_accents"))
+    chinese = _first(given.get("tokenize_chinese_chars"), own.get("handle_chinese_chars"), True)
+    if lowercase is None:
+        lowercase = _lower_cased(vocabulary, folder)
+        if accents is None and lowercase and _has_accents(vocabulary):
+            accents = False
+    for name, value in (("do_lower_case", lowercase), ("strip_accents", accents), ("tokenize_chinese_chars", chinese)):
+        if not isinstance(value, bool | None):
+            raise UserError(
+                f"text.pretrained: {folder / 'tokenizer_config.json'}: {name} is {value!r}, not true or false"
+            )
+    # Left out, accents go with upper case.
+    return TokenizerSettings(lowercase, None if accents in (None, lowercase) else accents, chinese)
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _refuse_others(folder: Path, given: dict[str, Any], library: dict[str, Any]) -> None:
+    place, wrong = folder / "tokenizer_config.json", []
+    name = given.get("tokenizer_class")
+    if name is not None and name not in _TOKENIZERS:
+        wrong.append(f"tokenizer_class is {name!r}")
+    if given.get("do_basic_tokenize") is False:
+        wrong.append("do_basic_tokenize is false")
+    wrong += [f"{key} is {given[key]!r}" for key in ("never_split", "word_tokenizer_type") if given.get(key)]
+    for key, token in _SPECIAL_KEYS.items():
+        value = given.get(key)
+        value = value.get("content") if isinstance(value, dict) else value
+        if value is not None and value != token:
+            wrong.append(f"{key} is {value!r}, not {token}")
+    model, before = library.get("model") or {}, library.get("pre_tokenizer") or {}
+    if library:
+        if model.get("type", "WordPiece") != "WordPiece" or model.get("continuing_subword_prefix", "##") != "##":
+            wrong.append(f"tokenizer.json has a {model.get('type')} model")
+        if before.get("type", "BertPreTokenizer") != "BertPreTokenizer":
+            wrong.append(f"tokenizer.json splits words by {before.get('type')}")
+    if wrong:
+        raise UserError(
+            f"text.pretrained: {place}: {'; '.join(wrong)}. Captions are split by BERT's own tokenizer only; choose another encoder"
+        )
+
+
+def _ordinary(vocabulary: Sequence[str]) -> Iterator[str]:
+    return (piece for piece in vocabulary if not (piece.startswith("[") and piece.endswith("]")))
+
+
+def _lower_cased(vocabulary: Sequence[str], folder: Path) -> bool:
+    """Whether an encoder lower-cases its text, by what its pieces are. UserError: they tell nothing."""
+    pieces = list(_ordinary(vocabulary))
+    if any(piece != piece.lower() for piece in pieces):
+        return False
+    if any(piece != piece.upper() for piece in pieces):
+        return True
+    raise UserError(
+        f"text.pretrained: {folder} has no tokenizer_config.json, and its vocabulary has no letters of either case; add the file "
+        'with {"do_lower_case": true} or false'
+    )
+
+
+def _has_accents(vocabulary: Sequence[str]) -> bool:
+    """Whether pieces hold letters with accents: their encoder does not strip them."""
+    return any(
+        any(unicodedata.category(mark) == "Mn" for mark in unicodedata.normalize("NFD", letter)[1:])
+        for piece in _ordinary(vocabulary)
+        for letter in piece
+    )
+
+
+def folder_faults(folder: Path) -> Iterator[str]:
+    """Everything about an encoder's folder that can be seen without loading it: lines without `text.pretrained`."""
+    for name in ("config.json", "vocab.txt"):
+        if not (folder / name).is_file():
+            yield f"{folder} lacks {name}"
+        elif what := other_kind(folder / name):
+            yield f"{folder / name} is {what}"
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        yield f"{folder} lacks {WEIGHTS[0]} (or {WEIGHTS[1]})"
+    elif what := other_kind(weights):
+        yield f"{weights} is {what}"
+    if (folder / "config.json").is_file() and (folder / "vocab.txt").is_file():
+        try:
+            check_config(read_object(folder / "config.json"), folder)
+            tokenizer_settings(folder)
+        except UserError as error:
+            yield str(error).removeprefix("text.pretrained: ")
+
+
+def check_config(published: dict[str, Any], folder: str | Path) -> None:
+    """UserError: a config.json describes another network than BERT's encoder."""
+    kind, positions = published.get("model_type", "bert"), published.get("position_embedding_type", "absolute")
+    if kind != "bert" or positions != "absolute":
+        raise UserError(
+            f"text.pretrained: {folder} is a {kind!r} model with {positions} positions; the text encoder must be a "
+            "BERT with absolute positions"
+        )
+    decoder = next((key for key in ("is_decoder", "add_cross_attention") if published.get(key)), None)
+    if decoder:
+        raise UserError(
+            f"text.pretrained: {folder} has {decoder}: its tokens see earlier ones only; the text encoder must be a BERT encoder"
+        )

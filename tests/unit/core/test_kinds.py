@@ -1,0 +1,100 @@
+"""Files that are not what their names say are told apart by their first bytes."""
+
+import gzip
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from catalog.index import ImageRows
+from catalog.precomputed import open_array
+from core.console import UserError
+from core.kinds import other_kind
+from exchange.importing import open_reader
+from extractors.networks.checkpoint import read_state
+from settings import load_settings
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 440449768\n"
+SAVED = {
+    "git-lfs pointer": POINTER,
+    "a web page": b"\n<!DOCTYPE html><html><head><title>Sign in</title></head></html>",
+    "a server's message": b'\xef\xbb\xbf<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>',
+    "an archive (gzip)": gzip.compress(b"weights"),
+    "text, it begins with": b'{"error": "Repository not found"}',
+    "empty (0 bytes)": b"",
+}
+
+
+def tar() -> bytes:
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("weights"))
+        return file.getvalue()
+
+
+@pytest.mark.parametrize(("what", "content"), [*SAVED.items(), ("an archive (tar)", tar())])
+@pytest.mark.parametrize("suffix", [".pth", ".bin", ".pkl", ".safetensors", ".npy", ".npz"])
+def test_what_was_saved_in_place_of_numbers(tmp_path, what, content, suffix):
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content)
+    assert what in other_kind(path)
+
+
+def test_what_is_right_is_no_other_kind(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    np.save(tmp_path / "a.npy", np.ones(2))
+    np.savez(tmp_path / "a.npz", x=np.ones(2))
+    (tmp_path / "config.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir() if other_kind(path)] == []
+    assert other_kind(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize("what", SAVED)
+def test_every_reader_says_it_without_the_librarys_advice(tmp_path, what):
+    for suffix in (".pth", ".pkl", ".safetensors"):
+        path = tmp_path / f"weights{suffix}"
+        path.write_bytes(SAVED[what])
+        with pytest.raises(ValueError) as error:
+            read_state(path)
+        assert what in str(error.value) and "weights_only" not in str(error.value)
+    (tmp_path / "dev_ims.npy").write_bytes(SAVED[what])
+    with pytest.raises(UserError) as error:
+        open_array(tmp_path / "dev_ims.npy")
+    assert what in str(error.value)
+    for kind, feature in (("npz", "regions"), ("pth", "grids")):
+        (tmp_path / f"a.{kind}").write_bytes(SAVED[what])
+        images = ImageRows(["a"], "x", ["a.jpg"], [(1, 1)])
+        with pytest.raises(UserError) as error:
+            open_reader(feature, {"format": kind, "path": str(tmp_path)}, images)
+        assert what in str(error.value)
+
+
+def test_weights_that_hold_code_are_refused_without_advice_to_run_it(tmp_path):
+    torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "module.pth")
+    with pytest.raises(ValueError, match="holds more than weights") as error:
+        read_state(tmp_path / "module.pth")
+    assert "weights_only" not in str(error.value) and "torch.load" not in str(error.value)
+
+
+@pytest.mark.parametrize("what", [what for what in SAVED if "empty" not in what])
+def test_weights_and_encoders_are_known_before_any_job(tmp_path, what):
+    config = {
+        "datasets": {"a": {"source": "scenes", "splits": {"train": 2, "val": 2}}},
+        "features": {"regions": {"weights": str(tmp_path / "w.pth")}},
+        "runs": {"r": {"dataset": "a", "visual": "regions", "text": {"pretrained": str(tmp_path)}}},
+    }
+    (tmp_path / "w.pth").write_bytes(SAVED[what])
+    (tmp_path / "model.safetensors").write_bytes(SAVED[what])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    with pytest.raises(UserError) as error:
+        load_settings(config)
+    weights, encoder = (line for line in str(error.value).splitlines() if "mistakes" not in line)
+    assert "features.regions.weights: file" in weights and what in weights
+    assert "runs.r.text.pretrained: " in encoder and "model.safetensors is" in encoder and what in encoder

@@ -1,0 +1,106 @@
+"""What a published encoder's folder says is honoured; what it leaves out follows from its vocabulary or is refused."""
+
+import json
+
+import pytest
+
+from core.console import UserError
+from model.encoder_folder import folder_faults, tokenizer_settings
+from model.tokenizer import CaptionTokenizer
+from model.vocabulary import SPECIAL_TOKENS, read_vocabulary
+
+LOWER, CASED, ACCENTS = ["a", "dog"], ["a", "A", "dog", "Dog", "Grün"], ["a", "grün", "##é"]
+
+
+def folder(path, pieces, config=None, library=None):
+    (path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "[unused1]", *pieces]) + "\n", encoding="utf-8")
+    for name, content in (("tokenizer_config.json", config), ("tokenizer.json", library)):
+        if content is not None:
+            (path / name).write_text(json.dumps(content))
+    return path
+
+
+def library(**normalizer):
+    return {"normalizer": {"type": "BertNormalizer", **normalizer}, "model": {"type": "WordPiece"}}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "config", "library", "expected"),
+    [
+        (LOWER, None, None, (True, None, True)),
+        (CASED, None, None, (False, None, True)),
+        (ACCENTS, None, None, (True, False, True)),
+        (["a", "が\ufe0f"[:1], "🙂\ufe0f"], None, None, (True, False, True)),
+        (CASED, {}, None, (False, None, True)),
+        (CASED, {"do_lower_case": True}, None, (True, None, True)),
+        (LOWER, {"do_lower_case": False}, None, (False, None, True)),
+        (LOWER, {"do_lower_case": True, "strip_accents": False}, None, (True, False, True)),
+        (LOWER, {"do_lower_case": False, "strip_accents": True}, None, (False, True, True)),
+        (LOWER, {"do_lower_case": True, "strip_accents": True}, None, (True, None, True)),
+        (LOWER, {"tokenize_chinese_chars": False}, None, (True, None, False)),
+        (LOWER, None, library(lowercase=False, strip_accents=None, handle_chinese_chars=True), (False, None, True)),
+        (CASED, {"cls_token": "[CLS]"}, library(lowercase=True, strip_accents=False, handle_chinese_chars=False), (True, False, False)),
+        (CASED, {"do_lower_case": False, "tokenizer_class": "BertTokenizer", "unk_token": {"content": "[UNK]"}}, None, (False, None, True)),
+    ],
+)  # fmt: skip
+def test_settings(tmp_path, pieces, config, library, expected):
+    found = tokenizer_settings(folder(tmp_path, pieces, config, library))
+    assert (found.lowercase, found.strip_accents, found.split_chinese) == expected
+
+
+def test_settings_act():
+    def pieces(text, **options):
+        tokenizer = CaptionTokenizer([*SPECIAL_TOKENS, "grün", "grun", "Grün", "漢字", "漢", "字"], **options)
+        return [tokenizer.vocabulary[i] for i in tokenizer.encode([text])[0][0][1:-1]]
+
+    assert pieces("Grün") == ["grun"]
+    assert pieces("Grün", strip_accents=False) == ["grün"]
+    assert pieces("Grün", lowercase=False) == ["Grün"]
+    assert pieces("漢字") == ["漢", "字"] and pieces("漢字", split_chinese=False) == ["漢字"]
+    assert CaptionTokenizer([*SPECIAL_TOKENS]).unusual == {}
+    assert CaptionTokenizer([*SPECIAL_TOKENS], strip_accents=False).unusual == {"strip_accents": False}
+
+
+@pytest.mark.parametrize(
+    ("config", "library", "message"),
+    [
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, None, "tokenizer_class is 'BertJapaneseTokenizer'"),
+        ({"do_basic_tokenize": False}, None, "do_basic_tokenize is false"),
+        ({"cls_token": "<s>"}, None, "cls_token is '<s>', not .CLS."),
+        ({"do_lower_case": "yes"}, None, "do_lower_case is 'yes', not true or false"),
+        (None, {"model": {"type": "BPE"}}, "has a BPE model"),
+        (None, {"pre_tokenizer": {"type": "ByteLevel"}}, "splits words by ByteLevel"),
+    ],
+)
+def test_what_this_tokenizer_does_not_do_is_refused(tmp_path, config, library, message):
+    with pytest.raises(UserError, match=message):
+        tokenizer_settings(folder(tmp_path, LOWER, config, library))
+
+
+def test_a_vocabulary_that_tells_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no letters of either case; add the file"):
+        tokenizer_settings(folder(tmp_path, ["漢", "字", "1"]))
+
+
+def test_faults_of_a_folder_are_lines(tmp_path):
+    assert list(folder_faults(tmp_path)) == [
+        f"{tmp_path} lacks config.json",
+        f"{tmp_path} lacks vocab.txt",
+        f"{tmp_path} lacks model.safetensors (or pytorch_model.bin)",
+    ]
+    folder(tmp_path, LOWER)
+    (tmp_path / "model.safetensors").write_bytes(b"\x10")
+    for content, message in (
+        ("{", "not valid JSON"),
+        ("[]", "holds no object"),
+        ('{"is_decoder": true}', "has is_decoder"),
+        ('{"model_type": "roberta"}', "is a 'roberta' model"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        (line,) = folder_faults(tmp_path)
+        assert message in line
+
+
+def test_a_vocabulary_with_windows_line_ends(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SPECIAL_TOKENS, "a"]).encode() + b"\r\n")
+    assert read_vocabulary(tmp_path / "vocab.txt") == [*SPECIAL_TOKENS, "a"]
