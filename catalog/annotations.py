@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -26,6 +27,26 @@ class Annotations:
     texts: list[str]
     notes: list[str] = field(default_factory=list)
     content_hashes: list[str] | None = None
+
+    def keep_first(self, count: int | None) -> None:
+        """Leave out an image's captions beyond its first `count`, and note how many; None keeps all."""
+        if count is None:
+            return
+        seen: Counter[str] = Counter()
+        kept, beyond = [], set()
+        for k, image_id in enumerate(self.caption_images):
+            seen[image_id] += 1
+            if seen[image_id] <= count:
+                kept.append(k)
+            else:
+                beyond.add(image_id)
+        if beyond:
+            left = len(self.caption_images) - len(kept)
+            self.notes.append(
+                f"{left} captions of {len(beyond)} images left out: the first {count} of an image count (captions_per_image)"
+            )
+            for name in ("caption_ids", "caption_images", "texts"):
+                setattr(self, name, [getattr(self, name)[k] for k in kept])
 
     def images(self, workers: int) -> pa.Table:
         """The images table of the index. workers: threads that read the files."""

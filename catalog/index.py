@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalog.layout import CAPTIONS_PER_IMAGE
 from core import layout
 from core.console import UserError, progress
 from core.files import atomic_path
@@ -35,11 +37,12 @@ CAPTIONS_SCHEMA = pa.schema([("caption_id", pa.string()), ("image_id", pa.string
 
 @dataclass(frozen=True)
 class Index:
-    """`images` and `captions` tables (schemas above) and the digest of the images."""
+    """`images` and `captions` tables (schemas above), the digest of the images, and what was left out or taken otherwise."""
 
     images: pa.Table
     captions: pa.Table
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,27 @@ def index_digest(image_ids: Iterable[str], content_hashes: Iterable[str]) -> str
     return digest.hexdigest()
 
 
-def write_index(images_path: Path, captions_path: Path, images: pa.Table, captions: pa.Table) -> str:
-    """Write both tables, atomically, captions first; returns the index digest."""
+def write_index(
+    images_path: Path,
+    captions_path: Path,
+    images: pa.Table,
+    captions: pa.Table,
+    *,
+    notes: Sequence[str] = (),
+    limited: bool = False,
+) -> str:
+    """Write both tables, atomically, captions first; returns the index digest.
+
+    Args:
+        notes: for whoever reads of the dataset. limited: every caption counts; those that do not have been left out.
+    """
     digest = index_digest(images.column("image_id").to_pylist(), images.column("content_hash").to_pylist())
     metadata = {"index_version": INDEX_VERSION, "index_digest": digest}
     for path, table in ((captions_path, captions), (images_path, images)):
+        own = {"notes": json.dumps(list(notes))} if notes and path == images_path else {}
+        own |= {"limited": "yes"} if limited and path == captions_path else {}
         with atomic_path(path) as temporary:
-            pq.write_table(table.replace_schema_metadata(metadata), temporary)
+            pq.write_table(table.replace_schema_metadata(metadata | own), temporary)
     return digest
 
 
@@ -102,6 +119,11 @@ def read_image_rows(path: str | os.PathLike[str]) -> ImageRows:
     return ImageRows(columns["image_id"], digest, columns["path"], sizes, columns["content_hash"])
 
 
+def counted_captions(captions: pa.Table) -> int | None:
+    """How many captions of an image count in a captions table; None: all. Indexes of version 0.1 hold more than the field's five."""
+    return None if (captions.schema.metadata or {}).get(b"limited") else CAPTIONS_PER_IMAGE
+
+
 def read_captions(path: str | os.PathLike[str]) -> pa.Table:
     """The captions table."""
     return _read(Path(path))[0]
@@ -115,7 +137,8 @@ def read_index(path: str | os.PathLike[str]) -> Index:
     captions, captions_digest = _read(folder / layout.CAPTIONS)
     if captions_digest != digest:
         raise UserError(f"{folder}: {layout.IMAGES} and {layout.CAPTIONS} are of different runs; make the index again")
-    return Index(images, captions, digest)
+    notes = (images.schema.metadata or {}).get(b"notes", b"[]")
+    return Index(images, captions, digest, tuple(json.loads(notes)))
 
 
 def _describe(path: str) -> tuple[int, int, str, str | None]:

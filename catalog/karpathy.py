@@ -29,6 +29,7 @@ def read_karpathy(
     splits: Collection[str] | None = None,
     missing_images: str = "fail",
     missing_captions: str = "fail",
+    captions_per_image: int | None = CAPTIONS_PER_IMAGE,
 ) -> Annotations:
     """Index rows of a Karpathy file.
 
@@ -84,7 +85,7 @@ def read_karpathy(
             unknown_splits.append(f"{split} ({filename})")
         strangers += [sentid for sentid, _, owner in sentences if owner is not None and owner != imgid]
         texts = []
-        for sentid, raw, _ in sentences[:CAPTIONS_PER_IMAGE]:
+        for sentid, raw, _ in sentences[:captions_per_image]:
             if not isinstance(raw, str) or not raw.strip() or any(unicodedata.category(c) == "Cs" for c in raw):
                 empty.append(sentid)
             else:
@@ -94,8 +95,8 @@ def read_karpathy(
             if missing_captions == "drop":
                 continue
             split = UNLISTED if missing_captions == "keep" else split
-        if len(sentences) > CAPTIONS_PER_IMAGE:
-            beyond[image_id] = len(sentences) - CAPTIONS_PER_IMAGE
+        if captions_per_image is not None and len(sentences) > captions_per_image:
+            beyond[image_id] = len(sentences) - captions_per_image
         found.image_ids.append(image_id)
         found.paths.append(str(root / (name or names[0])))
         found.splits.append(SPLITS.get(split, split))
@@ -133,8 +134,8 @@ def read_karpathy(
         found.notes.append(f"{renamed} images found by their COCO number, under the names of COCO 2017")
     if beyond:
         found.notes.append(
-            f"{sum(beyond.values())} captions of {len(beyond)} images left out: the first {CAPTIONS_PER_IMAGE} of an image count, "
-            "as the field does"
+            f"{sum(beyond.values())} captions of {len(beyond)} images left out: the first {captions_per_image} of an image count"
+            + (", as the field does" if captions_per_image == CAPTIONS_PER_IMAGE else "")
         )
     return found
 

@@ -39,11 +39,13 @@ def index(
     *, dataset: str, settings: Mapping[str, Any], made: Path | None, images: Path, captions: Path, threads: int
 ) -> None:
     """Write images.parquet and captions.parquet of a dataset."""
-    found = _section(settings).read(made, threads)
+    section = _section(settings)
+    found = section.read(made, threads)
+    found.keep_first(section.caption_limit)
     rows, texts = found.images(threads * 2), found.captions()
     for note in found.notes:
         print(f"note: {note}")
-    write_index(images, captions, rows, texts)
+    write_index(images, captions, rows, texts, notes=found.notes, limited=True)
     bad = sum(error is not None for error in rows.column("error").to_pylist())
     splits = ", ".join(f"{name} {count}" for name, count in sorted(Counter(found.splits).items()))
     broken = f", {bad} files with a broken header" if bad else ""

@@ -46,6 +46,11 @@ class DatasetSection(Section):
         """Whether a run can be trained and scored on it."""
         return True
 
+    @property
+    def caption_limit(self) -> int | None:
+        """How many captions of an image count; None: all that it has."""
+        return None
+
     def available(self) -> tuple[Feature, ...]:
         """The features it can have."""
         return FEATURES
@@ -173,14 +178,20 @@ class ImagesDataset(DatasetSection):
     """A dataset with image files of the user's, some of whose features may exist already."""
 
     BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"imports"}
-    YOUNGER = frozenset({"missing_images", "missing_captions"})
+    YOUNGER = frozenset({"missing_images", "missing_captions", "captions_per_image"})
 
     images: FilePath
     #: Captions (or entries) of images that are not there: an error, or left out and counted.
     missing_images: Literal["fail", "drop"] = "fail"
     #: Images without a caption, where there are captions: an error, kept outside of all splits, or left out.
     missing_captions: Literal["fail", "keep", "drop"] = "fail"
+    #: The first so many captions of an image are trained and scored on, five as the field does; null: all.
+    captions_per_image: Positive | None = 5
     imports: Imports = Imports()
+
+    @property
+    def caption_limit(self) -> int | None:
+        return self.captions_per_image
 
     def imported(self) -> tuple[Feature, ...]:
         return self.imports.given()
@@ -219,10 +230,25 @@ class FolderDataset(ImagesDataset):
     def mistakes(self) -> Iterator[str]:
         if self.splits and self.split_files:
             yield "splits (fractions) and split_files (lists) exclude each other; remove one of them"
+        if self.splits and (total := sum(self.splits.values())) > 1 + 1e-6:
+            yield f"splits: they add up to {total:g}; write shares of all images that add up to 1"
 
     def known_splits(self) -> set[str] | None:
-        splits = self.split_files or self.splits
-        return set(splits) if splits and self.captions is None else None  # a column of the captions' file may say more
+        drawn = set(self.split_files or self.splits or ())
+        if self.captions is None:
+            return drawn or None
+        if not os.path.isfile(self.captions):
+            return None
+        from catalog.tables import table_splits
+
+        written = table_splits(self.captions)
+        if written is None:
+            return None
+        named, everywhere = written
+        if self.split_files or not everywhere:
+            # Of images that nothing names a split for.
+            named |= drawn or {"all"}
+        return named
 
     @property
     def has_captions(self) -> bool:
@@ -285,7 +311,13 @@ class KarpathyDataset(ImagesDataset):
         from catalog.karpathy import read_karpathy
 
         return read_karpathy(
-            self.annotations, self.images, self.member, self.splits, self.missing_images, self.missing_captions
+            self.annotations,
+            self.images,
+            self.member,
+            self.splits,
+            self.missing_images,
+            self.missing_captions,
+            self.captions_per_image,
         )
 
     def missing_annotations(self) -> Iterator[str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from catalog.index import listing
+from catalog.names import as_name
 from catalog.text import decode_text
 from core.console import UserError
 
@@ -64,6 +67,28 @@ def read_table(path: Path) -> Table:
     if not {"image", "caption"} <= set(found):
         raise UserError(f"{path}: needs columns `image` and `caption`; found {_quoted(found)}")
     return table
+
+
+_LOOKED_INTO = 1 << 25  # bytes; reading larger tables takes seconds
+
+
+def table_splits(path: str | os.PathLike[str]) -> tuple[set[str], bool] | None:
+    """The names in a table's column `split`, and whether all rows have one. None where it cannot be read, or not in a moment."""
+    status = os.stat(path)
+    found = (
+        _table_splits(os.fspath(path), status.st_size, status.st_mtime_ns) if status.st_size <= _LOOKED_INTO else None
+    )
+    return None if found is None else (set(found[0]), found[1])
+
+
+@functools.lru_cache
+def _table_splits(path: str, size: int, time: int) -> tuple[frozenset[str], bool] | None:
+    try:
+        rows = read_table(Path(path)).rows
+    except (UserError, OSError):  # whoever makes the index says what is wrong
+        return None
+    names = [as_name(row.get("split")).strip() for row in rows]
+    return frozenset(filter(None, names)), all(names) and bool(names)
 
 
 def _filled(value: object) -> bool:

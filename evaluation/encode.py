@@ -19,8 +19,6 @@ from evaluation.embeddings import Embeddings, write_embeddings
 from model.runs import check_same_extractor
 from stores.places import Location
 
-_CAPTIONS_PER_IMAGE = 5  # as the field scores
-
 
 def encode(
     *,
@@ -59,9 +57,7 @@ def encode(
     elif panoptic is None:
         raise UserError(f"--panoptic: missing; the network of run {run} reads panoptic features")
     features = Features(open_store(visual), panoptic and open_store(panoptic))
-    items = read_split(
-        images, captions, split, captions_per_image=_CAPTIONS_PER_IMAGE, dropped=sorted(features.dropped)
-    )
+    items = read_split(images, captions, split, dropped=sorted(features.dropped))
     features.check_index(items.index_digest)
     check_same_extractor(config.get("features"), features.describe(), run=run)
     expected = network.image.sizes.img_dim

@@ -61,20 +61,26 @@ class Split:
 
 
 def read_split(
-    images: str | Path, captions: str | Path, split: str, *, captions_per_image: int = 5, dropped: Sequence[str] = ()
+    images: str | Path,
+    captions: str | Path,
+    split: str,
+    *,
+    captions_per_image: int | None = None,
+    dropped: Sequence[str] = (),
 ) -> Split:
     """Read one split of an index.
 
     Args:
         images, captions: the two Parquet files of the index.
         split: its name.
-        captions_per_image: the first so many captions of an image are used (a few COCO images have more than five).
+        captions_per_image: the first so many captions of an image are used; None: all that count, of which the index holds
+            as many as `datasets.NAME.captions_per_image` says.
         dropped: ids of images to leave out; so are images without a caption.
 
     Raises:
         UserError: the split has no images, or none of them has a caption.
     """
-    from catalog.index import read_captions, read_images
+    from catalog.index import counted_captions, read_captions, read_images
 
     table, digest = read_images(images)
     ids, splits = table["image_id"].to_pylist(), table["split"].to_pylist()
@@ -85,10 +91,11 @@ def read_split(
     leave_out = set(dropped)
     texts: dict[str, list[tuple[str, str]]] = {ids[row]: [] for row in rows if ids[row] not in leave_out}
     table = read_captions(captions)
+    limit = captions_per_image or counted_captions(table)
     columns = (table[name].to_pylist() for name in ("caption_id", "image_id", "text"))
     for caption_id, image_id, text in zip(*columns, strict=True):
         own = texts.get(image_id)
-        if own is not None and len(own) < captions_per_image:
+        if own is not None and (limit is None or len(own) < limit):
             own.append((caption_id, text))
     used = [row for row in rows if texts.get(ids[row])]
     if not used:

@@ -32,6 +32,9 @@ from settings.salvage import Salvage
 __all__ = ["Settings", "load_settings", "used_weights"]
 
 
+ALL_CAPTIONS = 1_000_000  # more than any image has
+
+
 class Settings(Section):
     """The whole configuration."""
 
@@ -71,6 +74,20 @@ def _with_paths(settings: Settings) -> Settings:
     return Settings.model_validate(content)
 
 
+def _with_captions(settings: Settings, config: dict[str, Any]) -> Settings:
+    """The settings with as many captions an image in training as the run's dataset has, where a run does not say it."""
+    content = settings.model_dump()
+    changed = False
+    for name, run in settings.runs.items():
+        limit = getattr(settings.datasets[run.dataset], "captions_per_image", 5)
+        said = (config["runs"][name].get("training") or {}).get("captions_per_image")
+        if said is None and limit != run.training.captions_per_image:
+            # Of a dataset with all of its captions none are too many.
+            content["runs"][name]["training"]["captions_per_image"] = limit or ALL_CAPTIONS
+            changed = True
+    return Settings.model_validate(content) if changed else settings
+
+
 def load_settings(
     config: dict[str, Any],
     *,
@@ -97,7 +114,7 @@ def load_settings(
     lines = [*twice, *salvage.lines, *CrossChecks(salvage, config, check_files)]
     if lines:
         raise UserError(_report(lines))
-    return _with_paths(salvage.settings)
+    return _with_paths(_with_captions(salvage.settings, config))
 
 
 def _report(lines: list[str]) -> str:

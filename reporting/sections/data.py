@@ -52,6 +52,7 @@ def dataset_summaries(artefacts: Artefacts, seed: int) -> list[dict[str, Any]]:
                 "bad_count": bad.num_rows,
                 "sheet": sheet,
                 "digest": index.digest,
+                "notes": list(index.notes),
             }
         )
     encode_pictures(sheets, SHEET_BYTES)
