@@ -27,15 +27,17 @@ wildcard_constraints:
     run=alternatives(SETTINGS.runs),
     testset=alternatives(SETTINGS.testsets),
     ensemble=alternatives(SETTINGS.ensembles),
+    search=alternatives(SETTINGS.search),
     published=PLAN.published,
 
 
 rule all:
-    "Everything that the configuration asks for: features in use, scores, tables, the report."
+    "Everything that the configuration asks for: features in use, scores, tables, searches, the report."
     input:
         PLAN.used_stores(),
         PLAN.all_metrics(),
         PLAN.all_tables(),
+        PLAN.all_searches(),
         kept(layout.report(RESULTS)),
 
 
@@ -46,4 +48,5 @@ include: "rules/features.smk"
 include: "rules/exchange.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
+include: "rules/search.smk"
 include: "rules/report.smk"

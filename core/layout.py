@@ -13,7 +13,7 @@ from typing import Any
 Root = str | os.PathLike[str]
 
 #: Folders of the results beside the datasets' own.
-RESERVED = ("runs", "evaluation", "ensembles", "tables", "report", "verified", "logs", "benchmarks")
+RESERVED = ("runs", "evaluation", "ensembles", "tables", "report", "search", "verified", "logs", "benchmarks")
 
 IMAGES, CAPTIONS = "images.parquet", "captions.parquet"
 #: Files of a run.
@@ -112,6 +112,11 @@ def table(results: Root, suffix: str) -> str:
 
 def report(results: Root) -> str:
     return f"{results}/report/index.html"
+
+
+def search(results: Root, search: str = "{search}") -> str:
+    """What makes a search usable, written last; embeddings and thumbnails lie beside it."""
+    return f"{results}/search/{search}/search.json"
 
 
 def log(work: Root, job: str) -> str:

@@ -54,7 +54,7 @@ def embed_captions(
     batch_size = batch_size or (128 if network.device.type == "cpu" else 256)
     pieces = tokenizer.split(captions)
     first: dict[bytes, int] = {}
-    same_as = np.array([first.setdefault(pieces.of(i).tobytes(), i) for i in range(len(pieces))])
+    same_as = np.array([first.setdefault(pieces.of(i).tobytes(), i) for i in range(len(pieces))], dtype=np.int64)
     distinct, which = np.unique(same_as, return_inverse=True)
     order = np.argsort(np.diff(pieces.offsets)[distinct], kind="stable")
     starts = range(0, len(order), batch_size)[process() :: processes()]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from core.console import UserError
 from core.files import atomic_path
 
 if TYPE_CHECKING:
@@ -77,14 +78,13 @@ def draw(explanation: Explanation, image: str, output: str | Path) -> None:
     Raises:
         UserError: the file cannot be read.
     """
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from PIL import Image, ImageDraw, ImageFont
 
-    from core.console import UserError
+    from core.pictures import load_upright
 
     try:
-        with Image.open(image) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        picture = load_upright(image)
+    except OSError as error:
         raise UserError(f"{image}: the image cannot be read: {error}") from error
     factor = _PICTURE / max(picture.size)
     picture = picture.resize([max(1, round(s * factor)) for s in picture.size], Image.Resampling.LANCZOS)

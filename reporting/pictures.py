@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageOps
+from PIL import Image
 
 from catalog.categories import COCO_PANOPTIC
 from catalog.index import Index
+from core.pictures import load_upright
 from reporting.words import shorten
 
 # Side in pixels and JPEG quality, tried in turn until the report's images fit their budget.
@@ -56,27 +57,6 @@ class Picture:
     areas: Sequence[Area] = ()
     map_png: str = ""
     jpeg: str = field(default="")
-
-
-def load_upright(path: str) -> Image.Image:
-    """An image as 8-bit RGB, turned as its EXIF orientation says; the first frame of an animation.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith(("I", "F")):
-                values = np.asarray(upright, dtype=np.float64)
-                scale = 257.0 if values.max(initial=0) > 255 else 1.0
-                upright = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-            return upright.convert("RGB")
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise OSError(f"{path}: {error}") from error
 
 
 def data_uri(image: Image.Image, kind: str, **options: object) -> str:

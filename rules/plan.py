@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -153,12 +154,18 @@ class Plan:
         formats = ("csv", "md", "tex") if self.all_metrics() else ()
         return [self.kept(layout.table(self.results, suffix)) for suffix in formats]
 
+    def all_searches(self) -> list[str]:
+        return [self.kept(layout.search(self.results, search)) for search in self.settings.search]
+
     def needed_features(self, dataset: str) -> list[Feature]:
         """What is made of a dataset: what its runs and test sets read, or everything if nothing reads it."""
         tested = any(dataset == testset.dataset for testset in self.settings.testsets.values())
         # Every run is scored on every test set; a dataset that is only trained on needs what its own runs read.
         runs = [run for run in self.settings.runs.values() if tested or run.dataset == dataset]
         read = {feature for run in runs for feature in self._read_by(run).values()}
+        searches = [search for search in self.settings.search.values() if search.dataset == dataset]
+        reads = [one for search in searches for one in search.reads(self.settings.runs).values()]
+        read |= {feature for one in reads for feature in one.values()}
         return [feature for feature in self.settings.datasets[dataset].available() if not read or feature in read]
 
     def _used(self) -> list[tuple[str, Feature]]:
@@ -331,6 +338,36 @@ class Plan:
     def ensemble_inputs(self, wildcards: Wildcards) -> list[str]:
         runs = self.settings.ensembles[wildcards.ensemble].runs
         return [self.embeddings(run, wildcards.testset) for run in runs]
+
+    # --- search
+
+    def search_inputs(self, wildcards: Wildcards) -> dict[str, Any]:
+        search = self.settings.search[wildcards.search]
+        own = [self.settings.runs[run] for run in search.runs]
+        files = [self.run_file(name, run) for run in search.runs for name in (layout.WEIGHTS, layout.CONFIG)]
+        files += [
+            f"{run.folder}/{name}" for run in search.imported.values() for name in (layout.WEIGHTS, layout.CONFIG)
+        ]
+        read = {f for reads in search.reads(self.settings.runs).values() for f in reads.values()}
+        return self.index(search.dataset) | {
+            "runs": files,
+            "networks": [file for run in own for file in self._model_files(run).values()],
+            "stores": [self.sealed(search.dataset, feature) for feature in FEATURES if feature in read],
+        }
+
+    def search_runs(self, wildcards: Wildcards) -> str:
+        """For each run its folder and the stores it reads, as the command takes them."""
+        search = self.settings.search[wildcards.search]
+        found: dict[str, dict[str, str]] = {}
+        for run, reads in search.reads(self.settings.runs).items():
+            own = os.path.dirname(layout.run_file(self.results, layout.WEIGHTS, run))
+            folder = own if run in search.runs else search.imported[run].folder
+            stores = {need: layout.store(self.results, search.dataset, feature) for need, feature in reads.items()}
+            found[run] = {"folder": folder} | stores
+        return json.dumps(found)
+
+    def search_flags(self, wildcards: Wildcards) -> list[str]:
+        return [] if self.settings.search[wildcards.search].captions else ["--without-captions"]
 
     # --- tables and report
 

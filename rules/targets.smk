@@ -44,6 +44,12 @@ rule evaluate:
         PLAN.all_tables(),
 
 
+rule search:
+    "Everything that can be searched by a sentence."
+    input:
+        PLAN.all_searches(),
+
+
 rule report:
     "The report, and all it shows."
     input:

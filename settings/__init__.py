@@ -25,6 +25,7 @@ from extractors.settings import Features
 from model.settings import Run
 from published.registry import resolve
 from published.settings import Published
+from search.settings import Search
 from settings.checks import CrossChecks
 from settings.given import with_command_line, with_exponents
 from settings.salvage import Salvage
@@ -45,6 +46,7 @@ class Settings(Section):
     runs: dict[Name, Run] = {}
     testsets: dict[Name, Testset] = {}
     ensembles: dict[Name, Ensemble] = {}
+    search: dict[Name, Search] = {}
     export: Export = Export()
     published: Published = Published()
 

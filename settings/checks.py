@@ -14,6 +14,7 @@ from core.section import Section
 from evaluation.settings import Ensemble, Testset
 from model.settings import Run
 from published.registry import named_entry
+from search.settings import Search
 
 if TYPE_CHECKING:
     from settings.salvage import Salvage
@@ -45,6 +46,8 @@ class CrossChecks:
             yield from self._testset(name, testset)
         for name, ensemble in self.settings.ensembles.items():
             yield from self._ensemble(name, ensemble)
+        for name, search in self.settings.search.items():
+            yield from self._search(name, search)
 
     def _dataset(self, name: str, dataset: DatasetSection) -> Iterator[str]:
         if name in layout.RESERVED:
@@ -84,6 +87,16 @@ class CrossChecks:
                 yield f"ensembles.{name}.runs: {run!r} is not under runs; {did_you_mean(run, runs, 'add it there')}"
         if len(set(ensemble.runs)) < len(ensemble.runs):
             yield f"ensembles.{name}.runs: {ensemble.runs} names a run twice; remove the repeat"
+
+    def _search(self, name: str, search: Search) -> Iterator[str]:
+        where = f"search.{name}"
+        names = (self._names("datasets"), self._names("runs"))
+        yield from under(where, search.unknown(*names, self.settings.results))
+        if not self.doubtful("search", name):
+            yield from self._section(where, search)
+            reads = search.reads(self.settings.runs).values()
+            for features in dict.fromkeys(tuple(read.values()) for read in reads):
+                yield from self._features(where, search.dataset, features)
 
     def _extractor(self, feature: Feature) -> Iterator[str]:
         if self.doubtful("features", feature):

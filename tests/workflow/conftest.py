@@ -40,6 +40,7 @@ TARGETS = (
     "features",
     "train",
     "evaluate",
+    "search",
     "report",
     "export",
     "verify",

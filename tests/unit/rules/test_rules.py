@@ -59,12 +59,13 @@ def test_what_rules_ask_for_is_there(files, repository, monkeypatch):
     """A misspelt name in a rule would else be found by the first job of it."""
     monkeypatch.chdir(repository)
     config = yaml.safe_load((repository / "config.yaml").read_text())
+    config["search"] = {"scenes": {"dataset": "scenes", "runs": ["grid"]}}
     plan = Plan(load_settings(config))
     text = "\n".join(files.values())
     methods, functions = set(re.findall(r"PLAN\.(\w+)", text)), set(re.findall(r"layout\.(\w+)", text))
     assert len(methods) > 20 and not [name for name in methods if not hasattr(plan, name)]
     assert len(functions) > 10 and not [name for name in functions if not hasattr(layout, name)]
-    job = SimpleNamespace(dataset="scenes", feature="grids", run="grid", testset="dusk_test")
+    job = SimpleNamespace(dataset="scenes", feature="grids", run="grid", testset="dusk_test", search="scenes")
     places = set(re.findall(r'PLAN\.ask\("(.+?)"\)', text))
     assert len(places) > 5
     for place in places:

@@ -1,0 +1,230 @@
+"""Asking: a sentence for images, an image for others like it and for sentences. A search is opened once and asked often."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from core import layout
+from core.console import UserError
+from core.messages import did_you_mean
+from search.build import SEARCH_VERSION, THUMBNAILS, captions_file, images_file, thumbnail
+from search.vectors import nearest, read_vectors
+
+if TYPE_CHECKING:
+    from model.data import Features
+    from model.explain import Explanation
+
+MAX_CHARACTERS = 1000  # of a sentence; longer ones are cut, as the text encoder would
+_REMEMBERED = 256  # sentences whose embeddings are kept
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image or a caption that was found: its row in the search's table, and its similarity."""
+
+    row: int
+    score: float
+
+
+class Search:
+    """One `search.json` and what lies beside it. Methods may be called from several threads.
+
+    Attributes:
+        name: of the folder. dataset: which is searched. runs: names, in the configuration's order.
+        images: (N) records image_id, path, width, height, content_hash, row, thumbnail. captions: (M) records caption_id, text,
+            image.
+
+    Raises:
+        UserError: there is no such search, it is of another version, or its files do not fit together.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.folder = Path(path).parent
+        about = _about(Path(path))
+        self.name, self.dataset, self._runs = self.folder.name, about["dataset"], about["runs"]
+        self.runs = list(self._runs)
+        self.images = pq.read_table(self.folder / layout.IMAGES).to_pylist()
+        self.captions = pq.read_table(self.folder / layout.CAPTIONS).to_pylist()
+        vectors = {run: read_vectors(self.folder / images_file(run)) for run in self.runs}
+        self._images = {run: one.embeddings for run, one in vectors.items()}
+        self._captions = {run: read_vectors(self.folder / captions_file(run)).embeddings for run in self.runs}
+        for tables, rows, what in ((self._images, self.images, "images"), (self._captions, self.captions, "captions")):
+            if bad := [run for run, table in tables.items() if len(table) != len(rows)]:
+                raise UserError(
+                    f"{self.folder}: run {bad[0]} has {len(tables[bad[0]])} {what} for {len(rows)}; run the target `search` again"
+                )
+        self._of_image: dict[int, list[int]] = {}
+        for row, caption in enumerate(self.captions):
+            self._of_image.setdefault(caption["image"], []).append(row)
+        self._lock = threading.Lock()  # of the networks
+        self._embed = functools.lru_cache(_REMEMBERED)(self._embed_sentence)
+
+    def chosen(self, run: str | None) -> list[str]:
+        """The runs that answer: one, or all of them together. UserError if there is none of this name."""
+        if run is None:
+            return self.runs
+        if run not in self.runs:
+            hint = did_you_mean(run, self.runs, f"choose one of {', '.join(self.runs)}")
+            raise UserError(f"--run: {run!r} is not among the runs of this search; {hint}")
+        return [run]
+
+    # --- questions
+
+    def find(self, sentence: str, *, run: str | None = None, top: int = 5) -> list[Hit]:
+        """Images for a sentence, the best first."""
+        runs = self.chosen(run)
+        return self._nearest(self._images, runs, [self._embed(one, sentence[:MAX_CHARACTERS]) for one in runs], top)
+
+    def similar(self, row: int, *, run: str | None = None, top: int = 5) -> list[Hit]:
+        """Images like an image, itself left out."""
+        runs = self.chosen(run)
+        return self._nearest(self._images, runs, [self._images[one][row] for one in runs], top, leave_out=row)
+
+    def sentences(self, row: int, *, run: str | None = None, top: int = 5) -> list[Hit]:
+        """Captions for an image, the best first."""
+        runs = self.chosen(run)
+        return self._nearest(self._captions, runs, [self._images[one][row] for one in runs], top)
+
+    def own_captions(self, row: int) -> list[str]:
+        """What the dataset says of an image."""
+        return [self.captions[caption]["text"] for caption in self._of_image.get(row, ())]
+
+    def alt(self, row: int) -> str:
+        """What to read out in an image's place: its first caption, else its name."""
+        own = self._of_image.get(row)
+        return self.captions[own[0]]["text"] if own else f"image {self.images[row]['image_id']}"
+
+    def row_of(self, image: str) -> int:
+        """The row of an indexed image, by its file (or a copy of it) or by its id.
+
+        Raises:
+            UserError: it is not indexed.
+        """
+        paths = {os.path.realpath(record["path"]): row for row, record in enumerate(self.images) if record["path"]}
+        if (found := paths.get(os.path.realpath(image))) is not None:
+            return found
+        ids = {record["image_id"]: row for row, record in enumerate(self.images)}
+        if image in ids:
+            return ids[image]
+        if os.path.isfile(image):
+            with open(image, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            for row, record in enumerate(self.images):
+                if record["content_hash"] == content:
+                    return row
+        hint = did_you_mean(
+            image, ids, f"put it among the images of dataset {self.dataset} and run the target `search`"
+        )
+        raise UserError(f"--image: {image!r} is not indexed; {hint}")
+
+    def thumbnail(self, row: int) -> Path | None:
+        """The small picture of an image; None if it has none."""
+        content = self.images[row]["thumbnail"]
+        return thumbnail(self.folder / THUMBNAILS, content) if content else None
+
+    def explain(self, sentence: str, rows: Sequence[int], *, run: str) -> list[Explanation]:
+        """Why images are as similar to a sentence as a run says."""
+        from model.explain import explain, place_regions
+
+        (run,) = self.chosen(run)
+        network, tokenizer = self._network(run)
+        with self._lock:
+            features = self._features(run)
+            in_store = np.array([self.images[row]["row"] for row in rows], dtype=np.int64)
+            found = explain(network, tokenizer, features, in_store, sentence[:MAX_CHARACTERS])
+            sizes = [(self.images[row]["width"] or 0, self.images[row]["height"] or 0) for row in rows]
+            return place_regions(found, features, in_store, sizes)
+
+    # --- how
+
+    def _nearest(
+        self,
+        tables: dict[str, np.ndarray],
+        runs: Sequence[str],
+        queries: Sequence[np.ndarray],
+        top: int,
+        *,
+        leave_out: int | None = None,
+    ) -> list[Hit]:
+        rows, scores = nearest([tables[run] for run in runs], queries, top, leave_out=leave_out)
+        return [Hit(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
+
+    def _embed_sentence(self, run: str, sentence: str) -> np.ndarray:
+        from model.embed import embed_captions
+
+        network, tokenizer = self._network(run)
+        with self._lock:
+            return embed_captions(network, tokenizer, [sentence])[0]
+
+    @functools.cache  # noqa: B019 - a search lives as long as its process
+    def _network(self, run: str) -> tuple[Any, Any]:
+        from core.devices import full_float32
+        from core.files import digest_file
+        from model.runs import WEIGHTS, load_run
+
+        full_float32("cpu")
+        folder = self._place(run, "folder")
+        network, _, tokenizer = load_run(folder)
+        if digest_file(Path(folder, WEIGHTS)) != self._runs[run]["weights_digest"]:
+            raise UserError(f"run {run} has been trained again since its images were embedded; run the target `search`")
+        return network, tokenizer
+
+    @functools.cache  # noqa: B019
+    def _features(self, run: str) -> Features:
+        from model.data import Features
+        from stores import open_store
+
+        panoptic = "panoptic" in self._runs[run]
+        return Features(
+            open_store(self._place(run, "visual")), open_store(self._place(run, "panoptic")) if panoptic else None
+        )
+
+    def _place(self, run: str, what: str) -> Path:
+        return Path(os.path.normpath(self.folder / self._runs[run][what]))
+
+
+def open_search(results: str | os.PathLike[str], name: str) -> Search:
+    """The search of a name, or the only one of a dataset of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path := Path(layout.search(results, name))).is_file():
+        return Search(path)
+    found = {file: _about(file)["dataset"] for file in sorted(Path(results).glob("search/*/search.json"))}
+    of_dataset = [file for file, dataset in found.items() if dataset == name]
+    if len(of_dataset) == 1:
+        return Search(of_dataset[0])
+    if of_dataset:
+        names = ", ".join(file.parent.name for file in of_dataset)
+        raise UserError(f"--dataset: {name!r} has several searches; choose one of them by its name: {names}")
+    names = [file.parent.name for file in found]
+    hint = did_you_mean(name, names, f"there are: {', '.join(names)}") if names else "there is none there yet"
+    raise UserError(
+        f"--dataset: no search {name!r} below {os.fspath(results)!r}; {hint}. A section `search` in the configuration and "
+        "`snakemake --cores N search` make one; --results names another folder"
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        version = about["search_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no search ({error}); run the target `search` again") from error
+    if version != SEARCH_VERSION:
+        raise UserError(
+            f"{path} has version {version!r}, this program reads {SEARCH_VERSION}; run the target `search` again"
+        )
+    return about

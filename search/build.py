@@ -1,0 +1,245 @@
+"""What is needed to find a dataset's images by sentences. Made again, only what is new is embedded and shrunk.
+
+search.json                   written last: what the search is of, where its runs and stores are
+images.parquet                the rows that can be found;   captions.parquet   theirs
+{run}.images.safetensors      embeddings, each with a digest of what it was made from;   {run}.captions.safetensors
+thumbnails/                   a small JPEG for each content of an image file, named by its digest
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalog.index import read_captions, read_images
+from core import layout
+from core.console import UserError, progress
+from core.files import atomic_path, digest_file, digest_json, write_json
+from core.pictures import load_upright
+from model.runs import CONFIG, VOCABULARY, WEIGHTS, check_same_extractor, load_run, read_config
+from search.vectors import KEY_BYTES, updated
+from stores.schema import CONTENT_HASHES
+
+if TYPE_CHECKING:
+    from model.data import Features
+
+SEARCH_VERSION = 1
+THUMBNAILS, THUMBNAIL_SIDE = "thumbnails", 384
+_ROWS_AT_ONCE = 512
+
+
+def build_search(
+    *,
+    dataset: str,
+    images: Path,
+    captions: Path,
+    runs: Mapping[str, Mapping[str, str]],
+    output: Path,
+    without_captions: bool = False,
+    batch_size: int = 128,
+    device: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Make or bring up to date the folder of `output`, its `search.json`.
+
+    Args:
+        dataset: its name. images, captions: its index. runs: for each run its `folder`, and the stores `visual` and, where its
+            network needs it, `panoptic`. without_captions: embed none. batch_size: images at a time.
+
+    Raises:
+        UserError: a run cannot be loaded, has no vocabulary, compares otherwise than by embeddings, or was trained on other
+            features; stores of another index; embeddings that are not finite.
+    """
+    for run in runs.values():
+        read_config(run["folder"])  # mistakes before the seconds that importing torch takes
+    from core.devices import full_float32, open_device
+
+    opened, _ = open_device(device, threads=threads)
+    full_float32(opened)
+    folder = Path(output).parent
+    Path(output).unlink(missing_ok=True)  # what follows replaces parts of what it describes
+    table, digest = read_images(images)
+    loaded = {name: _load(name, run, digest) for name, run in runs.items()}
+    dropped = set().union(*(features.dropped for _, _, _, features in loaded.values()))
+    ids = table["image_id"].to_pylist()
+    rows = np.array([row for row, image_id in enumerate(ids) if image_id not in dropped], dtype=np.int64)
+    shown = _shown_images(table, rows)
+    texts = _shown_captions(captions, shown, none=without_captions)
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {}
+    for name, one in loaded.items():
+        one[0].to(opened)
+        described[name] = _embed(folder, name, runs[name], one, rows, texts, batch_size)
+        described[name] |= {key: os.path.relpath(value, folder) for key, value in runs[name].items()}
+    shown = _with_thumbnails(shown, folder / THUMBNAILS)
+    for name, content in ((layout.IMAGES, shown), (layout.CAPTIONS, texts)):
+        with atomic_path(folder / name) as temporary:
+            pq.write_table(content, temporary)
+    about = {"dataset": dataset, "index_digest": digest, "images": len(shown), "captions": len(texts)}
+    write_json(output, {"search_version": SEARCH_VERSION, **about, "runs": described})
+    print(f"{output}: {len(shown)} images, {len(texts)} captions, {len(dropped)} images without features left out")
+
+
+def _load(name: str, run: Mapping[str, str], digest: str) -> tuple[Any, dict[str, Any], Any, Features]:
+    from model.data import Features
+    from model.network import RetrievalNetwork
+    from stores import open_store
+
+    network, config, tokenizer = load_run(run["folder"])
+    if tokenizer is None:
+        raise UserError(f"run {name} in {run['folder']} has no vocabulary; import it again with --vocabulary")
+    if type(network).similarity is not RetrievalNetwork.similarity:
+        raise UserError(
+            f"run {name} is of a network ({type(network).__name__}) whose similarity is no inner product of embeddings, which "
+            "is what a search needs; leave it out"
+        )
+    if "panoptic" in network.needs and "panoptic" not in run:
+        raise UserError(f"--runs: {name} names no panoptic store, which its network reads")
+    panoptic = open_store(run["panoptic"]) if "panoptic" in network.needs else None
+    features = Features(open_store(run["visual"]), panoptic, index_digest=digest)
+    check_same_extractor(config.get("features"), features.describe(), run=name)
+    if features.img_dim != network.image.sizes.img_dim:
+        raise UserError(
+            f"run {name} takes features of width {network.image.sizes.img_dim}, those of {run['visual']} have {features.img_dim}"
+        )
+    return network, config, tokenizer, features
+
+
+def _shown_images(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Of the images that can be found: `row` in the stores, and what is shown."""
+    table = table.select(["image_id", "path", "width", "height", "content_hash"]).take(pa.array(rows, pa.int64()))
+    return table.append_column("row", pa.array(rows, pa.int64())).replace_schema_metadata(None)
+
+
+def _shown_captions(captions: Path, shown: pa.Table, *, none: bool) -> pa.Table:
+    """Captions of the images that can be found: `caption_id`, `text`, and `image`, a row of `shown`."""
+    place = {image_id: number for number, image_id in enumerate(shown["image_id"].to_pylist())}
+    table = read_captions(captions)
+    columns = [table[name].to_pylist() for name in ("caption_id", "text", "image_id")]
+    found = [(c, t, place[i]) for c, t, i in zip(*columns, strict=True) if i in place] if not none else []
+    names, types = ("caption_id", "text", "image"), (pa.string(), pa.string(), pa.int64())
+    columns = list(zip(*found, strict=True)) or [(), (), ()]
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, types, strict=True)]
+    return pa.Table.from_arrays(arrays, names=list(names))
+
+
+def _embed(
+    folder: Path,
+    name: str,
+    run: Mapping[str, str],
+    loaded: tuple[Any, dict[str, Any], Any, Features],
+    rows: np.ndarray,
+    texts: pa.Table,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Embeddings of one run; what is said of it in `search.json`."""
+    from model.embed import embed_captions, embed_images
+
+    network, _, tokenizer, features = loaded
+    identity = {file: digest_file(Path(run["folder"], file)) for file in (WEIGHTS, CONFIG, VOCABULARY)}
+    # Not of which index: rows say themselves what they were made from.
+    made = {kind: {k: v for k, v in one.items() if k != "index_digest"} for kind, one in features.describe().items()}
+    _, new_images = updated(
+        folder / images_file(name),
+        _image_keys(features, rows),
+        digest_json({"run": identity, "features": made}),
+        lambda chosen: embed_images(network, features, rows[chosen], batch_size=batch_size),
+    )
+    captions = texts["text"].to_pylist()
+    _, new_captions = updated(
+        folder / captions_file(name),
+        _keys([caption.encode() for caption in captions]),
+        digest_json({"run": identity}),
+        lambda chosen: embed_captions(network, tokenizer, [captions[row] for row in chosen]),
+    )
+    print(f"{name}: embedded {new_images} of {len(rows)} images and {new_captions} captions anew")
+    return {"weights_digest": identity[WEIGHTS]}
+
+
+def images_file(run: str) -> str:
+    return f"{run}.images.safetensors"
+
+
+def captions_file(run: str) -> str:
+    return f"{run}.captions.safetensors"
+
+
+def _image_keys(features: Features, rows: np.ndarray) -> np.ndarray:
+    """(N, 32) uint8: of each image a digest of what its features were made from, or of the features themselves.
+
+    A store that was extracted knows the contents of its image files; one that was imported does not.
+    """
+    found = [hashlib.sha256() for _ in rows]
+    for kind, store in features.stores.items():
+        try:
+            hashes = store.rows(CONTENT_HASHES, rows).tolist()
+        except (KeyError, UserError):
+            hashes = [""] * len(rows)
+        unknown = np.array([place for place, content in enumerate(hashes) if not content], dtype=np.int64)
+        for start in range(0, len(unknown), _ROWS_AT_ONCE):
+            part = unknown[start : start + _ROWS_AT_ONCE]
+            arrays = [store.rows(name, rows[part]) for name in arrays_of(kind)]
+            for number, place in enumerate(part):
+                row = hashlib.sha256()
+                for values in arrays:
+                    row.update(np.ascontiguousarray(values[number]))
+                hashes[place] = row.hexdigest()
+        for digest, content in zip(found, hashes, strict=True):
+            digest.update(f"{kind}\0{content}\n".encode())
+    return _stacked([digest.digest() for digest in found])
+
+
+def arrays_of(kind: str) -> tuple[str, ...]:
+    """What networks read of a store."""
+    from model.data import ARRAYS
+
+    return ARRAYS[kind]
+
+
+def _keys(contents: Sequence[bytes]) -> np.ndarray:
+    return _stacked([hashlib.sha256(content).digest() for content in contents])
+
+
+def _stacked(digests: Sequence[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), KEY_BYTES)
+
+
+def _with_thumbnails(shown: pa.Table, folder: Path) -> pa.Table:
+    """Make the small pictures that are missing, remove those of no image; adds `thumbnail`, the name of each, or null."""
+    contents, paths = shown["content_hash"].to_pylist(), shown["path"].to_pylist()
+    # Features from files may have come without images: what stands for their contents is no file's digest.
+    named = {c: p for c, p in zip(contents, paths, strict=True) if c and p and os.path.isfile(p)}
+    known = {file.name.removesuffix(".jpg") for file in folder.glob("*/*.jpg")}
+    missing = [(content, path) for content, path in named.items() if content not in known]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = pool.map(lambda job: _shrink(folder, *job), missing)
+        failed = {content for content in progress(jobs, total=len(missing), desc="thumbnails", unit="image") if content}
+    for content in known - named.keys():
+        thumbnail(folder, content).unlink(missing_ok=True)
+    names = [content if content in named and content not in failed else None for content in contents]
+    print(f"thumbnails: {len(missing) - len(failed)} made, {len(failed)} files could not be read")
+    return shown.append_column("thumbnail", pa.array(names, pa.string()))
+
+
+def thumbnail(folder: Path, content: str) -> Path:
+    """Where the small picture of a content lies: 256 folders, because few file systems like a million files in one."""
+    return folder / content[:2] / f"{content}.jpg"
+
+
+def _shrink(folder: Path, content: str, path: str) -> str | None:
+    """Write one small picture; the content itself if the file cannot be read."""
+    try:
+        small = load_upright(path, THUMBNAIL_SIDE)
+    except OSError:
+        return content
+    with atomic_path(thumbnail(folder, content)) as temporary:
+        small.save(temporary, "JPEG", quality=82)
+    return None

@@ -1,0 +1,24 @@
+"""The branch `search` of the workflow, run by Snakemake, and asked."""
+
+import copy
+import json
+
+import pytest
+
+from search.__main__ import main
+
+from .conftest import TINY
+
+pytestmark = pytest.mark.workflow
+
+
+def test_a_finished_workflow_becomes_searchable(finished, capsys, monkeypatch):
+    config = copy.deepcopy(TINY) | {"search": {"all": {"dataset": "tiny", "runs": ["region", "grid"]}}}
+    result = finished.run("search", config=config)
+    assert result.returncode == 0, result.stderr
+    log = (finished.results / "logs" / "build_search" / "all.log").read_text()
+    assert "region: embedded 44 of 44 images" in log and "thumbnails: 44 made" in log
+    monkeypatch.chdir(finished.folder)
+    main(["ask", "two dogs on the grass", "--dataset", "tiny", "--top", "3", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["runs"] == ["region", "grid"] and len(answer["images"]) == 3
