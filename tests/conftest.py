@@ -12,6 +12,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Nothing in the tests may reach for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Several tests run side by side: threads of one small product would only wait for those of another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side: a file's together, those of the finished workflow too, the longest first."""
+    for item in items:
+        shared = "finished" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("finished" if shared else item.path.relative_to(REPOSITORY).as_posix()))
+    items.sort(key=lambda item: (item.get_closest_marker("workflow") is None, item.get_closest_marker("slurm") is None))
 
 
 @pytest.fixture(scope="session")
