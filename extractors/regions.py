@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, nms
 
 from core.console import UserError
 from extractors.images import ImageBatch
 from extractors.loading import NetworkExtractor, NetworkRunner
 from extractors.networks.boxes import exclusive
+from extractors.networks.ops import box_iou, nms
 from extractors.networks.rcnn import Proposals
 from stores.features import region_arrays
 

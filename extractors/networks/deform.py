@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import deform_conv2d as reference
 
 # Sampled values, of all taps and channels, that are multiplied at a time: they stay in a core's cache.
 _CHUNK = 2**20
@@ -38,8 +37,10 @@ def deform_conv2d(
     """
     x, offset = x.float(), offset.float()
     mask = None if mask is None else mask.float()
-    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, offset, weight))
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, offset, weight, bias, mask) if t is not None)
     if x.device.type != "cpu" or learns or weight.shape[1] != x.shape[1] or offset.shape[1] != 2 * weight[0, 0].numel():
+        from torchvision.ops import deform_conv2d as reference
+
         # torchvision's kernel takes contiguous maps only.
         mask = None if mask is None else mask.contiguous()
         return reference(x.contiguous(), offset.contiguous(), weight, bias, stride, padding, dilation, mask)

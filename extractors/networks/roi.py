@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, roi_align, roi_pool
 
 from extractors.networks.boxes import clip_boxes, decode_boxes, exclusive
 from extractors.networks.layers import Conv2d, msra_init, normal_init, xavier_init
+from extractors.networks.ops import batched_nms, roi_align, roi_pool
 
 
 class RoIPooler(nn.Module):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, nms
 
 from extractors.networks.boxes import AnchorGenerator, clip_boxes, decode_boxes, exclusive, nonempty
 from extractors.networks.layers import normal_init
+from extractors.networks.ops import batched_nms, nms
 
 
 class RPNHead(nn.Module):

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import nms
 
 from extractors.networks.boxes import clip_boxes, decode_boxes, exclusive, last_pixels
+from extractors.networks.ops import nms
 from extractors.networks.rcnn import Meta
 from extractors.networks.roi import StandardRoIHeads
 from extractors.networks.rpn import RPN
