@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.console import UserError, run_cli
-from core.flags import add_device, add_index, add_mapping, command
+from core.flags import add_device, add_index, add_mapping, add_threads, command
 
 
 def build(*, runs: Mapping[str, Any], **options: Any) -> None:
@@ -58,6 +58,13 @@ def ask(
             print(f"{hit['rank']:>4}  {hit['score']:.4f}  {hit['text']}")
 
 
+def serve(**options: Any) -> None:
+    """Serve the page until interrupted."""
+    from search.serve import serve as run
+
+    run(**options)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command("search", __doc__)
     commands = parser.add_subparsers(metavar="command", required=True)
@@ -78,9 +85,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     asking.add_argument("--image", help="an indexed image instead: its file, a copy of it, or its id")
     asking.add_argument("--top", type=int, default=5, help="how many (default: %(default)s)")
     asking.add_argument("--json", action="store_true", dest="as_json")
-    for one in (asking,):
+    asking.add_argument("--run", help="one run alone; without it the mean of all")
+
+    serving = commands.add_parser("serve", help="a page on this machine")
+    serving.set_defaults(function=serve)
+    serving.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine alone)"
+    )
+    serving.add_argument("--port", type=int, default=8765, help="0: any that is free (default: %(default)s)")
+    serving.add_argument("--expose", action="store_true", help="with a --host that other machines reach")
+    add_threads(serving)
+    for one in (asking, serving):
         one.add_argument("--dataset", required=True, help="name of a search, or of its dataset")
-        one.add_argument("--run", help="one run alone; without it the mean of all")
         one.add_argument("--results", default="results", help="the results folder (default: %(default)s)")
     options = vars(parser.parse_args(argv))
     options.pop("function")(**options)
