@@ -94,6 +94,11 @@ def embeddings(results: Root, run: str = "{run}", testset: str = "{testset}") ->
     return f"{results}/evaluation/{run}/{testset}/embeddings.zarr"
 
 
+def scores(results: Root, run: str = "{run}", testset: str = "{testset}") -> str:
+    """Of a run that scores pairs, in the place of embeddings."""
+    return f"{results}/evaluation/{run}/{testset}/scores.zarr"
+
+
 def metrics(results: Root, run: str = "{run}", testset: str = "{testset}") -> str:
     return f"{results}/evaluation/{run}/{testset}/{METRICS}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from core.console import UserError
 
 EMBEDDINGS_VERSION = 1
 _ROWS_PER_CHUNK = 1024
+AGAIN = "run evaluation.encode again"
 
 
 @dataclass(frozen=True)
@@ -36,29 +38,59 @@ class Embeddings:
     caption_ids: np.ndarray
     attributes: dict[str, Any] = field(default_factory=dict)
 
+    def of_images(self, rows: np.ndarray | slice) -> np.ndarray:
+        """(k, M) similarities of these images with all captions."""
+        return self.images[rows] @ self.captions.T
+
+    def of_captions(self, rows: np.ndarray | slice) -> np.ndarray:
+        """(k, N) similarities of these captions with all images."""
+        return self.captions[rows] @ self.images.T
+
 
 def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
     """Write the group to `path`, replacing what is there; equal embeddings give equal bytes.
 
     It is built beside `path` and renamed into place, so a reader sees the old group, none, or the whole new one.
     """
+    floats = {"images": embeddings.images, "captions": embeddings.captions}
+    write_group(path, floats, embeddings, {"embeddings_version": EMBEDDINGS_VERSION})
+
+
+def write_group(
+    path: str | os.PathLike[str],
+    floats: Mapping[str, np.ndarray],
+    items: Any,
+    marks: Mapping[str, Any],
+    *,
+    columns: int | None = None,
+    checked: bool = False,
+) -> None:
+    """Write float32 arrays (rows, columns), and which images and captions they are of, as `write_embeddings` does.
+
+    Args:
+        items: has `caption_image`, `image_ids`, `caption_ids` and `attributes`. marks: further attributes.
+        columns: of a chunk; None: all. checked: whether chunks of the arrays carry a checksum.
+    """
     import zarr
+    from zarr.codecs import Crc32cCodec
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent))
     try:
         built = temporary / "new"
-        group = zarr.create_group(
-            str(built), attributes={**embeddings.attributes, "embeddings_version": EMBEDDINGS_VERSION}
-        )
-        for name in ("images", "captions"):
-            values = np.ascontiguousarray(getattr(embeddings, name), dtype=np.float32)
-            chunks = (max(1, min(len(values), _ROWS_PER_CHUNK)), max(1, values.shape[1]))
-            group.create_array(name, data=values, chunks=chunks)
-        group.create_array("caption_image", data=np.asarray(embeddings.caption_image, dtype=np.int32))
+        group = zarr.create_group(str(built), attributes={**items.attributes, **marks})
+        for name, given in floats.items():
+            values = np.ascontiguousarray(given, dtype=np.float32)
+            chunks = (
+                max(1, min(len(values), _ROWS_PER_CHUNK)),
+                max(1, min(values.shape[1], columns or values.shape[1])),
+            )
+            options = {"compressors": [Crc32cCodec()]} if checked else {}
+            group.create_array(name, data=values, chunks=chunks, **options)
+        group.create_array("caption_image", data=np.asarray(items.caption_image, dtype=np.int32))
         for name in ("image_ids", "caption_ids"):
-            values = getattr(embeddings, name)
+            values = getattr(items, name)
             array = group.create_array(name, shape=(len(values),), dtype=str, chunks=(max(1, len(values)),))
             if len(values):
                 array[:] = np.asarray(values, dtype=np.dtypes.StringDType())
@@ -69,40 +101,52 @@ def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> No
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def open_group(path: str | os.PathLike[str], what: str, version: int) -> Any:
+    """The Zarr group that `write_group` made of `what` ("embeddings", "scores") in this version.
+
+    Raises:
+        UserError: `path` is no such group, or is of another version.
+    """
+    import zarr
+
+    if not (Path(path) / "zarr.json").is_file():
+        raise UserError(f"no {what} at {path}: {AGAIN}")
+    group = zarr.open_group(str(path), mode="r")
+    found = group.attrs.get(f"{what}_version")
+    if found != version:
+        raise UserError(
+            f"{path} has {what} version {found!r}, this program reads version {version}: {AGAIN}, "
+            "or use the program's version that wrote it"
+        )
+    return group
+
+
+def read_items(group: Any) -> dict[str, Any]:
+    """What `write_group` wrote beside the floats: arguments of `Embeddings` and of `PairScores`."""
+    return {
+        "caption_image": np.asarray(group["caption_image"][:]),
+        "image_ids": np.array(group["image_ids"][:].tolist(), dtype=str),
+        "caption_ids": np.array(group["caption_ids"][:].tolist(), dtype=str),
+        "attributes": dict(group.attrs),
+    }
+
+
 def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """Read and check a group written by `write_embeddings`.
 
     Raises:
         UserError: `path` is no such group, is of a newer version, is incomplete, or holds a NaN or infinite number.
     """
-    import zarr
-
-    again = "run evaluation.encode again"
-    if not (Path(path) / "zarr.json").is_file():
-        raise UserError(f"no embeddings at {path}: {again}")
-    group = zarr.open_group(str(path), mode="r")
-    attributes = dict(group.attrs)
-    version = attributes.get("embeddings_version")
-    if version != EMBEDDINGS_VERSION:
-        raise UserError(
-            f"{path} has embeddings version {version!r}, this program reads version {EMBEDDINGS_VERSION}: {again}, "
-            "or use the program's version that wrote it"
-        )
+    group = open_group(path, "embeddings", EMBEDDINGS_VERSION)
     try:
-        embeddings = Embeddings(
-            images=np.asarray(group["images"][:]),
-            captions=np.asarray(group["captions"][:]),
-            caption_image=np.asarray(group["caption_image"][:]),
-            image_ids=np.array(group["image_ids"][:].tolist(), dtype=str),
-            caption_ids=np.array(group["caption_ids"][:].tolist(), dtype=str),
-            attributes=attributes,
-        )
+        floats = {name: np.asarray(group[name][:]) for name in ("images", "captions")}
+        embeddings = Embeddings(**floats, **read_items(group))
     except KeyError as error:
-        raise UserError(f"{path} lacks the array {error}: {again}") from error
+        raise UserError(f"{path} lacks the array {error}: {AGAIN}") from error
     for name, ids in (("images", embeddings.image_ids), ("captions", embeddings.caption_ids)):
         values = getattr(embeddings, name)
         if len(values) != len(ids):
-            raise UserError(f"{path} has {len(values)} {name} embeddings and {len(ids)} ids: {again}")
+            raise UserError(f"{path} has {len(values)} {name} embeddings and {len(ids)} ids: {AGAIN}")
         # One sum per row finds NaN and infinity without a mask as large as the embeddings.
         bad = np.flatnonzero(~np.isfinite(values.sum(axis=1, dtype=np.float64)))
         if len(bad):

@@ -1,4 +1,4 @@
-"""Embeddings of one split by one run: each image once, each caption once.
+"""Embeddings of one split by one run: each image once, each caption once. Of a run that scores pairs, those scores.
 
 The features must come from the extractor that the run was trained with; a data set of its own, such as another one to
 score on without training again, is fine.
@@ -16,6 +16,7 @@ from core.console import UserError, run_cli
 from core.devices import full_float32, open_device
 from core.flags import add_device, add_index, add_stores, command
 from evaluation.embeddings import Embeddings, write_embeddings
+from evaluation.scores import PairScores, Scored, write_scores
 from model.runs import check_same_extractor
 from stores.places import Location
 
@@ -31,8 +32,8 @@ def encode(
     batch_size: int = 128,
     device: str = "cpu",
     precision: str = "fp32",
-) -> Embeddings:
-    """Embed the images and captions of a split.
+) -> Scored:
+    """Embed the images and captions of a split; if the run's network scores pairs, score all of them.
 
     Images that were dropped from a store or have no caption are left out.
 
@@ -46,7 +47,7 @@ def encode(
             vocabulary.
     """
     from model.data import Features, read_split
-    from model.embed import embed_captions, embed_images
+    from model.embed import embed_captions, embed_images, score_pairs
     from model.runs import load_run
     from stores import open_store
 
@@ -73,15 +74,18 @@ def encode(
 
     network = network.to(device)
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-        image_embeddings = embed_images(network, features, items.image_rows, batch_size=batch_size)
-        caption_embeddings = embed_captions(network, tokenizer, items.captions)
-    embeddings = Embeddings(
-        images=image_embeddings,
-        captions=caption_embeddings,
-        caption_image=items.caption_image.astype(np.int32),
-        image_ids=np.array(items.image_ids, dtype=str),
-        caption_ids=np.array(items.caption_ids, dtype=str),
-        attributes={
+        if network.scores == "pairs":
+            similarity = score_pairs(
+                network, features, items.image_rows, tokenizer, items.captions, images_at_once=batch_size
+            )
+        else:
+            image_embeddings = embed_images(network, features, items.image_rows, batch_size=batch_size)
+            caption_embeddings = embed_captions(network, tokenizer, items.captions)
+    described = {
+        "caption_image": items.caption_image.astype(np.int32),
+        "image_ids": np.array(items.image_ids, dtype=str),
+        "caption_ids": np.array(items.caption_ids, dtype=str),
+        "attributes": {
             "run": run,
             "split": split,
             "precision": precision,
@@ -89,7 +93,14 @@ def encode(
             "skipped_images": items.skipped,
             "features": features.describe(),
         },
-    )
+    }
+    if network.scores == "pairs":
+        if not np.isfinite(similarity.sum(axis=1, dtype=np.float64)).all():
+            raise UserError(
+                f"run {run} gives scores that are not finite: its training has diverged, or the input features hold NaN"
+            )
+        return PairScores(similarity, **described)
+    embeddings = Embeddings(image_embeddings, caption_embeddings, **described)
     for name in ("images", "captions"):
         bad = np.flatnonzero(~np.isfinite(getattr(embeddings, name)).all(axis=1))
         if len(bad):
@@ -112,11 +123,14 @@ def encode_split(*, run: Path, output: Path, batch_size: int, device: str, threa
 
     opened, _ = open_device(device, threads=threads)
     full_float32(opened)
-    embeddings = encode(run_dir=run, batch_size=batch_size, device=opened, **options)
-    write_embeddings(output, embeddings)
-    skipped = embeddings.attributes["skipped_images"]
+    found = encode(run_dir=run, batch_size=batch_size, device=opened, **options)
+    if isinstance(found, PairScores):
+        write_scores(output, found)
+    else:
+        write_embeddings(output, found)
+    skipped = found.attributes["skipped_images"]
     print(
-        f"{output}: {len(embeddings.images)} images, {len(embeddings.captions)} captions"
+        f"{output}: {len(found.image_ids)} images, {len(found.caption_ids)} captions"
         + (f"; {skipped} images left out as dropped or without a caption" if skipped else "")
     )
 

@@ -2,12 +2,13 @@
 
 The mean of n inner products is the inner product of the concatenated embeddings, each scaled by 1/sqrt(n). So an
 ensemble is scored block by block like a single run, and no N x M matrix is ever made. (3SHNet adds the matrices of two
-runs, which ranks alike.)
+runs, which ranks alike.) Where a member scores pairs, one matrix is made, of the mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,15 @@ import numpy as np
 from core.console import UserError, run_cli
 from core.files import write_json
 from core.flags import command
-from evaluation.embeddings import Embeddings, read_embeddings
+from evaluation.embeddings import Embeddings
 from evaluation.metrics import add_metrics, all_metrics, metric_options
+from evaluation.scores import PairScores, Scored, read_scored
+from model.ranking import equal_rows
+
+_IMAGES_AT_ONCE = 256
 
 
-def check_same_items(members: Sequence[Embeddings], names: Sequence[str]) -> None:
+def check_same_items(members: Sequence[Scored], names: Sequence[str]) -> None:
     """All members must hold the same images and captions in the same order.
 
     Raises:
@@ -72,8 +77,27 @@ def combine(members: Sequence[Embeddings]) -> Embeddings:
     )
 
 
+def combine_scores(members: Iterable[Scored], count: int) -> PairScores:
+    """The mean of the similarities of `count` members, each of which is let go before the next is taken."""
+    first, total = None, np.zeros(0, dtype=np.float32)
+    for member in members:
+        if first is None:
+            first = member
+            total = np.zeros((len(member.image_ids), len(member.caption_ids)), dtype=np.float32)
+        column = None
+        if isinstance(member, Embeddings) and (column := equal_rows(member.captions)) is not None:
+            # Captions that read alike are scored once: they must tie exactly.
+            distinct = member.captions[np.unique(column, return_index=True)[1]]
+            member = replace(member, captions=distinct)
+        for start in range(0, len(total), _IMAGES_AT_ONCE):
+            rows = slice(start, start + _IMAGES_AT_ONCE)
+            scores = member.of_images(rows) / np.float32(count)
+            total[rows] += scores if column is None else scores[:, column]
+    return PairScores(total, first.caption_image, first.image_ids, first.caption_ids)
+
+
 def ensemble_metrics(
-    members: Sequence[Embeddings], names: Sequence[str], *, folds: int = 0, seed: int = 0, **options: Any
+    members: Sequence[Scored], names: Sequence[str], *, folds: int = 0, seed: int = 0, **options: Any
 ) -> dict[str, Any]:
     """The metrics file's content for the mean of the members' similarities.
 
@@ -86,13 +110,15 @@ def ensemble_metrics(
     if not members:
         raise UserError("an ensemble needs at least one run")
     check_same_items(members, names)
-    return all_metrics(combine(members), folds=folds, seed=seed, **options)
+    pairs = any(isinstance(member, PairScores) for member in members)
+    mean = combine_scores(members, len(members)) if pairs else combine(members)
+    return all_metrics(mean, folds=folds, seed=seed, **options)
 
 
 def score(*, embeddings: Sequence[str], output: str, **flags: Any) -> None:
     """Write the metrics of several runs' mean similarity."""
     options = metric_options(**flags)
-    members = [read_embeddings(path) for path in embeddings]
+    members = [read_scored(path) for path in embeddings]
     metrics = ensemble_metrics(members, embeddings, **options)
     metrics["runs"] = [member.attributes.get("run", path) for member, path in zip(members, embeddings, strict=True)]
     for name in ("split", "index_digest"):
@@ -103,7 +129,7 @@ def score(*, embeddings: Sequence[str], output: str, **flags: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command("evaluation.ensemble", __doc__)
-    parser.add_argument("--embeddings", required=True, nargs="+", help="embeddings.zarr of every run")
+    parser.add_argument("--embeddings", required=True, nargs="+", help="embeddings.zarr or scores.zarr of every run")
     add_metrics(parser)
     score(**vars(parser.parse_args(argv)))
 

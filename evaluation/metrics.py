@@ -19,9 +19,10 @@ from core.files import write_json
 from core.flags import command
 from core.scores import CUTOFFS, SUMMED
 from evaluation.bootstrap import LEVEL, RESAMPLES, interval, resample_ranks
-from evaluation.embeddings import Embeddings, read_embeddings
+from evaluation.galleries import Gallery, Vectors, gallery_of
 from evaluation.positives import PROTOCOLS, Positives, read_positives
 from evaluation.protocols import protocol_metrics
+from evaluation.scores import Scored, read_scored
 from model.ranking import ranks_from_embeddings, ranks_from_similarity, retrieval_scores
 
 PROTOCOL = "standard"
@@ -102,18 +103,23 @@ def fold_metrics(
     Raises:
         UserError: more folds than images.
     """
-    size = len(images) // folds
+    return _fold_metrics(Vectors(images, captions), caption_image, folds, resamples=resamples, seed=seed)
+
+
+def _fold_metrics(
+    gallery: Gallery, caption_image: np.ndarray, folds: int, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    images = len(gallery)
+    size = images // folds
     if size < 1:
-        raise UserError(
-            f"{folds} folds of {len(images)} images cannot be made: lower the test set's `folds` to {len(images)}"
-        )
+        raise UserError(f"{folds} folds of {images} images cannot be made: lower the test set's `folds` to {images}")
     parts = []
     for fold in range(folds):
         start = fold * size
         chosen = np.flatnonzero((caption_image >= start) & (caption_image < start + size))
         owner = caption_image[chosen] - start
-        parts.append((*ranks_from_embeddings(images[start : start + size], captions[chosen], owner), owner))
-    result = {"count": folds, "images_per_fold": size, "images_left_out": len(images) - folds * size}
+        parts.append((*gallery.part(slice(start, start + size), chosen).ranks(owner), owner))
+    result = {"count": folds, "images_per_fold": size, "images_left_out": images - folds * size}
     result |= _mean_scores([retrieval_scores(*part[:2]) for part in parts])
     if resamples:
         result["intervals"] = rank_intervals(parts, resamples=resamples, seed=seed)
@@ -129,14 +135,18 @@ def control_metrics(
     rows. Every assignment is equally likely, the true place of an image included, so that the expectation is chance
     itself. Returns `{seed, shuffles, i2t, t2i, rsum}`, the mean over some shuffles; None for a single image.
     """
-    if len(images) < 2:
+    return _control_metrics(Vectors(images, captions), caption_image, seed)
+
+
+def _control_metrics(gallery: Gallery, caption_image: np.ndarray, seed: int) -> dict[str, Any] | None:
+    images = len(gallery)
+    if images < 2:
         return None
     generator = np.random.default_rng(seed)
-    repeats = max(1, min(20, _CONTROL_IMAGES // len(images)))
-    scores = []
-    for _ in range(repeats):
-        moved = images[generator.permutation(len(images))]
-        scores.append(retrieval_scores(*ranks_from_embeddings(moved, captions, caption_image)))
+    repeats = max(1, min(20, _CONTROL_IMAGES // images))
+    scores = [
+        retrieval_scores(*gallery.moved_ranks(generator.permutation(images), caption_image)) for _ in range(repeats)
+    ]
     return {"seed": seed, "shuffles": repeats, **_mean_scores(scores)}
 
 
@@ -169,7 +179,7 @@ def chance_metrics(captions_per_image: Sequence[int] | np.ndarray) -> dict[str, 
 
 
 def all_metrics(
-    embeddings: Embeddings,
+    embeddings: Scored,
     *,
     folds: int,
     seed: int,
@@ -187,31 +197,32 @@ def all_metrics(
     Raises:
         UserError: nothing to score, too many folds, or a protocol made for another test set.
     """
-    images, owner = embeddings.images, embeddings.caption_image.astype(np.int64)
-    if not len(images) or not len(owner):
+    gallery, owner = gallery_of(embeddings), embeddings.caption_image.astype(np.int64)
+    images = len(gallery)
+    if not images or not len(owner):
         raise UserError(
-            f"the test set has {len(images)} images and {len(owner)} captions: give the dataset captions, or choose "
+            f"the test set has {images} images and {len(owner)} captions: give the dataset captions, or choose "
             "another split for the test set"
         )
     protocols = {one.protocol: protocol_metrics(embeddings, one, resamples=resamples, seed=seed) for one in positives}
-    counts = np.bincount(owner, minlength=len(images))
+    counts = np.bincount(owner, minlength=images)
     captioned = counts > 0
     if not captioned.all():
-        images = images[captioned]
+        gallery = gallery.part(captioned, slice(None))
         owner = (np.cumsum(captioned) - 1)[owner]
         counts = counts[captioned]
-    ranks = ranks_from_embeddings(images, embeddings.captions, owner)
-    result = _with_size(retrieval_scores(*ranks), len(images), len(owner))
+    ranks = gallery.ranks(owner)
+    result = _with_size(retrieval_scores(*ranks), len(gallery), len(owner))
     if resamples:
         result["intervals"] = rank_intervals([(*ranks, owner)], resamples=resamples, seed=seed)
     if not captioned.all():
         result["images_without_captions"] = int((~captioned).sum())
         print(f"note: {result['images_without_captions']} images have no caption and are left out", file=sys.stderr)
     if folds > 1:
-        result["folds"] = fold_metrics(images, embeddings.captions, owner, folds, resamples=resamples, seed=seed)
+        result["folds"] = _fold_metrics(gallery, owner, folds, resamples=resamples, seed=seed)
     if protocols:
         result["protocols"] = protocols
-    if control := control_metrics(images, embeddings.captions, owner, seed):
+    if control := _control_metrics(gallery, owner, seed):
         result["control"] = control
     result["chance"] = chance_metrics(counts)
     return result
@@ -272,9 +283,9 @@ def _mean_scores(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def score(*, embeddings: str, output: str, **flags: Any) -> None:
-    """Write the metrics of one run's embeddings."""
+    """Write the metrics of one run's embeddings or pair scores."""
     options = metric_options(**flags)
-    found = read_embeddings(embeddings)
+    found = read_scored(embeddings)
     metrics = all_metrics(found, **options)
     for name in ("run", "split", "index_digest"):
         if name in found.attributes:
@@ -284,7 +295,7 @@ def score(*, embeddings: str, output: str, **flags: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command("evaluation.metrics", __doc__)
-    parser.add_argument("--embeddings", required=True, help="embeddings.zarr of evaluation.encode")
+    parser.add_argument("--embeddings", required=True, help="embeddings.zarr or scores.zarr of evaluation.encode")
     add_metrics(parser)
     score(**vars(parser.parse_args(argv)))
 

@@ -9,7 +9,7 @@ out. A tie counts as a miss, as everywhere. Scores are compared block by block a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ import numpy as np
 from core.console import UserError
 from core.scores import SUMMED
 from evaluation.bootstrap import LEVEL, interval, resample_means, resample_ranks
-from evaluation.embeddings import Embeddings
 from evaluation.positives import Positives, item_key
+from evaluation.scores import PairScores, Scored
 from model.ranking import DEFAULT_BLOCK, equal_rows, recalls
 
 DIRECTIONS = {"i2t": ("images", "captions"), "t2i": ("captions", "images")}
@@ -55,15 +55,32 @@ def places_of_positives(
     # Matrix products may round equal rows differently; scored once, they tie exactly.
     column = equal_rows(gallery)
     distinct = gallery if column is None else gallery[np.unique(column, return_index=True)[1]]
+
+    def scores_of(rows: slice) -> np.ndarray:
+        scores = queries[rows] @ distinct.T
+        return scores if column is None else scores[:, column]
+
+    return _places(scores_of, len(queries), len(gallery), positives, own=own, most=most, block=block)
+
+
+def _places(
+    scores_of: Callable[[slice], np.ndarray],
+    queries: int,
+    gallery: int,
+    positives: Sequence[np.ndarray],
+    *,
+    own: np.ndarray | None = None,
+    most: int | None = None,
+    block: int = DEFAULT_BLOCK,
+) -> np.ndarray:
+    """`places_of_positives` by the (q, M) scores, to be changed at will, of a slice of the queries."""
     counts = np.array([len(rows) for rows in positives])
     width = int(counts.max()) if most is None else min(most, int(counts.max()))
-    places = np.full((len(queries), width), len(gallery), dtype=np.int64)
-    step = max(1, block // max(1, len(gallery)))
-    for start in range(0, len(queries), step):
-        stop = min(start + step, len(queries))
-        scores = queries[start:stop] @ distinct.T
-        if column is not None:
-            scores = scores[:, column]
+    places = np.full((queries, width), gallery, dtype=np.int64)
+    step = max(1, block // max(1, gallery))
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        scores = scores_of(slice(start, stop))
         local = np.arange(stop - start)
         if own is not None:
             scores[local, own[start:stop]] = -np.inf
@@ -77,53 +94,59 @@ def places_of_positives(
         scores[rows, columns] = -np.inf
         for k in range(min(width, right.shape[1])):
             wrong = np.count_nonzero(scores >= right[:, k, None], axis=1)
-            places[start:stop, k] = np.where(k < each, wrong + k, len(gallery))
+            places[start:stop, k] = np.where(k < each, wrong + k, gallery)
     return places
 
 
-def protocol_metrics(
-    embeddings: Embeddings, positives: Positives, *, resamples: int = 0, seed: int = 0
-) -> dict[str, Any]:
+def protocol_metrics(embeddings: Scored, positives: Positives, *, resamples: int = 0, seed: int = 0) -> dict[str, Any]:
     """The metrics of one protocol on embeddings of its test set.
 
     Returns:
         Per retrieval `{queries, ...}` with, for CxC, `r1, r5, r10, medr, meanr` as `model.ranking.recalls` and, for ECCV
         Caption, `map_at_r, r_precision, r1` in %; for CxC `rsum` of image to text and text to image; and `source`, the
-        files of the positives. With `resamples`, also `intervals`: see `evaluation.bootstrap`.
+        files of the positives; of pair scores also `not_defined`, the retrievals that they know nothing of. With `resamples`, also `intervals`: see `evaluation.bootstrap`.
 
     Raises:
         UserError: the test set is not the one that the protocol was made for.
     """
     rows = _rows_by_key(embeddings, positives)
     owner = embeddings.caption_image.astype(np.int64)
-    images_of = {"images": np.arange(len(embeddings.images)), "captions": owner}
+    images = len(embeddings.image_ids)
+    images_of = {"images": np.arange(images), "captions": owner}
     result: dict[str, Any] = {"source": positives.source}
     intervals: dict[str, Any] = {}
     sums: list[np.ndarray] = []
     for direction, answers in positives.retrievals.items():
         kinds = DIRECTIONS[direction]
+        most = 1 if positives.protocol == "cxc" else None
+        if isinstance(embeddings, PairScores) and kinds[0] == kinds[1]:
+            result.setdefault("not_defined", []).append(direction)  # a pair is an image and a caption
+            continue
         query_rows, answer_rows, listed = _as_rows(answers, *(rows[kind] for kind in kinds))
         if direction == "t2t":
             query_rows, answer_rows = _with_captions_of_one_image(query_rows, answer_rows, owner)
         if not len(query_rows):
             continue
-        places = places_of_positives(
-            getattr(embeddings, kinds[0])[query_rows],
-            getattr(embeddings, kinds[1]),
-            answer_rows,
-            own=query_rows if kinds[0] == kinds[1] else None,
-            most=1 if positives.protocol == "cxc" else None,
-        )
+        if isinstance(embeddings, PairScores):
+            places = _pair_places(embeddings, direction, query_rows, answer_rows, most)
+        else:
+            places = places_of_positives(
+                getattr(embeddings, kinds[0])[query_rows],
+                getattr(embeddings, kinds[1]),
+                answer_rows,
+                own=query_rows if kinds[0] == kinds[1] else None,
+                most=most,
+            )
         image, draws = images_of[kinds[0]][query_rows], {"resamples": resamples, "seed": seed}
         if positives.protocol == "cxc":
             result[direction] = {"queries": len(query_rows)} | recalls(places[:, 0])
-            samples = resample_ranks(places[:, 0], image, len(embeddings.images), **draws) if resamples else {}
+            samples = resample_ranks(places[:, 0], image, images, **draws) if resamples else {}
         else:
             values = precision_scores(places, listed)
             result[direction] = {"queries": len(query_rows)} | {k: float(v.mean()) for k, v in values.items()}
             samples = {}
             if resamples:
-                means = resample_means(np.stack(list(values.values()), 1), image, len(embeddings.images), **draws)
+                means = resample_means(np.stack(list(values.values()), 1), image, images, **draws)
                 samples = dict(zip(values, means.T, strict=True))
         intervals[direction] = {name: interval(drawn) for name, drawn in samples.items()}
         if positives.protocol == "cxc" and direction in ("i2t", "t2i"):
@@ -134,6 +157,14 @@ def protocol_metrics(
     if resamples:
         result["intervals"] = {"level": LEVEL, "resamples": resamples, "seed": seed, **intervals}
     return result
+
+
+def _pair_places(
+    scores: PairScores, direction: str, query_rows: np.ndarray, answer_rows: list[np.ndarray], most: int | None
+) -> np.ndarray:
+    of = scores.of_images if direction == "i2t" else scores.of_captions
+    gallery = scores.similarity.shape[direction == "i2t"]
+    return _places(lambda rows: of(query_rows[rows]).copy(), len(query_rows), gallery, answer_rows, most=most)
 
 
 def precision_scores(places: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
@@ -156,7 +187,7 @@ def precision_scores(places: np.ndarray, right: np.ndarray) -> dict[str, np.ndar
     }
 
 
-def _rows_by_key(embeddings: Embeddings, positives: Positives) -> dict[str, dict[str, int]]:
+def _rows_by_key(embeddings: Scored, positives: Positives) -> dict[str, dict[str, int]]:
     """Rows of the test set's images and captions by `item_key`; the gallery must be the protocol's, whole and alone."""
     rows, problems = {}, []
     for kind, ids, expected in (

@@ -20,16 +20,19 @@ from core.messages import did_you_mean
 from model.bert import Bert, BertConfig, load_pretrained
 from model.encoder_folder import tokenizer_settings
 from model.network import RetrievalNetwork
-from model.settings import DEFAULT_KIND, KINDS, Model, Recipe, Text, kind_file, kind_needs
-from model.text import TextEncoder
+from model.settings import DEFAULT_KIND, KINDS, Network, Recipe, Text, WordText, kind_file, kind_needs
+from model.text import CaptionEncoder, TextEncoder, WordEncoder, caption_encoder
 from model.tokenizer import CaptionTokenizer, train_vocabulary
+from model.words import MASK, WordTokenizer, count_words
+
+Tokenizer = CaptionTokenizer | WordTokenizer
 
 _own_kinds: dict[str, dict[str, str]] = {}  # module name of a user's file: the kind it was asked for as, and its digest
 
 
 def new_network(
     recipe: Recipe, captions: Sequence[str], *, img_dim: int, num_categories: int | None = None
-) -> tuple[RetrievalNetwork, CaptionTokenizer]:
+) -> tuple[RetrievalNetwork, Tokenizer]:
     """A network with the weights that training starts from, and its tokenizer.
 
     Args:
@@ -41,7 +44,9 @@ def new_network(
     """
     network = network_class(recipe.model.kind)
     image = new_image_encoder(network, recipe.model, img_dim=img_dim, num_categories=num_categories)
-    text, tokenizer = new_text_encoder(recipe.text, recipe.model, captions)
+    # Only what augmentation may put into a caption has a place in the vocabulary: SCAN's has none.
+    masked = recipe.model.kind != "scan" or recipe.training.word_augmentation > 0
+    text, tokenizer = new_text_encoder(recipe.text, recipe.model, captions, masked=masked)
     return network(image, text), tokenizer
 
 
@@ -55,10 +60,8 @@ def network_from(config: Mapping[str, Any]) -> RetrievalNetwork:
     kind = config.get("kind", DEFAULT_KIND)  # version 1 knew 3SHNet alone
     if kind not in KINDS:
         _check_own_file(kind, config["kind_digest"])
-    network, text = network_class(kind), config["text"]
-    outer = {key: text[key] for key in ("embed_size", "pool_position_size", "pool_hidden_size")}
-    bert = Bert(BertConfig(**{key: value for key, value in text.items() if key not in outer}))
-    return network(network.ImageEncoder(network.Sizes(**config["image"])), TextEncoder(bert, **outer))
+    network = network_class(kind)
+    return network(network.ImageEncoder(network.Sizes(**config["image"])), caption_encoder(config["text"]))
 
 
 def described(network: RetrievalNetwork) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def described(network: RetrievalNetwork) -> dict[str, Any]:
 
 
 def new_image_encoder(
-    network: type[RetrievalNetwork], model: Model, *, img_dim: int, num_categories: int | None = None
+    network: type[RetrievalNetwork], model: Network, *, img_dim: int, num_categories: int | None = None
 ) -> nn.Module:
     """A network's image side with random weights; its sizes come from the settings and from the stores."""
     known = {field.name: field for field in fields(network.Sizes)}
@@ -150,12 +153,26 @@ def _check_own_file(kind: str, digest: str) -> None:
 # The text side.
 
 
-def new_text_encoder(text: Text, model: Model, captions: Sequence[str]) -> tuple[TextEncoder, CaptionTokenizer]:
+def new_text_encoder(
+    text: Text | WordText, model: Network, captions: Sequence[str], *, masked: bool = True
+) -> tuple[CaptionEncoder, Tokenizer]:
     """A text encoder and its tokenizer.
 
     With `pretrained` both are a published BERT's; otherwise the vocabulary is made from `captions`, those of the
-    training split, and the encoder starts from random weights.
+    training split (of words also read from a file), and the encoder starts from random weights.
+
+    Args:
+        masked: whether a vocabulary of words has `<mask>`; it is added to one that lacks it.
     """
+    outer = {"embed_size": model.embed_size, "normalise": getattr(model, "normalise_captions", True)}
+    if hasattr(model, "pool_position_size"):
+        outer |= {"pool_position_size": model.pool_position_size, "pool_hidden_size": model.pool_hidden_size}
+    else:
+        outer |= {"pool": False}
+    if isinstance(text, WordText):
+        tokenizer = _word_tokenizer(text, captions, masked=masked)
+        sizes = {"word_size": text.word_size, "bidirectional": text.bidirectional}
+        return WordEncoder(len(tokenizer.vocabulary), **sizes, **outer), tokenizer
     if text.pretrained:
         bert, path, _ = load_pretrained(text.pretrained, dropout=text.dropout)
         limit = min(text.max_tokens, bert.config.max_positions)
@@ -179,10 +196,16 @@ def new_text_encoder(text: Text, model: Model, captions: Sequence[str]) -> tuple
                 dropout=text.dropout,
             )
         )
-    encoder = TextEncoder(
-        bert,
-        model.embed_size,
-        pool_position_size=model.pool_position_size,
-        pool_hidden_size=model.pool_hidden_size,
-    )
-    return encoder, tokenizer
+    return TextEncoder(bert, **outer), tokenizer
+
+
+def _word_tokenizer(text: WordText, captions: Sequence[str], *, masked: bool) -> WordTokenizer:
+    if text.vocabulary is not None:
+        try:
+            words = WordTokenizer.from_file(text.vocabulary).vocabulary
+        except UserError as error:
+            raise UserError(f"text.vocabulary: {error}") from error
+    else:
+        words = count_words(captions, lowercase=text.lowercase, min_count=text.min_count)
+    words += [MASK] if masked and MASK not in words else []
+    return WordTokenizer(words, lowercase=text.lowercase, max_tokens=text.max_tokens)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from catalog.categories import VOID
 from core.console import UserError
+from model.parallel import processes as all_processes
 from model.parallel import share
 from model.tokenizer import CaptionTokenizer, Pieces
 
@@ -67,6 +68,7 @@ def read_split(
     *,
     captions_per_image: int | None = None,
     dropped: Sequence[str] = (),
+    first: int | None = None,
 ) -> Split:
     """Read one split of an index.
 
@@ -76,6 +78,7 @@ def read_split(
         captions_per_image: the first so many captions of an image are used; None: all that count, of which the index holds
             as many as `datasets.NAME.captions_per_image` says.
         dropped: ids of images to leave out; so are images without a caption.
+        first: only so many images from the split's beginning.
 
     Raises:
         UserError: the split has no images, or none of them has a caption.
@@ -88,7 +91,7 @@ def read_split(
     if not rows:
         found = ", ".join(sorted({str(name) for name in splits})) or "none"
         raise UserError(f"split {split!r} has no images in {images}; its splits are: {found}")
-    leave_out = set(dropped)
+    rows, leave_out = rows[:first], set(dropped)
     texts: dict[str, list[tuple[str, str]]] = {ids[row]: [] for row in rows if ids[row] not in leave_out}
     table = read_captions(captions)
     limit = captions_per_image or counted_captions(table)
@@ -244,15 +247,25 @@ class Batch:
 
 
 def kept_tokens(
-    counts: np.ndarray, width: int, *, token_drop: float = 0.0, generator: np.random.Generator | None = None
+    counts: np.ndarray,
+    width: int,
+    *,
+    token_drop: float = 0.0,
+    varies: bool = False,
+    generator: np.random.Generator | None = None,
 ) -> np.ndarray:
     """(B, width) bool: which places hold one of an image's `counts` visual tokens.
 
-    With `token_drop` p each of them is left out with probability p (the reference's size augmentation).
+    With `token_drop` p each of them is left out with probability p (the reference's size augmentation); if it `varies`, with
+    p * u where its image draws u from [0, 1), and not at all where u is 0.2 at most (VSE-infinity's for grids).
     """
     kept = np.arange(width) < counts[:, None]
     if token_drop > 0:
-        kept &= generator.random(kept.shape) >= token_drop
+        draws, share = generator.random(kept.shape), token_drop
+        if varies:
+            of_image = generator.random((len(counts), 1))
+            share = token_drop * np.where(of_image > 0.2, of_image, 0.0)
+        kept &= draws >= share
     return kept
 
 
@@ -287,8 +300,9 @@ class TrainingPairs:
 
     Args:
         split, features, tokenizer: what to train on.
-        batch_size: pairs per batch; the last, incomplete batch of an epoch is left out, as in the reference.
-        token_drop, word_augmentation: probabilities, see `kept_tokens` and `CaptionTokenizer.batch`.
+        batch_size: pairs per batch; the last, incomplete batch of an epoch is left out, as in the reference, unless
+            `keep_last`.
+        token_drop, token_drop_varies, word_augmentation: see `kept_tokens` and `CaptionTokenizer.batch`.
         seed: of shuffling and augmentation.
     """
 
@@ -300,7 +314,9 @@ class TrainingPairs:
         *,
         batch_size: int,
         token_drop: float = 0.0,
+        token_drop_varies: bool = False,
         word_augmentation: float = 0.0,
+        keep_last: bool = False,
         seed: int = 0,
     ) -> None:
         if len(split.captions) < batch_size:
@@ -310,13 +326,20 @@ class TrainingPairs:
             )
         self.split, self.features, self.tokenizer = split, features, tokenizer
         self.batch_size, self.token_drop, self.word_augmentation = batch_size, token_drop, word_augmentation
-        self.seed = seed
+        self.token_drop_varies, self.keep_last, self.seed = token_drop_varies, keep_last, seed
         self.pieces: Pieces = tokenizer.split(split.captions)
         self._shuffled: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return len(self.split.captions) // self.batch_size
+        whole, left = divmod(len(self.split.captions), self.batch_size)
+        # Batch statistics and negatives need two pairs, and every process one.
+        return whole + (self.keep_last and left >= max(2, all_processes()))
+
+    @property
+    def per_epoch(self) -> int:
+        """Pairs per epoch."""
+        return min(len(self) * self.batch_size, len(self.split.captions))
 
     def batch(self, epoch: int, position: int, *, process: int = 0, processes: int = 1) -> Batch:
         """Batch `position` of `epoch`, both from 0, or what `process` of so many works on.
@@ -330,7 +353,9 @@ class TrainingPairs:
         found = self.features.rows(rows[own])
         counts = found["counts"] if processes == 1 else self.features.counts(rows)
         width = found["features"].shape[1]
-        kept = kept_tokens(counts, width, token_drop=self.token_drop, generator=generator)
+        kept = kept_tokens(
+            counts, width, token_drop=self.token_drop, varies=self.token_drop_varies, generator=generator
+        )
         tensors = image_tensors(found, kept=kept[own], longest=int(kept.sum(axis=1).max()))
         tokens, lengths = self.tokenizer.batch(
             self.pieces, captions, augmentation=self.word_augmentation, generator=generator

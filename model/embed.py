@@ -1,4 +1,5 @@
-"""Embeddings of whole splits: each image once, each distinct caption once, in batches.
+"""Embeddings of whole splits: each image once, each distinct caption once, in batches. And scores of all pairs, where a
+network scores pairs.
 
 Processes that train together share the batches; each of them gets all embeddings, those of a process alone to the bit.
 """
@@ -14,9 +15,10 @@ from core.console import progress
 from model.data import Features, image_tensors, prefetch
 from model.network import RetrievalNetwork
 from model.parallel import process, processes, summed
-from model.tokenizer import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer, Pieces
 
 _QUIET_BATCHES = 20
+_CAPTIONS_AT_ONCE = 4096  # of pair scores: 1,024 wide and 20 words long they take a third of a GiB
 
 
 @torch.inference_mode()
@@ -53,9 +55,7 @@ def embed_captions(
     """
     batch_size = batch_size or (128 if network.device.type == "cpu" else 256)
     pieces = tokenizer.split(captions)
-    first: dict[bytes, int] = {}
-    same_as = np.array([first.setdefault(pieces.of(i).tobytes(), i) for i in range(len(pieces))], dtype=np.int64)
-    distinct, which = np.unique(same_as, return_inverse=True)
+    distinct, which = _distinct(pieces)
     order = np.argsort(np.diff(pieces.offsets)[distinct], kind="stable")
     starts = range(0, len(order), batch_size)[process() :: processes()]
     found = np.zeros((len(order), network.image.sizes.embed_size), dtype=np.float32)
@@ -64,6 +64,69 @@ def embed_captions(
         tokens, lengths = (torch.from_numpy(part) for part in tokenizer.batch(pieces, distinct[chosen]))
         found[chosen] = network.encode_captions(tokens, lengths).float().cpu().numpy()
     return _from_all(found, network.device)[which]
+
+
+@torch.inference_mode()
+def score_pairs(
+    network: RetrievalNetwork,
+    features: Features,
+    rows: np.ndarray,
+    tokenizer: CaptionTokenizer,
+    captions: list[str],
+    *,
+    images_at_once: int = 128,
+    captions_at_once: int = _CAPTIONS_AT_ONCE,
+) -> np.ndarray:
+    """(N, M) float32 scores of all pairs by a network that scores pairs; it must be in eval mode.
+
+    Of the embeddings only a block of each side is held; images are encoded anew for every block of captions, which costs a
+    thousandth of scoring them. Captions that read alike are scored once. Processes share the blocks of captions.
+    """
+    pieces = tokenizer.split(captions)
+    distinct, which = _distinct(pieces)
+    order = np.argsort(np.diff(pieces.offsets)[distinct], kind="stable")  # captions of one length side by side
+    distinct, column = distinct[order], np.argsort(order)[which]
+    if processes() > 1:  # enough blocks for all
+        captions_at_once = min(captions_at_once, -(-len(distinct) // processes()))
+    blocks = [
+        (left, top)
+        for left in range(0, len(distinct), captions_at_once)[process() :: processes()]
+        for top in range(0, len(rows), images_at_once)
+    ]
+    found = np.zeros((len(rows), len(pieces)), dtype=np.float32)
+    encoded: tuple[int, list[torch.Tensor], np.ndarray] | None = None
+    for left, top in _shown(blocks, len(blocks), "score pairs"):
+        if encoded is None or encoded[0] != left:
+            own = np.flatnonzero((column >= left) & (column < left + captions_at_once))
+            encoded = left, _encoded(network, tokenizer, pieces, distinct[left : left + captions_at_once]), own
+        images = image_tensors(features.rows(rows[top : top + images_at_once]))
+        scores = network.similarity(network.encode_images(*images), images[1], *encoded[1]).float().cpu().numpy()
+        found[top : top + images_at_once, encoded[2]] = scores[:, column[encoded[2]] - left]
+    return _from_all(found, network.device)
+
+
+def _encoded(
+    network: RetrievalNetwork, tokenizer: CaptionTokenizer, pieces: Pieces, captions: np.ndarray
+) -> list[torch.Tensor]:
+    """Embeddings (M, T, E) and lengths of these captions, encoded 256 at a time."""
+    parts = []
+    for start in range(0, len(captions), 256):
+        tokens, lengths = (torch.from_numpy(part) for part in tokenizer.batch(pieces, captions[start : start + 256]))
+        parts.append((network.encode_captions(tokens, lengths), lengths))
+    longest = max(part.shape[1] for part, _ in parts)
+    padded = [torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part, _ in parts]
+    return [torch.cat(padded), torch.cat([lengths for _, lengths in parts])]
+
+
+def _same_as(pieces: Pieces) -> np.ndarray:
+    """(M,) of each caption the first that reads alike."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(pieces.of(i).tobytes(), i) for i in range(len(pieces))], dtype=np.int64)
+
+
+def _distinct(pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
+    """(D,) one caption of each reading, and (M,) which of them every caption reads like."""
+    return np.unique(_same_as(pieces), return_inverse=True)
 
 
 def _from_all(found: np.ndarray, device: torch.device) -> np.ndarray:

@@ -68,4 +68,5 @@ def at_least_single(inputs: Tensor) -> Tensor:
 def l2_normalise(inputs: Tensor, eps: float = 1e-8) -> Tensor:
     """x / (||x|| + eps) over the last dimension, in float32 at least."""
     inputs = at_least_single(inputs)
-    return inputs / (inputs.pow(2).sum(dim=-1, keepdim=True).sqrt() + eps)
+    # The tiny number: a root's slope at 0 is infinite, and padding may be all zeros.
+    return inputs / (inputs.pow(2).sum(dim=-1, keepdim=True).clamp(min=1e-30).sqrt() + eps)

@@ -23,6 +23,9 @@ class RetrievalNetwork(nn.Module):
 
         needs: what it reads of an image, ("visual",) or ("visual", "panoptic"). Written out, because rules read it without
             running the file.
+        scores: "vectors": an image and a caption are a vector each, and compared by inner product. "pairs": they are sets of
+            vectors, and `similarity` scores pairs of them; `forward` then gives each side as (embeddings, lengths).
+            Written out likewise.
         Sizes: frozen dataclass of the image side's sizes, stored beside the weights. `img_dim` (width D of a visual token)
             and `embed_size` (width E of an embedding) are among them, and `num_categories` if it reads panoptic features.
         ImageEncoder: the image side's module: made from `Sizes`, which it keeps as `sizes`; called with
@@ -31,6 +34,7 @@ class RetrievalNetwork(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]]
+    scores: ClassVar[str] = "vectors"
     Sizes: ClassVar[type]
     ImageEncoder: ClassVar[type[nn.Module]]
 

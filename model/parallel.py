@@ -57,10 +57,18 @@ def whole_mean(mean: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
 def gather_batch(rows: Tensor, total: int) -> Tensor:
     """Put the rows (n_r, ...) that the processes hold of a batch together: (total, ...), in order, equal in all.
 
+    Rows of sets (n_r, L_r, E) are padded with zeros to the longest of all processes.
+
     Each process computes one and the same loss from the result. Going back, its rows' gradient is scaled by the number
     of processes, because parameter gradients are then averaged over them (DistributedDataParallel).
     """
-    return _GatherBatch.apply(rows, total) if processes() > 1 else rows
+    if processes() == 1:
+        return rows
+    if rows.dim() == 3:
+        longest = torch.tensor(rows.shape[1], device=rows.device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        rows = nn.functional.pad(rows, (0, 0, 0, int(longest) - rows.shape[1]))
+    return _GatherBatch.apply(rows, total)
 
 
 class _GatherBatch(torch.autograd.Function):

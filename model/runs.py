@@ -11,8 +11,8 @@ from core.console import UserError
 from core.files import atomic_path, write_json
 
 if TYPE_CHECKING:
+    from model.build import Tokenizer
     from model.network import RetrievalNetwork
-    from model.tokenizer import CaptionTokenizer
 
 FORMAT_VERSION = 2  # 1: without `kind`, always 3SHNet; still read
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocab.txt"
@@ -21,7 +21,7 @@ _WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
 
 
 def save_run(
-    run_dir: str | Path, network: RetrievalNetwork, tokenizer: CaptionTokenizer | None, *, config: Mapping[str, Any]
+    run_dir: str | Path, network: RetrievalNetwork, tokenizer: Tokenizer | None, *, config: Mapping[str, Any]
 ) -> None:
     """Write a run folder; each file appears whole, `model.safetensors` last.
 
@@ -46,6 +46,8 @@ def save_run(
             "max_tokens": tokenizer.max_tokens,
             **tokenizer.unusual,
         }
+        if tokenizer.kind != "pieces":
+            words["kind"] = tokenizer.kind
     whole = {"format_version": FORMAT_VERSION, **described(network), "tokenizer": words, **config}
     write_json(run_dir / CONFIG, whole)
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -53,7 +55,7 @@ def save_run(
         save_file(weights, temporary)
 
 
-def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], CaptionTokenizer | None]:
+def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Tokenizer | None]:
     """Load a run folder.
 
     Returns:
@@ -68,6 +70,7 @@ def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Cap
 
     from model.build import network_from
     from model.tokenizer import CaptionTokenizer
+    from model.words import WordTokenizer
 
     run_dir = Path(run_dir)
     config = read_config(run_dir)
@@ -83,8 +86,10 @@ def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Cap
     words = config.get("tokenizer")
     tokenizer = None
     if words:
-        tokenizer = CaptionTokenizer.from_file(
-            run_dir / words["vocabulary"], **{key: value for key, value in words.items() if key != "vocabulary"}
+        kind = WordTokenizer if words.get("kind") == WordTokenizer.kind else CaptionTokenizer
+        tokenizer = kind.from_file(
+            run_dir / words["vocabulary"],
+            **{key: value for key, value in words.items() if key not in ("vocabulary", "kind")},
         )
     return network.eval(), config, tokenizer
 

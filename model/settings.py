@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_serializer
+from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
 from core.console import UserError
 from core.features import Feature, Visual
@@ -21,6 +21,8 @@ from core.section import FilePath, Positive, Section, Share
 #: The kinds of network: what `model.kind` calls each, and the file of its `RetrievalNetwork`.
 KINDS = {
     "3shnet": "model/three_shnet.py",
+    "vse_infinity": "model/vse_infinity.py",
+    "scan": "model/scan.py",
 }
 DEFAULT_KIND = "3shnet"
 _ROOT = Path(__file__).parents[1]
@@ -28,13 +30,33 @@ _ROOT = Path(__file__).parents[1]
 Even = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
-class Model(Section):
-    """What networks of every kind have: an embedding, and generalised pooling (of captions at least)."""
+#: Published recipes of the kinds, where they differ from `Training`'s defaults, which are 3SHNet's. A configuration's own
+#: keys go before. Sources: the authors' scripts and defaults (`lib/arguments.py` and `train_region.sh`; SCAN's `train.py`).
+PUBLISHED = {
+    "vse_infinity": {"batch_size": 128},
+    "scan": {
+        "batch_size": 128,
+        "epochs": 30,
+        "learning_rate": 2e-4,  # Flickr30K; COCO: 5e-4, 20 epochs, decay after 10
+        "lr_decay_epochs": [15],
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+        "all_negatives_epochs": 0,
+        "token_drop": 0.0,
+        "word_augmentation": 0.0,
+        "keep_last_batch": True,
+    },
+}
+#: Of VSE-infinity by text encoder and visual tokens.
+_VSE_BIGRU_REGIONS = {"weight_decay": 0.01}
+_VSE_GRIDS = {"keep_last_batch": True, "token_drop_varies": True}
+
+
+class Network(Section):
+    """What networks of every kind have: an embedding."""
 
     kind: str = DEFAULT_KIND
     embed_size: Even = 1024  # of images and captions alike
-    pool_position_size: Even = 32  # of the encoding of ranks
-    pool_hidden_size: Positive = 32  # of the GRU that weighs ranks
 
     def missing(self) -> Iterator[str]:
         """What is wrong with the files that it names: key, value and fix."""
@@ -43,6 +65,13 @@ class Model(Section):
     def numbers(self) -> dict[str, Any]:
         """The sizes of the image side that do not follow from the stores."""
         return self.model_dump(exclude={"kind", "options"})
+
+
+class Model(Network):
+    """What all but SCAN have besides: generalised pooling (of captions at least)."""
+
+    pool_position_size: Even = 32  # of the encoding of ranks
+    pool_hidden_size: Positive = 32  # of the GRU that weighs ranks
 
 
 class ThreeSHNetModel(Model):
@@ -62,7 +91,34 @@ class ThreeSHNetModel(Model):
     @model_serializer(mode="wrap")
     def _without_kind(self, dump: Any) -> dict[str, Any]:
         # Runs that were trained before there were other kinds are not out of date.
-        return {key: value for key, value in dump(self).items() if key != "kind"}
+        return _without(dump(self), ("kind",))
+
+
+class VSEInfinityModel(Model):
+    """VSE-infinity, on regions or grids."""
+
+    kind: Literal["vse_infinity"] = "vse_infinity"
+    mlp: bool = True  # beside the projection; the authors' grid models, which train their CNN along, have none
+    normalise_images: bool = True
+    normalise_captions: bool = True
+
+
+class ScanModel(Network):
+    """SCAN: how the score of an image's regions and a caption's words is made. Names and defaults are its authors'.
+
+    Published: Flickr30K and COCO t2i with LogSumExp (lambda_lse 6, lambda_softmax 9) or Mean (9), i2t with LogSumExp
+    (lambda_lse 5 on Flickr30K, 20 on COCO, lambda_softmax 4) or Mean (4).
+    """
+
+    kind: Literal["scan"] = "scan"
+    cross_attn: Literal["t2i", "i2t"] = "t2i"  # words attend to regions, or regions to words
+    raw_feature_norm: Literal["clipped_l2norm", "l2norm", "softmax", "clipped", "no_norm"] = "clipped_l2norm"
+    agg_func: Literal["LogSumExp", "Mean", "Max", "Sum"] = "LogSumExp"
+    lambda_lse: Annotated[float, Field(gt=0)] = 6.0  # sharpness of LogSumExp
+    lambda_softmax: Annotated[float, Field(gt=0)] = 9.0  # sharpness of the attention
+    weight_norm: bool = False  # of the projection
+    normalise_images: bool = True
+    normalise_captions: bool = True
 
 
 class OtherModel(Model):
@@ -89,17 +145,22 @@ class OtherModel(Model):
 
 def _kind(section: Any) -> str:
     kind = section.get("kind", DEFAULT_KIND) if isinstance(section, dict) else getattr(section, "kind", DEFAULT_KIND)
-    return kind if kind == "3shnet" else "other"
+    return kind if kind in KINDS else "other"
 
 
 AnyModel = Annotated[
-    Annotated[ThreeSHNetModel, Tag("3shnet")] | Annotated[OtherModel, Tag("other")], Discriminator(_kind)
+    Annotated[ThreeSHNetModel, Tag("3shnet")]
+    | Annotated[VSEInfinityModel, Tag("vse_infinity")]
+    | Annotated[ScanModel, Tag("scan")]
+    | Annotated[OtherModel, Tag("other")],
+    Discriminator(_kind),
 ]
 
 
 class Text(Section):
     """The text encoder: a pretrained BERT, or (pretrained: null) a small one trained from scratch."""
 
+    kind: Literal["bert"] = "bert"
     pretrained: FilePath | None = "bert-base-uncased"
     layers: Positive = 2
     hidden_size: Positive = 128
@@ -123,12 +184,52 @@ class Text(Section):
         elif self.pretrained is not None and os.path.isabs(self.pretrained):
             yield f"pretrained: folder {self.pretrained!r} does not exist; correct the path"
 
+    @model_serializer(mode="wrap")
+    def _without_kind(self, dump: Any) -> dict[str, Any]:
+        return _without(dump(self), ("kind",))
+
+
+class WordText(Section):
+    """A GRU over words, both ways, from random weights: what SCAN and the first VSE-infinity read captions with.
+
+    `vocabulary` is a file of SCAN's format (`coco_precomp_vocab.json`); without one the words that the training captions
+    have `min_count` times are taken.
+    """
+
+    pretrained: ClassVar[None] = None
+
+    kind: Literal["bigru"] = "bigru"
+    vocabulary: FilePath | None = None
+    min_count: Positive = 4
+    word_size: Positive = 300
+    bidirectional: bool = True
+    lowercase: Literal["text", "ascii"] = "text"  # ascii: A to Z alone, as SCAN did
+    max_tokens: Annotated[int, Field(ge=3)] = 512
+
+    def missing(self) -> Iterator[str]:
+        if self.vocabulary is not None and not os.path.isfile(self.vocabulary):
+            yield f"vocabulary: file {self.vocabulary!r} does not exist; correct the path, or leave it out"
+
+
+AnyText = Annotated[
+    Annotated[Text, Tag("bert")] | Annotated[WordText, Tag("bigru")],
+    Discriminator(lambda section: _text_kind(section)),
+]
+
+
+def _text_kind(section: Any) -> str:
+    kind = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
+    return "bigru" if kind == "bigru" else "bert"
+
 
 class Training(Section):
     """The recipe: it travels whole to `model.training.loop.train`."""
 
     #: What may change between two starts of one training: its result stays.
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"preload", "preload_gib", "workers", "save_every", "compile"})
+
+    #: Not said where they have these values: runs that were trained before there were these keys are not out of date.
+    FORMER: ClassVar[dict[str, Any]] = {"optimizer": "adamw", "keep_last_batch": False, "token_drop_varies": False}
 
     epochs: Positive = 25
     batch_size: Annotated[int, Field(ge=2)] = 256  # of all processes; batch statistics and negatives need two pairs
@@ -137,6 +238,7 @@ class Training(Section):
     lr_decay_epochs: list[Positive] = [15]  # at the start of each, from 0, the rate is multiplied by
     lr_decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 0  # linear, from zero
+    optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     gradient_clip: Annotated[float, Field(ge=0)] = 2.0  # largest norm of the gradient; 0: none
     margin: Annotated[float, Field(gt=0)] = 0.2  # of similarity; VSE++
@@ -145,7 +247,10 @@ class Training(Section):
     )
     mask_same_image: bool = False  # in the reference captions of one image are each other's negatives
     token_drop: Share = 0.2  # of visual tokens, anew for each batch
+    # As VSE-infinity drops grid cells: of an image that draws u from [0, 1) the share token_drop * u; below 0.2 none.
+    token_drop_varies: bool = False
     word_augmentation: Share = 0.2  # of words that are masked, replaced or left out
+    keep_last_batch: bool = False  # of an epoch, which has fewer pairs
     captions_per_image: Positive = 5  # the first so many; a few COCO images have more
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast
     preload: bool | Literal["auto"] = "auto"  # features in memory; auto: if they take at most
@@ -166,10 +271,26 @@ class Recipe(Section):
 
     train_split: str = "train"
     val_split: str | None = "val"  # its rSum picks the weights that are kept; null: the last
+    val_images: Positive | None = None  # the first so many of that split; the authors take 1,000
     seed: Annotated[int, Field(ge=0)] | None = None
     model: AnyModel = ThreeSHNetModel()
-    text: Text = Text()
+    text: AnyText = Text()
     training: Training = Training()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, given: Any) -> Any:
+        """What a configuration does not say of a kind other than 3SHNet is as that kind was published."""
+        return _with_published(given) if isinstance(given, dict) else given
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, dump: Any) -> dict[str, Any]:
+        # Runs that were trained before there were these keys are not out of date.
+        found = _without(dump(self), (key for key in _LATER_KEYS if getattr(self, key, None) is None))
+        if self.model.kind == DEFAULT_KIND and "training" in found:
+            same = (key for key, value in Training.FORMER.items() if getattr(self.training, key) == value)
+            found["training"] = _without(found["training"], same)
+        return found
 
     def mistakes(self) -> Iterator[str]:
         for key in ("model", "text", "training"):
@@ -196,6 +317,32 @@ class Run(Recipe):
         return tuple(self.visual if need == "visual" else need for need in needs)
 
 
+_LATER_KEYS = ("val_images",)
+
+
+def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    left_out = set(keys)
+    return {key: value for key, value in values.items() if key not in left_out}
+
+
+def _with_published(given: dict[str, Any]) -> dict[str, Any]:
+    kind, text = _kind(given.get("model", {})), given.get("text", {})
+    if kind not in PUBLISHED:
+        return given
+    if kind == "scan":
+        if "text" not in given:
+            text = {"kind": "bigru"}
+        if isinstance(text, dict) and text.get("kind") == "bigru":
+            text = {"lowercase": "ascii"} | text
+    recipe = dict(PUBLISHED[kind])
+    if kind == "vse_infinity":
+        grids, words = given.get("visual") == "grids", _text_kind(text) == "bigru"
+        recipe |= (_VSE_GRIDS if grids else {}) | (_VSE_BIGRU_REGIONS if words and not grids else {})
+    training = given.get("training", {})
+    whole = {"training": recipe | training} if isinstance(training, dict) else {}
+    return given | ({"text": text} if text else {}) | whole
+
+
 def kind_file(kind: str) -> Path:
     """The file of a kind of network: one of ours, or `kind` itself."""
     return _ROOT / KINDS[kind] if kind in KINDS else Path(kind)
@@ -214,6 +361,22 @@ def kind_needs(kind: str) -> tuple[str, ...]:
     Raises:
         UserError: there is no such file, or its text does not say so.
     """
+    path, network = _class_of(kind)
+    needs = _said(network, "needs")
+    if needs not in (("visual",), ("visual", "panoptic")):
+        raise UserError(
+            f"{os.fspath(path)!r}: {network.name} must say what it reads of an image, written out in its body: "
+            'needs = ("visual",) or needs = ("visual", "panoptic")'
+        )
+    return needs
+
+
+def scores_pairs(kind: str) -> bool:
+    """Whether networks of a kind score pairs of sets, as SCAN does, instead of comparing two vectors. Raises as above."""
+    return _said(_class_of(kind)[1], "scores") == "pairs"
+
+
+def _class_of(kind: str) -> tuple[Path, ast.ClassDef]:
     path = kind_file(kind)
     try:
         tree = ast.parse(path.read_bytes())
@@ -226,13 +389,12 @@ def kind_needs(kind: str) -> tuple[str, ...]:
     if len(networks) != 1:
         found = ", ".join(node.name for node in networks) or "none"
         raise UserError(f"{os.fspath(path)!r} must define one subclass of RetrievalNetwork; it defines {found}")
-    needs = next((_literal(node) for node in networks[0].body if _assigns(node, "needs")), None)
-    if needs not in (("visual",), ("visual", "panoptic")):
-        raise UserError(
-            f"{os.fspath(path)!r}: {networks[0].name} must say what it reads of an image, written out in its body: "
-            'needs = ("visual",) or needs = ("visual", "panoptic")'
-        )
-    return needs
+    return path, networks[0]
+
+
+def _said(network: ast.ClassDef, name: str) -> Any:
+    """What a class's body assigns to a name, None if nothing."""
+    return next((_literal(node) for node in network.body if _assigns(node, name)), None)
 
 
 def _is_network(node: ast.ClassDef) -> bool:

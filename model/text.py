@@ -1,38 +1,86 @@
-"""The text side: captions as word pieces -> BERT -> one embedding."""
+"""The text side: captions -> states of their tokens, by BERT or by a GRU over words -> one embedding, or one a token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from model.bert import Bert
-from model.layers import l2_normalise
+from model.bert import Bert, BertConfig
+from model.layers import at_least_single, l2_normalise
 from model.pooling import GeneralizedPooling
 
 
-class TextEncoder(nn.Module):
-    """Token ids -> BERT -> projection -> generalised pooling over all tokens with [CLS] and [SEP] -> normalised.
+class CaptionEncoder(nn.Module):
+    """Token ids -> states of the tokens -> generalised pooling over all of them with start and end -> normalised.
 
     Args:
-        bert: gives the hidden states. embed_size: width E of the embedding.
-        pool_position_size, pool_hidden_size: sizes of the pooling's position encoding and GRU.
+        pool: (position size, hidden size) of the pooling; None: every token keeps an embedding of its own, as SCAN has it.
+        normalise: to length 1; published options (`no_txtnorm`) switch it off.
     """
 
-    def __init__(self, bert: Bert, embed_size: int, *, pool_position_size: int, pool_hidden_size: int) -> None:
+    def __init__(self, pool: tuple[int, int] | None, normalise: bool) -> None:
         super().__init__()
-        self.bert = bert
-        self.projection = nn.Linear(bert.config.hidden_size, embed_size)
-        self.pool = GeneralizedPooling(pool_position_size, pool_hidden_size)
+        self.pool = None if pool is None else GeneralizedPooling(*pool)
+        self.normalise = normalise
+
+    def states(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, E)."""
+        raise NotImplementedError
 
     def forward(self, token_ids: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) integers, (B, T) bool, (B,) in host memory -> (B, E) float32, normalised."""
-        states = self.projection(self.bert(token_ids, token_ids != 0, lengths))
-        return l2_normalise(self.pool(states, valid, lengths))
+        """(B, T) integers, (B, T) bool, (B,) in host memory -> (B, E) float32; without pooling (B, T, E), zeros behind
+        the lengths."""
+        states = self.states(token_ids, lengths)
+        found = states * valid[:, :, None] if self.pool is None else self.pool(states, valid, lengths)
+        return l2_normalise(found) if self.normalise else at_least_single(found)
 
     def published_parameters(self) -> Iterator[nn.Parameter]:
         """Those that may come from a published encoder: they learn at `training.text_lr_factor`."""
+        yield from ()
+
+    def compile_layers(self) -> None:
+        """Use torch.compile where that pays."""
+
+    def config(self) -> dict[str, Any]:
+        """What `model.build` makes it from again. What every encoder had in the first version is not said."""
+        pool = self.pool and {
+            "pool_position_size": self.pool.position_size,
+            "pool_hidden_size": self.pool.gru.hidden_size,
+        }
+        return (pool or {"pool": False}) | ({} if self.normalise else {"normalise": False})
+
+
+class TextEncoder(CaptionEncoder):
+    """BERT and a projection.
+
+    Args:
+        bert: gives the hidden states. embed_size: width E of the embedding.
+        pool_position_size, pool_hidden_size: sizes of the pooling's position encoding and GRU. pool: False: none.
+    """
+
+    def __init__(
+        self,
+        bert: Bert,
+        embed_size: int,
+        *,
+        pool_position_size: int = 32,
+        pool_hidden_size: int = 32,
+        pool: bool = True,
+        normalise: bool = True,
+    ) -> None:
+        super().__init__(None, normalise)
+        self.bert = bert
+        self.projection = nn.Linear(bert.config.hidden_size, embed_size)
+        if pool:
+            self.pool = GeneralizedPooling(pool_position_size, pool_hidden_size)
+
+    def states(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        return self.projection(self.bert(token_ids, token_ids != 0, lengths))
+
+    def published_parameters(self) -> Iterator[nn.Parameter]:
         return self.bert.parameters()
 
     def compile_layers(self) -> None:
@@ -41,10 +89,48 @@ class TextEncoder(nn.Module):
             layer.compile(dynamic=True)
 
     def config(self) -> dict[str, Any]:
-        """What `model.build` makes it from again."""
-        return {
-            **self.bert.config.to_dict(),
-            "embed_size": self.projection.out_features,
-            "pool_position_size": self.pool.position_size,
-            "pool_hidden_size": self.pool.gru.hidden_size,
-        }
+        return {**self.bert.config.to_dict(), "embed_size": self.projection.out_features, **super().config()}
+
+
+class WordEncoder(CaptionEncoder):
+    """Words' own embeddings and a GRU over them, both ways: a word's state is the mean of the two.
+
+    Source: SCAN's and VSE-infinity's `EncoderText`. A GRU of one direction (SCAN without `--bi_gru`) is its own mean.
+    """
+
+    def __init__(
+        self,
+        words: int,
+        embed_size: int,
+        *,
+        word_size: int = 300,
+        bidirectional: bool = True,
+        pool_position_size: int = 32,
+        pool_hidden_size: int = 32,
+        pool: bool = True,
+        normalise: bool = True,
+    ) -> None:
+        super().__init__((pool_position_size, pool_hidden_size) if pool else None, normalise)
+        self.embedding = nn.Embedding(words, word_size)
+        self.gru = nn.GRU(word_size, embed_size, batch_first=True, bidirectional=bidirectional)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def states(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.embedding(token_ids), lengths, batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=token_ids.shape[1])
+        return states.unflatten(2, (-1, self.gru.hidden_size)).mean(2)
+
+    def config(self) -> dict[str, Any]:
+        sizes = {"words": self.embedding.num_embeddings, "word_size": self.embedding.embedding_dim}
+        sizes |= {"embed_size": self.gru.hidden_size, "bidirectional": self.gru.bidirectional}
+        return {"kind": "bigru", **sizes, **super().config()}
+
+
+def caption_encoder(config: Mapping[str, Any]) -> CaptionEncoder:
+    """An encoder with fresh weights of the shape that `CaptionEncoder.config` says."""
+    config = dict(config)
+    if config.pop("kind", "bert") == "bigru":
+        return WordEncoder(**config)
+    outer = ("embed_size", "pool_position_size", "pool_hidden_size", "pool", "normalise")
+    given = {key: config.pop(key) for key in outer if key in config}
+    return TextEncoder(Bert(BertConfig(**config)), **given)

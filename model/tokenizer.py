@@ -48,6 +48,8 @@ class CaptionTokenizer:
     A special token's name inside a caption is text like any other.
     """
 
+    kind = "pieces"
+
     def __init__(
         self,
         vocabulary: Sequence[str],

@@ -62,13 +62,13 @@ def train_run(
     panoptic = panoptic if "panoptic" in kind_needs(settings.model.kind) else None
     features = Features(open_store(visual), panoptic and open_store(panoptic))
 
-    def split(name: str) -> Split:
+    def split(name: str, first: int | None = None) -> Split:
         return read_split(
-            images, captions, name, captions_per_image=recipe.captions_per_image, dropped=features.dropped
+            images, captions, name, captions_per_image=recipe.captions_per_image, dropped=features.dropped, first=first
         )
 
     training = split(settings.train_split)
-    validation = None if settings.val_split is None else split(settings.val_split)
+    validation = None if settings.val_split is None else split(settings.val_split, settings.val_images)
     features.check_index(training.index_digest)
     with memory_explained("preloading the features", recipe.batch_size, recipe.precision):
         _preload(features, training, validation, recipe)
@@ -83,7 +83,9 @@ def train_run(
         tokenizer,
         batch_size=recipe.batch_size,
         token_drop=recipe.token_drop,
+        token_drop_varies=recipe.token_drop_varies,
         word_augmentation=recipe.word_augmentation,
+        keep_last=recipe.keep_last_batch,
         seed=seed,
     )
     train(

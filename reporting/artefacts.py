@@ -12,7 +12,7 @@ from typing import Any
 from catalog.index import Index, read_index
 from core import layout
 from core.console import UserError
-from evaluation.embeddings import Embeddings, read_embeddings
+from evaluation.scores import Scored, read_scored
 from stores import open_store
 from stores.reader import Store
 
@@ -186,13 +186,16 @@ class Artefacts:
         """The configuration stored beside a run's weights."""
         return self._json(Path(layout.run_file(self.results, layout.CONFIG, run)))
 
-    def embeddings(self, run: str, testset: str) -> Embeddings | None:
-        """The embeddings of a run on a test set; None (and a note) if they do not exist."""
+    def scored(self, run: str, testset: str) -> Scored | None:
+        """The embeddings or pair scores of a run on a test set; None (and a note) if they do not exist."""
         path = Path(layout.embeddings(self.results, run, testset))
+        pairs = Path(layout.scores(self.results, run, testset))
+        if Path(layout.seal_of(pairs)).is_file() and not Path(layout.seal_of(path)).is_file():
+            path = pairs
         if not Path(layout.seal_of(path)).is_file():
             self.note(f"Run {run} has no embeddings of {testset}, so the gallery leaves it out: {path} does not exist.")
             return None
-        return read_embeddings(path)
+        return read_scored(path)
 
     @staticmethod
     def _json(path: Path) -> dict[str, Any] | None:

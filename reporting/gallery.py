@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.embeddings import Embeddings
+from evaluation.scores import Scored
 
 FOUND = 5  # results shown per query, and the rank up to which the right one counts as found
 _CANDIDATES = 240  # captions (and images) tried as queries, so that a large test set costs little
@@ -37,14 +37,14 @@ class Answer:
         return "first" if self.rank == 1 else "found" if self.rank <= FOUND else "missed"
 
 
-def image_scores(members: Sequence[Embeddings], caption_rows: np.ndarray) -> np.ndarray:
+def image_scores(members: Sequence[Scored], caption_rows: np.ndarray) -> np.ndarray:
     """(Q, N) mean similarity of the given captions with every image, over the members of an ensemble."""
-    return sum(member.captions[caption_rows] @ member.images.T for member in members) / len(members)
+    return sum(member.of_captions(caption_rows) for member in members) / len(members)
 
 
-def caption_scores(members: Sequence[Embeddings], image_rows: np.ndarray) -> np.ndarray:
+def caption_scores(members: Sequence[Scored], image_rows: np.ndarray) -> np.ndarray:
     """(Q, M) mean similarity of the given images with every caption, over the members of an ensemble."""
-    return sum(member.images[image_rows] @ member.captions.T for member in members) / len(members)
+    return sum(member.of_images(image_rows) for member in members) / len(members)
 
 
 def rank_of(scores: np.ndarray, right: np.ndarray) -> int:
@@ -114,7 +114,7 @@ class Queries:
     images: list[int]
 
 
-def choose_queries(members: Sequence[Embeddings], count: int, seed: int) -> Queries:
+def choose_queries(members: Sequence[Scored], count: int, seed: int) -> Queries:
     """Queries of both directions, chosen by what the given system makes of a random sample of the test set.
 
     Args:
@@ -122,7 +122,7 @@ def choose_queries(members: Sequence[Embeddings], count: int, seed: int) -> Quer
     """
     first = members[0]
     generator = np.random.default_rng(seed)
-    captions, images = len(first.captions), len(first.images)
+    captions, images = len(first.caption_ids), len(first.image_ids)
     owner = first.caption_image
     rows = np.sort(generator.choice(captions, min(captions, _CANDIDATES), replace=False))
     scores = image_scores(members, rows)

@@ -1,4 +1,4 @@
-# Run x test set -> embeddings (each image and caption encoded once) -> metrics; ensembles work from the embeddings.
+# Run x test set -> embeddings (each image and caption encoded once), or scores of pairs -> metrics; ensembles work from these.
 
 
 rule encode_testset:
@@ -35,10 +35,44 @@ rule encode_testset:
         """
 
 
+rule score_pairs:
+    "Scores of all images and captions of a test set by a run that scores pairs, in place of embeddings."
+    input:
+        unpack(PLAN.encode_inputs),
+    output:
+        scores=kept_folder(layout.scores(RESULTS)),
+    log:
+        layout.log(WORK, "score_pairs/{run}/{testset}"),
+    benchmark:
+        layout.benchmark(WORK, "score_pairs/{run}/{testset}")
+    conda:
+        "../envs/pipeline.yaml"
+    threads: PLAN.training_threads
+    resources:
+        gpu=GPUS_PER_JOB,
+    params:
+        split=PLAN.ask("testsets.{testset}.split"),
+        precision=PLAN.ask("testsets.{testset}.precision"),
+        stores=PLAN.encode_stores,
+    shell:
+        """
+        python -m evaluation.encode \
+            --run "$(dirname {input.model:q})" \
+            --images {input.images:q} \
+            --captions {input.captions:q} \
+            --split {params.split:q} \
+            --precision {params.precision} \
+            {params.stores:q} \
+            --output {output.scores:q} \
+            --threads {threads} \
+            > {log:q} 2>&1
+        """
+
+
 rule compute_metrics:
     "Recall of a run on a test set, its intervals, folds and further protocols; control and chance beside it."
     input:
-        embeddings=kept(layout.embeddings(RESULTS)),
+        embeddings=PLAN.scored,
         positives=PLAN.protocol_files,
     output:
         metrics=kept(layout.metrics(RESULTS)),

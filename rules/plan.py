@@ -22,7 +22,7 @@ from core import layout
 from core.features import FEATURES, VISUAL, Feature
 from core.section import canonical
 from evaluation.positives import positives_files
-from model.settings import Run, kind_needs, own_file
+from model.settings import Run, kind_needs, own_file, scores_pairs
 from published.download import LOCK_FILE, record, verify
 from published.registry import ENTRIES, entry_at
 from settings import Settings, used_weights
@@ -273,7 +273,8 @@ class Plan:
     def run_inputs(self, wildcards: Wildcards) -> dict[str, Any]:
         run = self.settings.runs[wildcards.run]
         stores = self._sealed(run.dataset, self._read_by(run))
-        return self._model_files(run) | {"pretrained": self._pretrained(run)} | self.index(run.dataset) | stores
+        files = self._pretrained(run) + self._words(run)
+        return self._model_files(run) | {"pretrained": files} | self.index(run.dataset) | stores
 
     def _model_files(self, run: Run) -> dict[str, str]:
         """The file of a network of the user's own, which its training and its encoding read."""
@@ -285,6 +286,11 @@ class Plan:
         folder = self.settings.published.folder
         entry = entry_at(run.text.pretrained, folder)
         return [str(entry.file_path(file, folder)) for file in entry.files] if entry is not None else []
+
+    def _words(self, run: Run) -> list[str]:
+        """The file of a given vocabulary of words."""
+        file = getattr(run.text, "vocabulary", None)
+        return [] if file is None else [file]
 
     def run_stores(self, wildcards: Wildcards) -> list[str]:
         """Flags of a command that reads the stores a run is trained on."""
@@ -332,12 +338,17 @@ class Plan:
         files = [file for name in testset.protocols for file in positives_files(name, testset.positives)]
         return [str(file) for file in files if file.parent == Path(testset.positives)]
 
-    def embeddings(self, run: str, testset: str) -> str:
-        return self.kept(layout.embeddings(self.results, run, testset))
+    def scored(self, wildcards: Wildcards) -> str:
+        return self._scored(wildcards.run, wildcards.testset)
+
+    def _scored(self, run: str, testset: str) -> str:
+        """A run's embeddings, or, if it scores pairs, those scores."""
+        where = layout.scores if scores_pairs(self.settings.runs[run].model.kind) else layout.embeddings
+        return self.kept(where(self.results, run, testset))
 
     def ensemble_inputs(self, wildcards: Wildcards) -> list[str]:
         runs = self.settings.ensembles[wildcards.ensemble].runs
-        return [self.embeddings(run, wildcards.testset) for run in runs]
+        return [self._scored(run, wildcards.testset) for run in runs]
 
     # --- search
 
@@ -384,7 +395,7 @@ class Plan:
             files += [self.sealed(dataset, feature), *self._receipts(dataset, feature)]
         for run in self.settings.runs:
             files += [self.run_file(name, run) for name in (layout.CONFIG, layout.HISTORY)]
-            files += [self.embeddings(run, testset) for testset in self.settings.testsets]
+            files += [self._scored(run, testset) for testset in self.settings.testsets]
         return files + self.all_metrics()
 
     def results_folder(self, wildcards: Wildcards) -> str:

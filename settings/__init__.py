@@ -71,7 +71,7 @@ def _with_paths(settings: Settings) -> Settings:
     for section, key in [(content["features"][feature], "weights") for feature in FEATURES] + [
         (run["text"], "pretrained") for run in content["runs"].values()
     ]:
-        if section[key] is not None:
+        if section.get(key) is not None:
             section[key] = resolve(section[key], published.folder, published.files)
     return Settings.model_validate(content)
 

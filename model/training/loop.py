@@ -18,14 +18,14 @@ from torch import Tensor
 from core.console import UserError, progress
 from core.scores import DIRECTIONS
 from model.data import Batch, Split, TrainingPairs
-from model.embed import embed_captions, embed_images
+from model.embed import embed_captions, embed_images, score_pairs
 from model.losses import triplet_loss_from_scores
 from model.network import RetrievalNetwork
 from model.parallel import everyones, gather_batch, process, processes
-from model.ranking import ranks_from_embeddings, retrieval_scores
+from model.ranking import ranks_from_embeddings, ranks_from_similarity, retrieval_scores
 from model.settings import Training
 from model.training.mishaps import diverged, memory_explained
-from model.training.optimizer import adamw, set_rate
+from model.training.optimizer import new_optimizer, set_rate
 from model.training.processes import across_processes, connect
 from model.training.record import Record
 from model.training.request import ended_on_request
@@ -71,7 +71,7 @@ def train(
     """
     place = connect(device, batch_size=pairs.batch_size)
     network.to(place)
-    optimizer = adamw(network, recipe)
+    optimizer = new_optimizer(network, recipe)
     saved = SavedState(state, fingerprint(network, pairs, validation, recipe, seed=seed, origin=origin), run=run)
     found = saved.load(network, optimizer)
     now = found or Progress()
@@ -97,7 +97,7 @@ def train(
                 now.loss_sum += loss
                 now.seconds = time.perf_counter() - started
                 if record:
-                    record.step(now, loss / pairs.batch_size, rate)
+                    record.step(now, loss / len(batch.captions), rate)
                     if now.step % recipe.save_every == 0 and now.position < len(pairs):
                         saved.write(network, optimizer, now)
                 if now.step == stop_after:
@@ -108,7 +108,7 @@ def train(
 
             rate = set_rate(optimizer, recipe, epoch=now.epoch, step=now.step - 1)
             row = {"epoch": now.epoch + 1, "step": now.step, "lr": rate}
-            row["train_loss"] = now.loss_sum / (len(pairs) * pairs.batch_size)
+            row["train_loss"] = now.loss_sum / pairs.per_epoch
             last = now.epoch + 1 == recipe.epochs
             if validation is not None and ((now.epoch + 1) % recipe.validate_every == 0 or last):
                 with request.at_once(), memory_explained("validation", pairs.batch_size, recipe.precision):
@@ -168,6 +168,9 @@ def validate(
 ) -> dict[str, Any]:
     """The retrieval scores of a split. Processes share the encoding; process 0 ranks and tells the others."""
     network.eval()
+    if network.scores == "pairs":
+        similarity = score_pairs(network, pairs.features, split.image_rows, pairs.tokenizer, split.captions)
+        return retrieval_scores(*ranks_from_similarity(similarity, split.caption_image))
     images = embed_images(network, pairs.features, split.image_rows, workers=workers)
     captions = embed_captions(network, pairs.tokenizer, split.captions)
     scores = None

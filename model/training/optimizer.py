@@ -1,4 +1,4 @@
-"""AdamW over a network's parameter groups, and the learning rate at each step."""
+"""AdamW or Adam over a network's parameter groups, and the learning rate at each step."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from model.network import RetrievalNetwork
 from model.settings import Training
 
 
-def adamw(network: RetrievalNetwork, recipe: Training) -> torch.optim.Optimizer:
-    """AdamW; each group keeps its `factor` of the rate, which `set_rate` sets before the first step."""
+def new_optimizer(network: RetrievalNetwork, recipe: Training) -> torch.optim.Optimizer:
+    """The recipe's; each group keeps its `factor` of the rate, which `set_rate` sets before the first step."""
     groups = network.parameter_groups(recipe.text_lr_factor)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, recipe: Training, *, epoch: int, step: int) -> float:

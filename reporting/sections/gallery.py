@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from catalog.index import Index
 from core.console import UserError
-from evaluation.embeddings import Embeddings
+from evaluation.scores import Scored
 from reporting.artefacts import Artefacts, System
 from reporting.gallery import FOUND, Answer, Hit, answer, caption_scores, choose_queries, image_scores
 from reporting.pictures import Area, Picture, encode_pictures, indexed_pictures, panoptic_overlay, top_boxes
@@ -66,11 +66,11 @@ def _gallery(
     if index is None or not scored:
         return None
     runs = {run for system, _ in scored for run in system.members}
-    loaded = {run: embeddings for run in sorted(runs) if (embeddings := artefacts.embeddings(run, testset))}
-    candidates: list[tuple[System, float, list[Embeddings]]] = []
+    loaded = {run: embeddings for run in sorted(runs) if (embeddings := artefacts.scored(run, testset))}
+    candidates: list[tuple[System, float, list[Scored]]] = []
     for system, metrics in scored:
         members = [loaded[run] for run in system.members if run in loaded]
-        if len(members) == len(system.members) and members and len(members[0].captions) and _same_items(members):
+        if len(members) == len(system.members) and members and len(members[0].caption_ids) and _same_items(members):
             candidates.append((system, float(metrics["rsum"]), members))
     if not candidates:
         return None
@@ -115,7 +115,7 @@ def _gallery(
     }
 
 
-def _same_items(members: Sequence[Embeddings]) -> bool:
+def _same_items(members: Sequence[Scored]) -> bool:
     return all(
         np.array_equal(members[0].image_ids, member.image_ids)
         and np.array_equal(members[0].caption_ids, member.caption_ids)
@@ -127,7 +127,7 @@ _Answers = list[tuple[str, Answer | None]]
 
 
 def _answers(
-    members: Sequence[Embeddings], caption_ids: Sequence[str], image_ids: Sequence[str]
+    members: Sequence[Scored], caption_ids: Sequence[str], image_ids: Sequence[str]
 ) -> tuple[_Answers, _Answers]:
     """Query id -> answer for both directions; None where this system's embeddings lack the query (a dropped image)."""
     first = members[0]
@@ -162,7 +162,7 @@ def _collect(
     artefacts: Artefacts,
     dataset: str,
     shown: _Shown,
-    systems: Sequence[Sequence[Embeddings]],
+    systems: Sequence[Sequence[Scored]],
     answers: Sequence[tuple[_Answers, _Answers]],
     image_ids: Sequence[str],
 ) -> None:
@@ -211,7 +211,7 @@ def _add_layers(artefacts: Artefacts, dataset: str, pictures: Sequence[Picture],
             picture.map_png, picture.areas = panoptic_overlay(seg_map)
 
 
-def _caption_query(shown: _Shown, embeddings: Embeddings, query: str, found: Answer | None) -> dict[str, Any]:
+def _caption_query(shown: _Shown, embeddings: Scored, query: str, found: Answer | None) -> dict[str, Any]:
     hits = [{"hit": hit, "picture": shown.pictures[str(embeddings.image_ids[hit.row])]} for hit in _hits(found)]
     return {
         "text": shorten(shown.texts.get(query, ""), 600),
@@ -221,7 +221,7 @@ def _caption_query(shown: _Shown, embeddings: Embeddings, query: str, found: Ans
     }
 
 
-def _image_query(shown: _Shown, embeddings: Embeddings, query: str, found: Answer | None) -> dict[str, Any]:
+def _image_query(shown: _Shown, embeddings: Scored, query: str, found: Answer | None) -> dict[str, Any]:
     hits = []
     for hit in _hits(found):
         text = shown.texts.get(str(embeddings.caption_ids[hit.row]), "")

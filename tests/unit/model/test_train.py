@@ -21,7 +21,7 @@ from model.data import read_split
 from model.runs import load_run
 from model.settings import Recipe
 from model.training import loop, state
-from model.training.optimizer import adamw
+from model.training.optimizer import new_optimizer
 from model.training.processes import connect
 from tests.unit.model.helpers import one_step, prepare, run, small_recipe, weights, write_store
 
@@ -331,7 +331,7 @@ def test_compiled_training_is_the_same_training(world, tmp_path):
 def test_the_optimiser_is_fused_and_leaves_biases_without_effect(world):
     """Shifting such a bias changes no embedding of a training batch, so there is nothing to learn."""
     network, pairs = prepare(world, dropout=0.0)
-    optimizer = adamw(network, small_recipe(text_lr_factor=0.1))
+    optimizer = new_optimizer(network, small_recipe(text_lr_factor=0.1))
     assert optimizer.defaults["fused"]
     still = [parameter for parameter in network.parameters() if not parameter.requires_grad]
     assert still
