@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from core.console import UserError
+from model.kernels.cross_attention import pair_shares
+from model.layers import at_least_single
 from model.network import RetrievalNetwork
+from model.scan import SCAN
 from model.three_shnet import ThreeSHNet
 
 
@@ -29,6 +32,7 @@ class Split:
     Attributes:
         visual: (B, K, T) of regions or cells. highlighted: (B, K, T), the part of `visual` that comes through highlighting.
         category: (B, 1, T). segments: (B, S, T). gates: (B, K). attention: (B, K, H, W).
+        attended: (B, K, T), weights of words attending to regions, or of regions to words.
     """
 
     visual: Tensor
@@ -37,6 +41,7 @@ class Split:
     segments: Tensor | None = None
     gates: Tensor | None = None
     attention: Tensor | None = None
+    attended: Tensor | None = None
 
 
 @functools.singledispatch
@@ -51,7 +56,7 @@ def split(network: RetrievalNetwork, image: Sequence[Tensor], text: Sequence[Ten
     Raises:
         UserError: the network comes to its score in a way that nothing is registered for.
     """
-    if not all(hasattr(side, "pool") for side in (network.image, network.text)):
+    if any(getattr(side, "pool", None) is None for side in (network.image, network.text)):
         raise UserError(
             f"{type(network).__name__} does not pool both sides, so its similarity cannot be split this way; register a "
             "function for it with model.explain.split"
@@ -79,6 +84,22 @@ def _three_shnet(network: ThreeSHNet, image: Sequence[Tensor], text: Sequence[Te
     category, segments, own, highlighted = table.split((1, cells, tokens, tokens), dim=1)
     gates, attention = side.semantic.gates(*semantic[0]), side.spatial.attention(*spatial[0])
     return Split(own + highlighted, highlighted, category, segments, gates, attention)
+
+
+@split.register
+def _scan(network: SCAN, image: Sequence[Tensor], text: Sequence[Tensor]) -> Split:
+    """A query's cosine is a sum over what it attends to; what the aggregate makes of the cosines is shared out among them."""
+    sides = [(network.encode_images(*image), image[1]), (network.encode_captions(*text), text[1])]
+    score = network.image.sizes
+    table, weights = (side.new_zeros(len(image[0]), image[0].shape[1], text[0].shape[1]) for side, _ in (sides[0],) * 2)
+    pairs = zip(*(zip(*side, strict=True) for side in sides), strict=True)
+    for pair, ((regions, count), (words, length)) in enumerate(pairs):
+        own = (slice(0, max(1, int(count))), slice(0, int(length)))
+        table[pair][own], weights[pair][own] = pair_shares(
+            at_least_single(regions[own[0]]), at_least_single(words[own[1]]), direction=score.cross_attn,
+            norm=score.raw_feature_norm, aggregate=score.agg_func, sharpness=score.lambda_softmax, lse=score.lambda_lse,
+        )  # fmt: skip
+    return Split(visual=table, attended=weights)
 
 
 def _words(network: RetrievalNetwork, text: Sequence[Tensor]) -> Tensor:

@@ -20,10 +20,10 @@ from core.flags import add_device, add_images, add_stores, command
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from model.build import Tokenizer
     from model.contributions import Split
     from model.data import Features
     from model.network import RetrievalNetwork
-    from model.tokenizer import CaptionTokenizer
 
 EXPLANATION_VERSION = 1
 SEGMENT, CATEGORY = "segment", "category"
@@ -41,6 +41,7 @@ class Explanation:
         places: (P, 4) float32, left, top, right and bottom of each part from 0 to 1 of the image; NaN: everywhere or unknown.
         gates: (n,) float32, how far the semantic branch lets each region or cell through; None without one.
         attention: (n, H, W) float32, where on the class map the spatial branch looks for each; None without one.
+        attended: (n, W) float32, how much words attend to each (or it to words), of networks that score so; else None.
     """
 
     score: float
@@ -51,6 +52,7 @@ class Explanation:
     places: np.ndarray
     gates: np.ndarray | None = None
     attention: np.ndarray | None = None
+    attended: np.ndarray | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All but the attention, of which there is where each region looks most."""
@@ -69,6 +71,8 @@ class Explanation:
                     row, column = np.unravel_index(self.attention[visual].argmax(), self.attention[visual].shape)
                     peak = float(self.attention[visual, row, column])
                     part["attention"] = {"row": int(row), "column": int(column), "weight": peak}
+                if self.attended is not None:
+                    part["attended"] = [float(weight) for weight in self.attended[visual]]
                 visual += 1
             parts.append(part)
         words = [{"word": word, "share": float(s)} for word, s in zip(self.words, self.shares.sum(0), strict=True)]
@@ -76,7 +80,7 @@ class Explanation:
 
 
 def explain(
-    network: RetrievalNetwork, tokenizer: CaptionTokenizer, features: Features, rows: np.ndarray, sentence: str
+    network: RetrievalNetwork, tokenizer: Tokenizer, features: Features, rows: np.ndarray, sentence: str
 ) -> list[Explanation]:
     """Why each of some images is as similar to a sentence as it is.
 
@@ -136,12 +140,12 @@ def _one(
     through = np.zeros(len(shares))
     through[: len(highlighted)] = highlighted
     kinds = (kind,) * count + (CATEGORY,) * len(category) + (SEGMENT,) * len(segments)
-    return Explanation(
-        float(shares.sum()), tuple(words), kinds, shares, through, places, seen(parts.gates), seen(parts.attention)
-    )
+    attended = None if parts.attended is None else table(parts.attended, count).astype(np.float32)
+    seen_by = (seen(parts.gates), seen(parts.attention), attended)
+    return Explanation(float(shares.sum()), tuple(words), kinds, shares, through, places, *seen_by)
 
 
-def _spelt(tokenizer: CaptionTokenizer, sentence: str, length: int) -> tuple[list[str], np.ndarray]:
+def _spelt(tokenizer: Tokenizer, sentence: str, length: int) -> tuple[list[str], np.ndarray]:
     """The words of a sentence, and for each of its `length` tokens the number of its word."""
     pieces = tokenizer.split([sentence])
     within = pieces.words.astype(np.int64)

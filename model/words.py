@@ -173,6 +173,10 @@ class WordTokenizer:
         places = np.array([place for length in lengths for place in range(length)], dtype=np.int32)
         return Pieces(ids, places, np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
 
+    def words(self, caption: str) -> list[str]:
+        """The words of a caption with `<start>` and `<end>`: what `Pieces.words` numbers."""
+        return [START, *words_of(lower(caption, self.lowercase))[: self.max_tokens - 2], END]
+
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(M, T) int64 word ids `<start>` ... `<end>` padded with 0, and (M,) int64 lengths."""
         pieces = self.split(captions)

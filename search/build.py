@@ -90,13 +90,12 @@ def build_search(
 
 def _load(name: str, run: Mapping[str, str], digest: str) -> tuple[Any, dict[str, Any], Any, Features]:
     from model.data import Features
-    from model.network import RetrievalNetwork
     from stores import open_store
 
     network, config, tokenizer = load_run(run["folder"])
     if tokenizer is None:
         raise UserError(f"run {name} in {run['folder']} has no vocabulary; import it again with --vocabulary")
-    if type(network).similarity is not RetrievalNetwork.similarity:
+    if network.scores != "vectors":
         raise UserError(
             f"run {name} is of a network ({type(network).__name__}) whose similarity is no inner product of embeddings, which "
             "is what a search needs; leave it out"

@@ -68,6 +68,44 @@ def reference(
     return AGGREGATES[aggregate]((queries * context).sum(1) / lengths.clamp(min=_EPS), 0, lse)
 
 
+def pair_shares(
+    regions: Tensor,
+    words: Tensor,
+    *,
+    direction: Direction,
+    norm: Norm,
+    aggregate: Aggregate,
+    sharpness: float,
+    lse: float,
+) -> tuple[Tensor, Tensor]:
+    """Where the score of one image (R, E) and one caption (n, E) comes from; arguments as `reference`.
+
+    <query q, context q> is a sum over the attended items, so the cosines are. The mean and the sum of cosines are sums again;
+    the largest is one of them; and LogSumExp is, with the weights p = softmax(lse * cosines),
+
+        sum_q p[q] (cosine[q] - log(p[q]) / lse)
+
+    whose second part goes to the attended items by their weights.
+
+    Returns:
+        (R, n) shares, which sum to the score, and (R, n) attention weights.
+    """
+    queries, attended = (words, regions) if direction == "t2i" else (regions, words)
+    products = queries @ attended.T
+    weights = torch.softmax(sharpness * NORMS[norm](products, 0), dim=1)
+    lengths = (queries.norm(dim=1) * (weights @ attended).norm(dim=1)).clamp(min=_EPS)
+    shares = weights * products / lengths[:, None]
+    cosines = shares.sum(1)
+    if aggregate == "LogSumExp":
+        part = torch.softmax(lse * cosines, dim=0)
+        shares = part[:, None] * (shares - torch.log_softmax(lse * cosines, dim=0)[:, None] / lse * weights)
+    elif aggregate == "Max":
+        shares = shares * F.one_hot(cosines.argmax(), len(cosines))[:, None]
+    elif aggregate == "Mean":
+        shares = shares / len(cosines)
+    return (shares.T, weights.T) if direction == "t2i" else (shares, weights)
+
+
 def pair_scores(
     images: Tensor,
     image_lengths: Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 
@@ -117,3 +118,14 @@ def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda: this machine has"):
         run(monkeypatch, "training", "--device", "cuda")
+
+
+def test_search(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    small = ["--rows", "300", "500", "--indexed", "300", "--width", "8", "--questions", "4", "--repetitions", "2"]
+    importlib.import_module("benchmarks.search").main([*small, "--probes", "20", "--out", str(out)])
+    rows = {row["what"]: row for row in json.loads(out.read_text())["results"]}
+    assert rows["300 x 8: a question, exact in blocks"]["ours"] > 0 and "500 x 8: a question, exact in blocks" in rows
+    if importlib.util.find_spec("faiss"):
+        assert "100% of the 10 nearest" in rows["300 x 8: against lists"]["note"], "all lists are looked into"
+        assert "500 x 8: against lists" not in rows

@@ -14,6 +14,10 @@ from model.kernels import ranks
 from model.layers import l2_normalise
 from model.network import RetrievalNetwork
 from model.pooling import GeneralizedPooling
+from model.scan import SCAN
+from model.scan import ImageEncoder as ScanImages
+from model.scan import Sizes as ScanSizes
+from model.text import WordEncoder
 from tests.unit.model.test_network import batch_of, small_network
 
 
@@ -147,6 +151,35 @@ def test_a_network_that_pools_its_tokens_alone_needs_no_function_of_its_own():
     parts = split(network, image, text)
     assert (parts.visual.sum((1, 2)) - scores).abs().max() < 1e-5
     assert parts.visual.shape[1] == 7 and parts.category is None and parts.gates is None
+
+
+def scan(text, **numbers):
+    sizes = {"cross_attn": "t2i", "raw_feature_norm": "clipped_l2norm", "agg_func": "LogSumExp", "lambda_lse": 6.0}
+    sizes |= {"lambda_softmax": 9.0, "weight_norm": False, "normalise_images": True}
+    return SCAN(ScanImages(ScanSizes(img_dim=24, embed_size=16, **(sizes | numbers))), text).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+@pytest.mark.parametrize("aggregate", ["LogSumExp", "Mean", "Max", "Sum"])
+@pytest.mark.parametrize("norm", ["clipped_l2norm", "softmax"])
+def test_pair_scores_are_shared_out_among_regions_and_words(direction, aggregate, norm):
+    torch.manual_seed(2)
+    network = scan(
+        WordEncoder(50, 16, word_size=8, pool=False), cross_attn=direction, agg_func=aggregate, raw_feature_norm=norm
+    )
+    image, text = batch_of([7, 2, 4])[:2], captions([5, 3, 8])
+    scores = network.similarity(
+        network.encode_images(*image), image[1], network.encode_captions(*text), text[1]
+    ).diagonal()
+    parts = split(network, image, text)
+    assert (parts.visual.sum((1, 2)) - scores).abs().max() < 1e-5
+    # Who attends spends all attention, and nothing behind the lengths has any part.
+    whole = parts.attended.sum(1 if direction == "t2i" else 2)
+    lengths = text[1] if direction == "t2i" else image[1]
+    torch.testing.assert_close(whole, (torch.arange(whole.shape[1]) < lengths[:, None]).float())
+    outside = (torch.arange(7) >= image[1][:, None])[:, :, None] | (torch.arange(8) >= text[1][:, None])[:, None]
+    assert (parts.visual[outside] == 0).all() and (parts.attended[outside] == 0).all()
 
 
 def test_other_ways_to_a_score_are_refused():

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 from core.console import UserError
-from model.embed import embed_captions, embed_images
+from model.build import new_network
+from model.data import Features
+from model.embed import embed_captions, embed_images, score_pairs
 from model.explain import cells, explain, main, with_boxes
 from model.overlay import SIDE, heat, layer, strongest_parts
 from model.runs import save_run
+from model.settings import Recipe
 from stores.schema import SCHEMA_VERSION
 from tests.unit.model.helpers import prepare, write_store
 
@@ -47,6 +50,39 @@ def test_an_explanation_adds_up_by_parts_and_by_words(world, feature, sentence):
         assert len(explanation.gates) == len(explanation.attention) == count
     if "zeppelin" in sentence:
         assert "zeppelin" in found[0].words, "a word of many pieces is one word"
+
+
+WORDS = {"kind": "bigru", "word_size": 8, "min_count": 1}
+PIECES = {
+    "pretrained": None, "layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 32, "vocabulary_size": 100,
+    "min_frequency": 1, "max_tokens": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("vse_infinity", WORDS), ("vse_infinity", PIECES), ("scan", WORDS)],
+    ids=["vse-words", "vse", "scan"],
+)
+def test_other_kinds_are_explained_likewise(world, kind, text):
+    torch.manual_seed(3)
+    recipe = Recipe(model={"kind": kind, "embed_size": 16}, text=text)
+    features = Features(world.visual)
+    network, tokenizer = new_network(recipe, world.texts, img_dim=features.img_dim)
+    network.eval()
+    rows, sentence = np.array([1, 5, 6]), "a red dog and an unseen thing"
+    found = explain(network, tokenizer, features, rows, sentence)
+    if kind == "scan":
+        scores = score_pairs(network, features, rows, tokenizer, [sentence])[:, 0]
+    else:
+        scores = embed_images(network, features, rows) @ embed_captions(network, tokenizer, [sentence])[0]
+    for explanation, score, row in zip(found, scores, rows, strict=True):
+        assert explanation.score == pytest.approx(score, abs=1e-5)
+        assert explanation.kinds == ("region",) * int(world.visual.arrays["counts"][row]) and explanation.gates is None
+        assert [word for word in explanation.words[1:-1]] == sentence.split()
+        assert ("attended" in explanation.as_json()["parts"][0]) == (kind == "scan")
+        if kind == "scan":
+            np.testing.assert_allclose(explanation.attended.sum(0), 1, atol=1e-5)
 
 
 def test_heat_sums_to_the_shares_that_have_a_place(world):

@@ -49,6 +49,19 @@ def test_mistakes_are_told_with_the_fix(config, change, line):
     assert line in mistakes(config)
 
 
+def test_a_run_that_scores_pairs_has_nothing_to_search_by(config):
+    config["runs"]["scan"] = {
+        "dataset": "scenes",
+        "visual": "regions",
+        "model": {"kind": "scan"},
+        "text": {"kind": "bigru"},
+    }
+    config["search"]["mine"]["runs"] = ["region", "scan"]
+    assert "search.mine.runs: 'scan' scores pairs (scan) and has no vector for an image; leave it out" in mistakes(
+        config
+    )
+
+
 def test_a_bucket_cannot_be_searched(config):
     assert "search.mine.results: s3://bucket/x is a bucket" in mistakes(config | {"results": "s3://bucket/x"})
 
