@@ -14,6 +14,8 @@ from core.kinds import other_kind
 from model.vocabulary import SPECIAL_TOKENS, read_vocabulary
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+#: All that decides about an encoder.
+ENCODER_FILES = ("config.json", "vocab.txt", "tokenizer_config.json", "tokenizer.json", *WEIGHTS)
 _SPECIAL_KEYS = dict(
     zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
 )

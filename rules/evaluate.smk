@@ -20,6 +20,7 @@ rule encode_testset:
         split=PLAN.ask("testsets.{testset}.split"),
         precision=PLAN.ask("testsets.{testset}.precision"),
         stores=PLAN.encode_stores,
+        contents=PLAN.model_contents,
     shell:
         """
         python -m evaluation.encode \
@@ -84,6 +85,7 @@ rule compute_metrics:
     params:
         folds=PLAN.ask("testsets.{testset}.folds"),
         protocols=PLAN.protocol_flags,
+        contents=PLAN.protocol_contents,
     shell:
         """
         python -m evaluation.metrics \
@@ -110,6 +112,7 @@ rule compute_ensemble:
     params:
         folds=PLAN.ask("testsets.{testset}.folds"),
         protocols=PLAN.protocol_flags,
+        contents=PLAN.protocol_contents,
     shell:
         """
         python -m evaluation.ensemble \

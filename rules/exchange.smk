@@ -20,9 +20,10 @@ rule import_shard:
     params:
         source=PLAN.import_source,
         recipe=PLAN.import_recipe,
-        shards=PLAN.ask("datasets.{dataset}.shards"),
+        contents=PLAN.import_contents,
+        shards=PLAN.shards,
         store=PLAN.store,
-        compression=SETTINGS.features.compression,
+        compression=PLAN.compression,
     shell:
         """
         python -m exchange import \

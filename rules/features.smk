@@ -6,7 +6,7 @@ rule extract_shard:
     "One shard of a feature from images: its rows of the store, and a receipt that lists them."
     input:
         images=kept(layout.images(RESULTS)),
-        weights=PLAN.ask("features.{feature}.files"),
+        weights=PLAN.weights,
     output:
         receipt=kept(layout.receipt(RESULTS)),
     log:
@@ -23,9 +23,10 @@ rule extract_shard:
     params:
         settings=PLAN.ask("features.{feature}"),
         recipe=PLAN.feature_recipe,
-        shards=PLAN.ask("datasets.{dataset}.shards"),
+        contents=PLAN.weights_contents,
+        shards=PLAN.shards,
         store=PLAN.store,
-        compression=SETTINGS.features.compression,
+        compression=PLAN.compression,
     shell:
         """
         python -m extractors.run \
@@ -58,7 +59,8 @@ rule seal_store:
     threads: 1
     params:
         store=PLAN.store,
-        on_bad_image=SETTINGS.features.on_bad_image,
+        on_bad_image=PLAN.on_bad_image,
+        unwanted=PLAN.unwanted,
     shell:
         """
         python -m stores.seal \

@@ -25,7 +25,7 @@ rule render_scenes:
 rule unpack_images:
     "Images out of their archive: every stage reads them from files."
     input:
-        archive=PLAN.ask("datasets.{dataset}.archive"),
+        archive=PLAN.archive,
     output:
         images=directory(layout.made(WORK, "images")),
     log:
@@ -35,6 +35,8 @@ rule unpack_images:
     conda:
         "../envs/pipeline.yaml"
     threads: 1
+    params:
+        content=PLAN.archive_content,
     shell:
         """
         python -m catalog.run unpack \
@@ -61,6 +63,7 @@ rule index_dataset:
         settings=PLAN.ask("datasets.{dataset}.index_settings"),
         annotations=PLAN.index_flags,
         files=PLAN.ask("datasets.{dataset}.state"),
+        contents=PLAN.index_contents,
     shell:
         """
         python -m catalog.run index \

@@ -26,3 +26,4 @@ rule fetch_published:
 
 onstart:
     checked(PLAN.record_published)
+    PLAN.remember_made()

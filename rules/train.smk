@@ -24,6 +24,8 @@ rule train_model:
         launcher="",
     params:
         settings=PLAN.run_settings,
+        recipe=PLAN.run_recipe,
+        contents=PLAN.run_contents,
         stores=PLAN.run_stores,
         state=layout.run_state(WORK),
     shell:

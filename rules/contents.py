@@ -1,0 +1,94 @@
+"""Digests of the files that a user hands in: content decides whether a job runs again, not a file's time.
+
+Times alone would miss a file taken out of an archive, which keeps its old one, and would redo everything for a copied file.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+
+from core.console import UserError
+from core.files import atomic_path, digest_file
+
+#: Where digests of large files are remembered, in the folder that Snakemake keeps its own notes in.
+REMEMBERED = ".snakemake/contents.json"
+_LARGE = 1 << 24  # bytes; from here on a digest is remembered
+_HUGE = 1 << 32  # bytes; of such files only samples are read, and their time counts
+_SAMPLES, _SAMPLE = 64, 1 << 16
+
+
+def contents(paths: Iterable[str]) -> str:
+    """What some files and folders hold, as one digest; "" for none. Files that are not there count as such.
+
+    Of a folder the names, sizes and times of its files count: there may be hundreds of thousands.
+    """
+    known = [(path, _content(path)) for path in paths]
+    return hashlib.sha256(json.dumps(known).encode("utf-8", "surrogateescape")).hexdigest()[:32] if known else ""
+
+
+def _content(path: str) -> str:
+    if os.path.isdir(path):
+        return _folder(path)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "none"
+    return _file(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+@functools.cache
+def _file(path: str, size: int, time: int, changed: int, inode: int) -> str:
+    """A file's digest. What names it beside its content changes whenever the content may have."""
+    try:
+        if size >= _HUGE:
+            return _sampled(path, size, time)
+        if size < _LARGE:
+            return digest_file(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    key, known = os.path.abspath(path), _remembered()
+    facts = [size, time, changed, inode]
+    if known.get(key, {}).get("facts") != facts:
+        known[key] = {"facts": facts, "digest": digest_file(path)}
+        if os.path.isdir(os.path.dirname(REMEMBERED)):
+            with atomic_path(REMEMBERED) as temporary:
+                temporary.write_text(json.dumps(known))
+    return known[key]["digest"]
+
+
+def _remembered() -> dict[str, dict]:
+    try:
+        with open(REMEMBERED, encoding="utf-8") as file:
+            known = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _sampled(path: str, size: int, time: int) -> str:
+    digest = hashlib.sha256(f"{size} {time}".encode())
+    with open(path, "rb") as file:
+        for k in range(_SAMPLES):
+            file.seek((size - _SAMPLE) * k // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def _folder(path: str) -> str:
+    facts = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in sorted(names):
+            if name[0] == ".":
+                continue
+            file = os.path.join(folder, name)
+            try:
+                status = os.stat(file)
+                facts.append(f"{os.path.relpath(file, path)}\0{status.st_size}\0{status.st_mtime_ns}")
+            except OSError:
+                facts.append(f"{file}\0none")
+    return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,170 @@
+"""Content decides: a replaced file is noticed whatever its time, a touched one is not; settings without effect make nothing again."""
+
+import json
+import os
+import shutil
+from types import SimpleNamespace as W
+
+import pytest
+import yaml
+
+from rules import contents as module
+from rules.contents import contents
+from rules.plan import Plan
+from settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(repository / "weights")
+    module._file.cache_clear()
+    return tmp_path
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_older_file_of_other_content_is_noticed_and_a_touched_one_is_not(tmp_path, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(module, "_LARGE", 1)
+    (tmp_path / ".snakemake").mkdir()
+    file = tmp_path / "captions.csv"
+    file.write_text("a,b")
+    before = contents(["captions.csv"])
+    os.utime(file, (1, 1))
+    assert contents(["captions.csv"]) == before
+    (tmp_path / "new").write_text("a,c")
+    os.utime(tmp_path / "new", (1, 1))
+    os.replace(tmp_path / "new", file)
+    assert contents(["captions.csv"]) != before
+    assert (tmp_path / module.REMEMBERED).exists() == large
+    file.unlink()
+    assert contents(["captions.csv"]) not in (before, "") and contents([]) == ""
+
+
+def test_a_large_file_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_LARGE", 1)
+    (tmp_path / ".snakemake").mkdir()
+    (tmp_path / "x.npy").write_bytes(b"12345")
+    first = contents(["x.npy"])
+    module._file.cache_clear()
+    monkeypatch.setattr(module, "digest_file", None)
+    assert contents(["x.npy"]) == first
+    (tmp_path / module.REMEMBERED).write_text("damaged")
+    with pytest.raises(TypeError):
+        module._file.cache_clear(), contents(["x.npy"])
+
+
+def test_of_a_huge_file_samples_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_HUGE", 1 << 20)
+    content = bytearray(os.urandom(1 << 21))
+    (tmp_path / "x.npy").write_bytes(content)
+    os.utime(tmp_path / "x.npy", (5, 5))
+    first = contents(["x.npy"])
+    content[:] = os.urandom(1 << 21)
+    (tmp_path / "x.npy").write_bytes(content)
+    os.utime(tmp_path / "x.npy", (5, 5))
+    assert contents(["x.npy"]) != first
+
+
+def test_a_replaced_file_of_a_folder_is_noticed(tmp_path):
+    (tmp_path / "npz" / "below").mkdir(parents=True)
+    (tmp_path / "npz" / "below" / "a.npz").write_bytes(b"1")
+    before = contents(["npz"])
+    assert contents(["npz"]) == before
+    (tmp_path / "npz" / "below" / "a.npz").write_bytes(b"12")
+    assert contents(["npz"]) != before
+
+
+def own(tmp_path) -> dict:
+    """A configuration that reads files of every kind."""
+    for name in ("captions.csv", "train.txt", "features.tsv", "w.pkl", "own.py"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "own.py").write_text('class N(RetrievalNetwork):\n    needs = ("visual",)\n')
+    (tmp_path / "images").mkdir()
+    (tmp_path / "cxc").mkdir()
+    for name in ("sits", "sis", "sts"):
+        (tmp_path / "cxc" / f"{name}_test.csv").write_text("x")
+    imports = {"regions": {"format": "tsv", "path": "features.tsv"}}
+    dataset = {"source": "folder", "images": "images", "captions": "captions.csv", "split_files": {"test": "train.txt"}}
+    run = {"dataset": "mine", "visual": "grids", "train_split": "test", "val_split": None, "model": {"kind": "own.py"}}
+    return {
+        "datasets": {"mine": dataset | {"imports": imports}},
+        "features": {"grids": {"engine": "detectron2", "config": "x/y.yaml", "weights": "w.pkl"}},
+        "runs": {"r": run | {"text": {"pretrained": None}}},
+        "testsets": {"t": {"dataset": "mine", "protocols": ["cxc"], "positives": "cxc", "split": "test"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "method", "inputs"),
+    [
+        ("captions.csv", "index_contents", "index_sources"),
+        ("train.txt", "index_contents", "index_sources"),
+        ("features.tsv", "import_contents", "import_files"),
+        ("w.pkl", "weights_contents", "weights"),
+        ("own.py", "run_contents", "run_inputs"),
+        ("own.py", "model_contents", "encode_inputs"),
+        ("cxc/sits_test.csv", "protocol_contents", "protocol_files"),
+    ],
+)
+def test_every_file_of_the_users_counts_by_content_and_not_by_time(tmp_path, file, method, inputs):
+    asked = Plan(load_settings(own(tmp_path)), ancient=lambda path: f"old:{path}")
+    job = W(dataset="mine", feature="regions" if file == "features.tsv" else "grids", run="r", testset="t")
+    found = getattr(asked, inputs)(job)
+    assert f"old:{file}" in (found.values() if isinstance(found, dict) else found)
+    before = getattr(asked, method)(job)
+    os.utime(tmp_path / file, (1, 1))
+    assert getattr(asked, method)(job) == before
+    (tmp_path / file).write_text((tmp_path / file).read_text() + "#")
+    os.utime(tmp_path / file, (1, 1))
+    assert getattr(asked, method)(job) != before
+
+
+def marker(path, shards=2, compression="lz4", dropped=()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: {"compression": compression} for name in ("features", "counts")}
+    path.write_text(
+        json.dumps({"attributes": {"plan": {"shards": shards}, "arrays": arrays, "dropped": list(dropped)}})
+    )
+
+
+def test_a_made_store_keeps_its_shards_and_compression(tmp_path, repository):
+    config = yaml.safe_load((repository / "config.yaml").read_text())
+    config["datasets"]["scenes"]["shards"] = 5
+    config["features"] |= {"compression": "zstd", "on_bad_image": "drop"}
+    asked, job = Plan(load_settings(config)), W(dataset="scenes", feature="grids")
+    path = tmp_path / "results/scenes/features/grids.zarr/zarr.json"
+    assert (asked.shards(job), len(asked.receipts(job)), asked.compression(job, None)) == (5, 5, "zstd")
+    marker(path)
+    assert (asked.shards(job), len(asked.receipts(job)), asked.compression(job, None)) == (2, 2, "lz4")
+    assert asked.unwanted(job) is False
+    config["features"]["on_bad_image"] = "fail"
+    strict = Plan(load_settings(config))
+    assert strict.unwanted(job) is False
+    marker(path, dropped=["a"])
+    assert strict.unwanted(job) is True and asked.unwanted(job) is False
+    path.write_text("cut off")
+    assert asked.shards(job) == 5
+    # While it is made again it is not sealed: jobs that start then go on as the first did.
+    marker(path)
+    asked.remember_made()
+    path.unlink()
+    assert (asked.shards(job), asked.compression(job, None)) == (2, "lz4")
+    marker(path, shards=5, compression="zstd")
+    asked.remember_made()
+    path.unlink()
+    assert not list(path.parent.parent.rglob(".made.json")) and asked.shards(job) == 5
+    marker(path)
+    asked.remember_made()
+    shutil.rmtree(tmp_path / "results")
+    assert asked.shards(job) == 5
+
+
+def test_how_a_training_is_fed_is_no_reason_to_train_again(repository):
+    config = yaml.safe_load((repository / "config.yaml").read_text())
+    before, job = Plan(load_settings(config)), W(run="grid")
+    config["runs"]["grid"]["training"] = config["runs"]["grid"]["training"] | {"workers": 3, "preload": True}
+    after = Plan(load_settings(config))
+    assert after.run_recipe(job) == before.run_recipe(job) and after.run_settings(job) != before.run_settings(job)
+    config["runs"]["grid"]["training"] |= {"margin": 0.3}
+    assert Plan(load_settings(config)).run_recipe(job) != before.run_recipe(job)
