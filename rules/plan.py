@@ -22,12 +22,10 @@ from core import layout
 from core.features import FEATURES, VISUAL, Feature
 from core.section import canonical
 from evaluation.positives import positives_files
-from model.encoder_folder import ENCODER_FILES
 from model.settings import Run, Training, kind_needs, own_file, scores_pairs
 from published.download import LOCK_FILE, record, verify
 from published.registry import ENTRIES, entry_at
-from rules.contents import contents
-from rules.made import Made, made_store, remember
+from rules.reasons import Reasons
 from settings import Settings, used_weights
 
 Wildcards = Any
@@ -45,7 +43,7 @@ def read_recipe(*path: str) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Reasons):
     """What the rules ask for.
 
     Attributes:
@@ -188,15 +186,8 @@ class Plan:
         as_old = self.remote and dataset.makes == "scenes"
         return [self.ancient(file) if as_old or file != made else file for file in dataset.sources(made)]
 
-    def index_contents(self, wildcards: Wildcards) -> str:
-        made = self._made(wildcards)
-        return contents(file for file in self.settings.datasets[wildcards.dataset].sources(made) if file != made)
-
     def archive(self, wildcards: Wildcards) -> str:
         return self.ancient(self.settings.datasets[wildcards.dataset].archive)
-
-    def archive_content(self, wildcards: Wildcards) -> str:
-        return contents([self.settings.datasets[wildcards.dataset].archive])
 
     def index_flags(self, wildcards: Wildcards) -> list[str]:
         return self.settings.datasets[wildcards.dataset].index_flags(self._made(wildcards))
@@ -222,42 +213,6 @@ class Plan:
         shards = range(self._shards(dataset, feature))
         return [self.kept(layout.receipt(self.results, dataset, feature, shard)) for shard in shards]
 
-    def _made_store(self, dataset: str, feature: Feature) -> Made | None:
-        return None if self.remote else made_store(*self._marker_and_receipts(dataset, feature))
-
-    def _marker_and_receipts(self, dataset: str, feature: Feature) -> tuple[str, str]:
-        receipt = layout.receipt(self.results, dataset, feature, 0)
-        return layout.sealed(self.results, dataset, feature), os.path.dirname(receipt)
-
-    def remember_made(self) -> None:
-        """Before any job: what stores were made with that are asked for otherwise now."""
-        for name, dataset in self.settings.datasets.items() if not self.remote else ():
-            asked = {"shards": dataset.shards, "compression": self.settings.features.compression}
-            for feature in dataset.available():
-                made, (_, receipts) = self._made_store(name, feature), self._marker_and_receipts(name, feature)
-                remember(made, receipts, **asked)
-
-    def _shards(self, dataset: str, feature: Feature) -> int:
-        made = self._made_store(dataset, feature)
-        return made.shards if made else self.settings.datasets[dataset].shards
-
-    def shards(self, wildcards: Wildcards) -> int:
-        """Jobs of a feature: those that made its store, if there is one. Another number changes no value in it."""
-        return self._shards(wildcards.dataset, wildcards.feature)
-
-    def compression(self, wildcards: Wildcards, output: Any) -> str:
-        # A function of `output` is no reason to run again.
-        made = self._made_store(wildcards.dataset, wildcards.feature)
-        return made.compression if made else self.settings.features.compression
-
-    def on_bad_image(self, wildcards: Wildcards, output: Any) -> str:
-        return self.settings.features.on_bad_image
-
-    def unwanted(self, wildcards: Wildcards) -> bool:
-        """Whether a store went on without bad images that are now no longer to be dropped: it is sealed again, and fails."""
-        made = self._made_store(wildcards.dataset, wildcards.feature)
-        return made is not None and made.dropped > 0 and self.settings.features.on_bad_image == "fail"
-
     def feature_environment(self, wildcards: Wildcards) -> str:
         return f"../envs/{self.settings.features[wildcards.feature].environment}.yaml"
 
@@ -276,22 +231,9 @@ class Plan:
         files = self.settings.datasets[wildcards.dataset].feature_files(wildcards.feature)
         return [self.ancient(file) for file in files]
 
-    def import_contents(self, wildcards: Wildcards) -> str:
-        return contents(self.settings.datasets[wildcards.dataset].feature_files(wildcards.feature))
-
     def weights(self, wildcards: Wildcards) -> list[str]:
         files = self.settings.features[wildcards.feature].files()
         return [file if self._is_published(file) else self.ancient(file) for file in files]
-
-    def weights_contents(self, wildcards: Wildcards) -> str:
-        return self._own_contents(self.settings.features[wildcards.feature].files())
-
-    def _is_published(self, file: str) -> bool:
-        """Whether a file is one that the workflow fetches, whose digest is locked."""
-        return entry_at(file, self.settings.published.folder) is not None
-
-    def _own_contents(self, files: Iterable[str]) -> str:
-        return contents(file for file in files if not self._is_published(file))
 
     def import_source(self, wildcards: Wildcards) -> str:
         """Format and options of an import, as the command takes them."""
@@ -347,20 +289,6 @@ class Plan:
         """The file of a network of the user's own, which its training and its encoding read."""
         file = own_file(run.model.kind)
         return {} if file is None else {"network": self.ancient(file)}
-
-    def run_contents(self, wildcards: Wildcards) -> str:
-        """Of the files beside the stores that a training reads: a network's of the user's own, a text encoder's in a folder."""
-        run = self.settings.runs[wildcards.run]
-        folder = run.text.pretrained if getattr(run.text, "pretrained", None) else ""
-        own = [own_file(run.model.kind)] if own_file(run.model.kind) else []
-        published = entry_at(folder, self.settings.published.folder) if folder else None
-        if published is None and os.path.isdir(folder):
-            own += [path for name in ENCODER_FILES if os.path.isfile(path := os.path.join(folder, name))]
-        return contents(own)
-
-    def model_contents(self, wildcards: Wildcards) -> str:
-        file = own_file(self.settings.runs[wildcards.run].model.kind)
-        return contents([file] if file else [])
 
     def _pretrained(self, run: Run) -> list[str]:
         """Files of the published text encoder that a run starts from."""
@@ -422,9 +350,6 @@ class Plan:
     def protocol_files(self, wildcards: Wildcards) -> list[str]:
         """Those of a test set's positives that lie in the user's folder; the package's do not change."""
         return [self.ancient(file) for file in self._positives(wildcards.testset)]
-
-    def protocol_contents(self, wildcards: Wildcards) -> str:
-        return contents(self._positives(wildcards.testset))
 
     def _positives(self, name: str) -> list[str]:
         testset = self.settings.testsets[name]
