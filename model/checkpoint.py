@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.console import UserError, run_cli
+from model.checkpoints.scan import load_scan
 from model.checkpoints.three_shnet import load_reference
+from model.checkpoints.vse_infinity import load_vse_infinity
 
-__all__ = ["import_reference", "load_reference"]
+__all__ = ["import_reference", "load_reference", "load_scan", "load_vse_infinity"]
 
 
 def import_reference(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from core.console import UserError
 from model.bert import Bert, BertConfig
 from model.layers import at_least_single, l2_normalise
 from model.pooling import GeneralizedPooling
@@ -126,11 +127,25 @@ class WordEncoder(CaptionEncoder):
         return {"kind": "bigru", **sizes, **super().config()}
 
 
+class NoText(CaptionEncoder):
+    """In place of a text encoder that a checkpoint of an image encoder alone does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__(None, True)
+
+    def states(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        raise UserError("the network was loaded from a checkpoint without a text encoder: it encodes images alone")
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "none"}
+
+
 def caption_encoder(config: Mapping[str, Any]) -> CaptionEncoder:
     """An encoder with fresh weights of the shape that `CaptionEncoder.config` says."""
     config = dict(config)
-    if config.pop("kind", "bert") == "bigru":
-        return WordEncoder(**config)
+    kind = config.pop("kind", "bert")
+    if kind != "bert":
+        return WordEncoder(**config) if kind == "bigru" else NoText()
     outer = ("embed_size", "pool_position_size", "pool_hidden_size", "pool", "normalise")
     given = {key: config.pop(key) for key in outer if key in config}
     return TextEncoder(Bert(BertConfig(**config)), **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,36 @@ from torch import Tensor
 
 from core.console import UserError
 from core.kinds import other_kind
+from model.bert import canonical_weights, config_from_weights
 from model.network import RetrievalNetwork
+from model.text import WordEncoder
+from model.tokenizer import read_vocabulary
+from model.words import MASK, WordTokenizer, read_word_vocabulary
+
+# The two layers of the authors' MLP; its second BatchNorm (`bns.1`) is in their files but never applied.
+MLP_PARTS = {"layers.0": "hidden", "bns.0": "norm", "layers.1": "output"}
+MLP_UNUSED = re.compile(r"(?:^|\.)bns\.1\.")
+BERT_PREFIXES = {"bert": "bert", "linear": "projection", "gpool.gru": "pool.gru", "gpool.linear": "pool.score"}
+WORD_PREFIXES = {"embed": "embedding", "rnn": "gru", "gpool.gru": "pool.gru", "gpool.linear": "pool.score"}
+#: How families of checkpoints tell, in this order: a key's beginning in the image encoder's state, and whose it is.
+FAMILIES = (
+    ("crossmodalfusion_s", "3shnet"),
+    ("backbone.", "vse_infinity"),
+    ("image_encoder.", "vse_infinity"),
+    ("gpool.", "vse_infinity"),
+    ("fc.", "scan"),
+)
 
 
 def read_states(path: str | Path, authors: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The image and the text encoder's state of a `.pth` as VSE++ and all that descend from it write it.
+    """The states of `read_checkpoint`."""
+    return read_checkpoint(path, authors)[:2]
+
+
+def read_checkpoint(path: str | Path, authors: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """The image and the text encoder's state of a `.pth` as VSE++ and all that descend from it write it, and its options.
+
+    A prefix `module.` is taken off either; options are the plain values of the file's argparse Namespace, if it has one.
 
     Args:
         authors: whose checkpoint it should be, for messages.
@@ -38,7 +64,110 @@ def read_states(path: str | Path, authors: str) -> tuple[dict[str, Tensor], dict
     states = content.get("model") if isinstance(content, dict) else None
     if not (isinstance(states, list | tuple) and len(states) == 2 and all(isinstance(s, dict) for s in states)):
         raise UserError(f"{path} is no checkpoint of {authors}: it has no `model` with two encoders' states")
-    return tuple({key.removeprefix("module."): value for key, value in state.items()} for state in states)
+    for state in states:
+        if wrong := [
+            str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))
+        ]:
+            raise UserError(
+                f"{path} is no checkpoint of {authors}: {wrong[0]!r} in its `model` is no tensor of weights"
+            )
+    image, text = ({key.removeprefix("module."): value for key, value in state.items()} for state in states)
+    options = content.get("opt")
+    return image, text, dict(vars(options)) if isinstance(options, argparse.Namespace) else {}
+
+
+def family(image: Mapping[str, Tensor]) -> str | None:
+    """The kind of network (see `model.settings.KINDS`) whose image encoder's state this is; None if no kind's."""
+    return next((kind for start, kind in FAMILIES if any(key.startswith(start) for key in image)), None)
+
+
+def renamed(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under our names, and the keys that have no place there (known leftovers are neither)."""
+    found, unknown = {}, []
+    for key, value in state.items():
+        if MLP_UNUSED.search(key):
+            continue
+        prefix = next((known for known in prefixes if key.startswith(f"{known}.")), None)
+        if prefix is None:
+            unknown.append(key)
+            continue
+        rest = key[len(prefix) + 1 :]
+        if prefix == "bert":
+            found |= {f"bert.{name}": kept for name, kept in canonical_weights({rest: value}).items()}
+            continue
+        for theirs, ours in MLP_PARTS.items():
+            if rest.startswith(f"{theirs}."):
+                rest = ours + rest[len(theirs) :]
+        found[f"{prefixes[prefix]}.{rest}"] = value
+    return found, unknown
+
+
+def read_text(
+    state: Mapping[str, Tensor], *, pooled: bool, normalise: bool, heads: int | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    """A text encoder's config, its weights under our names, and the keys that are unexpected. KeyError: one is missing.
+
+    Args:
+        state: of BERT, or of a GRU over words. pooled, normalise: see `model.text.CaptionEncoder`.
+        heads: attention heads of BERT, of which the weights say nothing; by default 64 features each.
+    """
+    if not state:  # of an image encoder alone
+        return {"kind": "none"}, {}, []
+    words = "embed.weight" in state
+    weights, unknown = renamed(state, WORD_PREFIXES if words else BERT_PREFIXES)
+    if words:
+        number, size = weights["embedding.weight"].shape
+        sizes = {
+            "kind": "bigru",
+            "words": number,
+            "word_size": size,
+            "embed_size": weights["gru.weight_hh_l0"].shape[1],
+        }
+        sizes["bidirectional"] = "gru.weight_hh_l0_reverse" in weights
+    else:
+        bert = {key.removeprefix("bert."): value for key, value in weights.items() if key.startswith("bert.")}
+        sizes = config_from_weights(bert, heads=heads).to_dict()
+        sizes["embed_size"] = weights["projection.weight"].shape[0]
+    sizes |= pool_sizes(weights) if pooled else {"pool": False}
+    return sizes | ({} if normalise else {"normalise": False}), weights, unknown
+
+
+def pool_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sizes of a generalised pooling from its weights, under our names."""
+    return {
+        "pool_position_size": weights["pool.gru.weight_ih_l0"].shape[1],
+        "pool_hidden_size": weights["pool.gru.weight_hh_l0"].shape[1],
+    }
+
+
+def word_tokenizer_of(
+    network: RetrievalNetwork, vocabulary: str | Path, path: str | Path, *, masked: bool, lowercase: str = "text"
+) -> WordTokenizer:
+    """The tokenizer of a loaded network that reads words; `masked`: `<mask>` comes after the words of the file.
+
+    Raises:
+        UserError: the network reads no words, or not as many.
+    """
+    words = read_word_vocabulary(vocabulary) if Path(vocabulary).suffix == ".json" else read_vocabulary(vocabulary)
+    if not isinstance(network.text, WordEncoder):
+        raise UserError(f"{path} reads word pieces, not words: {vocabulary} is no vocabulary of it; give its vocab.txt")
+    words += [MASK] if masked and MASK not in words else []
+    expected = network.text.embedding.num_embeddings
+    if len(words) != expected:
+        raise UserError(
+            f"the vocabulary {vocabulary} has {len(words)} words{' with <mask>' if masked else ''}, but the text encoder in "
+            f"{path} has {expected}: give the one it was trained with"
+        )
+    return WordTokenizer(words, lowercase=lowercase, max_tokens=512)
+
+
+def wrong_family(path: str | Path, wanted: str, found: str | None) -> UserError:
+    loaders = {"3shnet": "load_reference", "vse_infinity": "load_vse_infinity", "scan": "load_scan"}
+    if found is None:
+        return UserError(f"{path} is no checkpoint of kind {wanted}: its image encoder is of no kind that is known")
+    return UserError(
+        f"{path} is a checkpoint of kind {found}, not {wanted}; load it with {loaders[found]}, or name its kind"
+    )
 
 
 def _harmless_globals() -> list[Any]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
 
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO
 from core.console import UserError
-from model.bert import canonical_weights, config_from_weights
 from model.build import network_from
-from model.checkpoints.reading import fill, misfit, read_states
+from model.checkpoints.reading import family, fill, misfit, pool_sizes, read_states, read_text, renamed, wrong_family
 from model.highlighting import CLASS_ORDERS, SEG_MAP_ENCODINGS
 from model.settings import ThreeSHNetModel
 from model.three_shnet import ThreeSHNet
@@ -41,10 +36,6 @@ IMAGE_PREFIXES = {
     "gpool.gru": "pool.gru",
     "gpool.linear": "pool.score",
 }
-TEXT_PREFIXES = {"bert": "bert", "linear": "projection", "gpool.gru": "pool.gru", "gpool.linear": "pool.score"}
-# The two layers of the authors' MLP; its second BatchNorm (`bns.1`) is in their files but never applied.
-MLP_PARTS = {"layers.0": "hidden", "bns.0": "norm", "layers.1": "output"}
-MLP_UNUSED = re.compile(r"(?:^|\.)bns\.1\.")
 # Linear layers whose columns are categories.
 CATEGORY_LAYERS = (
     "category_embedding.linear.weight",
@@ -79,10 +70,10 @@ def load_reference(
         if value not in known:
             raise UserError(f"{name} is {value!r}; choose one of {', '.join(known)}")
     image_state, text_state = read_states(path, "3SHNet's authors")
-    image, unknown_image = _rename(image_state, IMAGE_PREFIXES)
-    text, unknown_text = _rename(text_state, TEXT_PREFIXES)
+    if (found := family(image_state)) in ("vse_infinity", "scan"):
+        raise wrong_family(path, "3shnet", found)
+    image, unknown_image = renamed(image_state, IMAGE_PREFIXES)
     problems = [f"image encoder: unexpected {key}" for key in unknown_image]
-    problems += [f"text encoder: unexpected {key}" for key in unknown_text]
     try:
         categories = image["category_embedding.linear.weight"].shape[1]
         embed_size, img_dim = image["token_projection.weight"].shape
@@ -91,18 +82,12 @@ def load_reference(
             "embed_size": embed_size,
             "spatial_size": image["spatial.map_conv.weight"].shape[0],
             "num_categories": categories,
-            "pool_position_size": image["pool.gru.weight_ih_l0"].shape[1],
-            "pool_hidden_size": image["pool.gru.weight_hh_l0"].shape[1],
+            **pool_sizes(image),
             "seg_map_encoding": seg_map_encoding,
             "class_order": class_order,
         }
-        bert = {key.removeprefix("bert."): value for key, value in text.items() if key.startswith("bert.")}
-        text_sizes = {
-            **config_from_weights(bert, heads=heads).to_dict(),
-            "embed_size": text["projection.weight"].shape[0],
-            "pool_position_size": text["pool.gru.weight_ih_l0"].shape[1],
-            "pool_hidden_size": text["pool.gru.weight_hh_l0"].shape[1],
-        }
+        text_sizes, text, unknown_text = read_text(text_state, pooled=True, normalise=True, heads=heads)
+        problems += [f"text encoder: unexpected {key}" for key in unknown_text]
     except KeyError as error:
         problems.append(f"missing the weights for {error}")
         raise misfit(path, problems) from error
@@ -118,24 +103,3 @@ def load_reference(
     network = network_from({"image": image_sizes, "text": text_sizes})
     fill(network, image, text, path=path, problems=problems)
     return network.eval()
-
-
-def _rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights under our names, and the keys that have no place there (known leftovers are neither)."""
-    renamed, unknown = {}, []
-    for key, value in state.items():
-        if MLP_UNUSED.search(key):
-            continue
-        prefix = next((known for known in prefixes if key.startswith(f"{known}.")), None)
-        if prefix is None:
-            unknown.append(key)
-            continue
-        rest = key[len(prefix) + 1 :]
-        if prefix == "bert":
-            renamed |= {f"bert.{name}": kept for name, kept in canonical_weights({rest: value}).items()}
-            continue
-        for theirs, ours in MLP_PARTS.items():
-            if rest.startswith(f"{theirs}."):
-                rest = ours + rest[len(theirs) :]
-        renamed[f"{prefixes[prefix]}.{rest}"] = value
-    return renamed, unknown

@@ -1,0 +1,85 @@
+"""Checkpoints as SCAN's `train.py` writes them (kuanghuei/SCAN); its authors published none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.console import UserError
+from core.messages import validated
+from model.build import network_from
+from model.checkpoints.reading import (
+    family,
+    fill,
+    misfit,
+    read_checkpoint,
+    read_text,
+    renamed,
+    word_tokenizer_of,
+    wrong_family,
+)
+from model.scan import SCAN
+from model.settings import ScanModel
+
+IMAGE_PREFIXES = {"fc": "projection"}
+WEIGHT_NORM = {"projection.weight_g": "original0", "projection.weight_v": "original1"}
+#: Options that decide about the score and leave no trace in the weights.
+SCORE = ("cross_attn", "raw_feature_norm", "agg_func", "lambda_lse", "lambda_softmax")
+
+
+def load_scan(
+    path: str | Path, vocabulary: str | Path | None = None, *, options: Mapping[str, Any] | None = None
+) -> SCAN:
+    """Load a checkpoint that SCAN's training wrote, without running anything that is in it.
+
+    Args:
+        path: a `model_best.pth.tar` of theirs. vocabulary: of its words (`*_precomp_vocab.json`), to be checked against it.
+        options: in place of the file's own, by SCAN's names: cross_attn, raw_feature_norm, agg_func, lambda_lse,
+            lambda_softmax, no_imgnorm, no_txtnorm.
+
+    Returns:
+        The network in eval mode on the CPU. Sizes are read from the weights, how pairs are scored from the options.
+
+    Raises:
+        UserError: not such a file, one without the options, a vocabulary that does not fit, or keys that are missing,
+            unexpected or of unexpected shape: all of them are listed.
+    """
+    image_state, text_state, own = read_checkpoint(path, "SCAN's authors")
+    if (found := family(image_state)) != "scan":
+        raise wrong_family(path, "scan", found)
+    given = own | dict(options or {})
+    if missing := [name for name in SCORE if name not in given]:
+        raise UserError(
+            f"{path} does not say how SCAN scores pairs: its options lack {', '.join(missing)}; the same weights score "
+            "differently under others, so name those it was trained with (options=...)"
+        )
+    score = {name: float(given[name]) if name.startswith("lambda") else given[name] for name in SCORE}
+    section = validated(ScanModel, score, place=f"the options of {path}")
+    image, unknown = renamed(image_state, IMAGE_PREFIXES)
+    problems = [f"image encoder: unexpected {key}" for key in unknown]
+    normed = "projection.weight_v" in image
+    for theirs, ours in WEIGHT_NORM.items():
+        if theirs in image:  # torch 0.3 kept the one length as a vector of one
+            value = image.pop(theirs)
+            image[f"projection.parametrizations.weight.{ours}"] = value.reshape(()) if value.numel() == 1 else value
+    try:
+        weight = image["projection.parametrizations.weight.original1" if normed else "projection.weight"]
+        sizes = section.numbers() | {
+            "img_dim": weight.shape[1],
+            "embed_size": weight.shape[0],
+            "weight_norm": normed,
+            "normalise_images": not given.get("no_imgnorm", False),
+        }
+        del sizes["normalise_captions"]
+        normalise = not given.get("no_txtnorm", False)
+        text_sizes, text, unknown = read_text(text_state, pooled=False, normalise=normalise)
+        problems += [f"text encoder: unexpected {key}" for key in unknown]
+    except KeyError as error:
+        problems.append(f"missing the weights for {error}")
+        raise misfit(path, problems) from error
+    network = network_from({"kind": "scan", "image": sizes, "text": text_sizes})
+    fill(network, image, text, path=path, problems=problems)
+    if vocabulary is not None:
+        word_tokenizer_of(network, vocabulary, path, masked=False)
+    return network.eval()

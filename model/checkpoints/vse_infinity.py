@@ -1,0 +1,96 @@
+"""Checkpoints of VSE-infinity's authors (woodfrog/vse_infty): on regions or grids, with BERT or words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from model.build import network_from
+from model.checkpoints.reading import (
+    family,
+    fill,
+    misfit,
+    pool_sizes,
+    read_checkpoint,
+    read_text,
+    renamed,
+    word_tokenizer_of,
+    wrong_family,
+)
+from model.vse_infinity import VSEInfinity
+
+# Prefixes of the authors' image encoder -> ours. Source: their `lib/encoders.py`.
+IMAGE_PREFIXES = {"fc": "projection", "mlp": "mlp", "gpool.gru": "pool.gru", "gpool.linear": "pool.score"}
+# Grid checkpoints hold the CNN that was trained along, twice: the tensors of its stages are those of `resnet`.
+CNN = re.compile(r"backbone\.(base\.[01456]|top\.0|resnet\.(conv1|bn1|layer[1-4]|fc))\.")
+CNN_TWINS = {
+    "conv1": "base.0",
+    "bn1": "base.1",
+    "layer1": "base.4",
+    "layer2": "base.5",
+    "layer3": "base.6",
+    "layer4": "top.0",
+}
+
+
+def load_vse_infinity(
+    path: str | Path, vocabulary: str | Path | None = None, *, heads: int | None = None
+) -> VSEInfinity:
+    """Load a checkpoint of VSE-infinity's authors, without running anything that is in it.
+
+    Of a grid checkpoint this is the head, which takes the (up to) 256 cells of the file's own CNN as visual tokens.
+
+    Args:
+        path: a `model_best.pth` of theirs. vocabulary: of its words (`*_precomp_vocab.json`), to be checked against it.
+        heads: attention heads of its BERT; they leave no trace in the weights, so by default 64 features each.
+
+    Returns:
+        The network in eval mode on the CPU. Sizes are read from the weights, `no_imgnorm` and `no_txtnorm` from the options.
+
+    Raises:
+        UserError: not such a file, a vocabulary that does not fit, or keys that are missing, unexpected or of unexpected
+            shape: all of them are listed.
+    """
+    image_state, text_state, options = read_checkpoint(path, "VSE-infinity's authors")
+    if (found := family(image_state)) != "vse_infinity":
+        raise wrong_family(path, "vse_infinity", found)
+    problems = cnn_problems(image_state)
+    head = {key.removeprefix("image_encoder."): v for key, v in image_state.items() if not CNN.match(key)}
+    image, unknown = renamed(head, IMAGE_PREFIXES)
+    problems += [f"image encoder: unexpected {key}" for key in unknown]
+    try:
+        embed_size, img_dim = image["projection.weight"].shape
+        image_sizes = {
+            "img_dim": img_dim,
+            "embed_size": embed_size,
+            **pool_sizes(image),
+            "mlp": any(key.startswith("mlp.") for key in image),
+            "normalise_images": not options.get("no_imgnorm", False),
+        }
+        normalise = not options.get("no_txtnorm", False)
+        text_sizes, text, unknown = read_text(text_state, pooled=True, normalise=normalise, heads=heads)
+        problems += [f"text encoder: unexpected {key}" for key in unknown]
+    except KeyError as error:
+        problems.append(f"missing the weights for {error}")
+        raise misfit(path, problems) from error
+    network = network_from({"kind": "vse_infinity", "image": image_sizes, "text": text_sizes})
+    fill(network, image, text, path=path, problems=problems)
+    if vocabulary is not None:
+        word_tokenizer_of(network, vocabulary, path, masked=True)
+    return network.eval()
+
+
+def cnn_problems(state: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the CNN of a grid checkpoint: a tensor that differs from its twin, or has none."""
+    problems = []
+    for key, value in state.items():
+        name, _, rest = key.removeprefix("backbone.resnet.").partition(".")
+        if not key.startswith("backbone.resnet.") or name not in CNN_TWINS:
+            continue  # `resnet.fc`, which classifies ImageNet, has no twin and is never applied
+        twin = state.get(f"backbone.{CNN_TWINS[name]}.{rest}")
+        if twin is None or twin.shape != value.shape or not twin.equal(value):
+            problems.append(f"{key} differs from its twin backbone.{CNN_TWINS[name]}.{rest}")
+    return problems

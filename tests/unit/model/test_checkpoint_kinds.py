@@ -1,0 +1,167 @@
+"""Checkpoints of VSE-infinity's and SCAN's authors: every number and every key arrives, nothing in a file is run."""
+
+import argparse
+
+import pytest
+import torch
+
+from core.console import UserError
+from model.checkpoint import load_reference, load_scan, load_vse_infinity
+from model.words import write_word_vocabulary
+
+SCORE = {"cross_attn": "i2t", "raw_feature_norm": "l2norm", "agg_func": "Max", "lambda_lse": 5, "lambda_softmax": 4.0}
+
+
+def gru(prefix, inputs, hidden, both=True):
+    """A GRU's weights as one storage, of which each is a view: as a GPU lays them out."""
+    shapes = {}
+    for way in ("", "_reverse")[: 1 + both]:
+        shapes |= {
+            f"{prefix}.weight_ih_l0{way}": (3 * hidden, inputs),
+            f"{prefix}.weight_hh_l0{way}": (3 * hidden, hidden),
+            f"{prefix}.bias_ih_l0{way}": (3 * hidden,),
+            f"{prefix}.bias_hh_l0{way}": (3 * hidden,),
+        }
+    flat = torch.randn(sum(torch.Size(shape).numel() for shape in shapes.values())) * 0.3
+    views = zip(flat.split([torch.Size(shape).numel() for shape in shapes.values()]), shapes.items(), strict=True)
+    return {key: part.view(shape) for part, (key, shape) in views}
+
+
+def pool():
+    return gru("gpool.gru", 8, 4) | {"gpool.linear.weight": torch.randn(1, 4)}
+
+
+def words(number=9, *, pooled, size=6):
+    return {"embed.weight": torch.randn(number, 5)} | gru("rnn", 5, size) | (pool() if pooled else {})
+
+
+def region(size=6):
+    image = {"fc.weight": torch.randn(size, 7), "fc.bias": torch.randn(size), **pool()}
+    image |= {"mlp.layers.0.weight": torch.randn(size // 2, 7), "mlp.layers.0.bias": torch.randn(size // 2)}
+    image |= {"mlp.layers.1.weight": torch.randn(size, size // 2), "mlp.layers.1.bias": torch.randn(size)}
+    for norm, width in (("0", size // 2), ("1", size)):
+        image |= {
+            f"mlp.bns.{norm}.{name}": torch.rand(width) for name in ("weight", "bias", "running_mean", "running_var")
+        }
+        image[f"mlp.bns.{norm}.num_batches_tracked"] = torch.tensor(3)
+    return image
+
+
+def write(path, image, text, prefix="", **options):
+    states = [{prefix + key: value for key, value in state.items()} for state in (image, text)]
+    content = {"epoch": 3, "model": states, "best_rsum": 1.0, "opt": argparse.Namespace(**options), "Eiters": 9}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_vse_infinity_of_regions_and_words(tmp_path, prefix):
+    torch.manual_seed(0)
+    image, text = region(), words(pooled=True)
+    network = load_vse_infinity(write(tmp_path / "best.pth", image, text, prefix, no_imgnorm=True))
+    assert network.image.sizes.mlp and not network.image.sizes.normalise_images and network.text.normalise
+    visual, lengths = torch.randn(2, 3, 7), torch.tensor([3, 1])
+    found = network.encode_images(visual, lengths)
+    # An image of one token: nothing to weigh.
+    token = visual[1, 0]
+    hidden = image["mlp.layers.0.weight"] @ token + image["mlp.layers.0.bias"]
+    norm = {name: image[f"mlp.bns.0.{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
+    hidden = (hidden - norm["running_mean"]) / (norm["running_var"] + 1e-5).sqrt() * norm["weight"] + norm["bias"]
+    expected = image["mlp.layers.1.weight"] @ hidden.relu() + image["mlp.layers.1.bias"]
+    torch.testing.assert_close(found[1], expected + image["fc.weight"] @ token + image["fc.bias"])
+    captions = network.encode_captions(torch.tensor([[1, 4, 2], [1, 2, 0]]), torch.tensor([3, 2]))
+    assert captions.shape == (2, 6) and torch.allclose(captions.norm(dim=1), torch.ones(2), atol=1e-5)
+
+
+def grid_cnn():
+    stages = {"conv1": "base.0", "bn1": "base.1", "layer1": "base.4", "layer4": "top.0"}
+    cnn = {"backbone.resnet.fc.weight": torch.randn(2, 2)}
+    for ours, twin in stages.items():
+        weight = torch.randn(2, 2)
+        cnn |= {f"backbone.resnet.{ours}.0.weight": weight, f"backbone.{twin}.0.weight": weight}
+    return cnn
+
+
+def test_of_a_grid_checkpoint_the_head_is_loaded_and_the_cnn_accounted_for(tmp_path):
+    head = {f"image_encoder.{key}": value for key, value in region().items() if not key.startswith("mlp.")}
+    network = load_vse_infinity(write(tmp_path / "grid.pth", head | grid_cnn(), words(pooled=True), "module."))
+    assert not network.image.sizes.mlp
+    torch.testing.assert_close(network.image.projection.weight, head["image_encoder.fc.weight"])
+    other = grid_cnn() | {
+        "backbone.resnet.layer1.0.weight": torch.zeros(2, 2),
+        "backbone.strange.weight": torch.zeros(1),
+    }
+    with pytest.raises(UserError) as caught:
+        load_vse_infinity(write(tmp_path / "grid.pth", head | other, words(pooled=True)))
+    assert "backbone.resnet.layer1.0.weight differs from its twin" in str(caught.value)
+    assert "unexpected backbone.strange.weight" in str(caught.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normed", [False, True])
+def test_scan_and_how_it_scores(tmp_path, normed):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(6, 7), torch.randn(6)
+    image = {"fc.weight": weight, "fc.bias": bias}
+    if normed:  # its length as torch 0.3 kept it
+        image = {"fc.weight_v": 3 * weight, "fc.weight_g": weight.norm().view(1), "fc.bias": bias}
+    network = load_scan(write(tmp_path / "best.pth.tar", image, words(pooled=False), **SCORE))
+    sizes = network.image.sizes
+    assert (sizes.cross_attn, sizes.raw_feature_norm, sizes.agg_func) == ("i2t", "l2norm", "Max")
+    visual, lengths = torch.randn(2, 3, 7), torch.tensor([3, 2])
+    images = network.encode_images(visual, lengths)
+    expected = torch.nn.functional.normalize(visual[0] @ weight.T + bias, dim=1)
+    torch.testing.assert_close(images[0], expected, atol=1e-5, rtol=1e-4)
+    assert not images[1, 2].any()
+    tokens, token_lengths = torch.tensor([[1, 4, 2], [1, 2, 0]]), torch.tensor([3, 2])
+    captions = network.encode_captions(tokens, token_lengths)
+    assert captions.shape == (2, 3, 6) and not captions[1, 2].any()
+    assert network.similarity(images, lengths, captions, token_lengths).shape == (2, 2)
+
+
+def test_scan_without_its_options_is_refused(tmp_path):
+    image, text = {"fc.weight": torch.randn(6, 7), "fc.bias": torch.randn(6)}, words(pooled=False)
+    path = write(tmp_path / "best.pth.tar", image, text, cross_attn="t2i")
+    with pytest.raises(UserError, match="raw_feature_norm, agg_func, lambda_lse, lambda_softmax"):
+        load_scan(path)
+    assert load_scan(path, options=SCORE).image.sizes.agg_func == "Max"
+    with pytest.raises(UserError, match="agg_func: 'Median'"):
+        load_scan(path, options=SCORE | {"agg_func": "Median"})
+
+
+def test_what_does_not_fit_is_told(tmp_path):
+    scan = {"fc.weight": torch.randn(6, 7), "fc.bias": torch.randn(6)}
+    path = write(tmp_path / "scan.pth", scan, words(pooled=False), **SCORE)
+    with pytest.raises(UserError, match="of kind scan, not vse_infinity"):
+        load_vse_infinity(path)
+    with pytest.raises(UserError, match="of kind scan, not 3shnet"):
+        load_reference(path)
+    vse = write(tmp_path / "vse.pth", region(), words(pooled=True))
+    with pytest.raises(UserError, match="of kind vse_infinity, not scan"):
+        load_scan(vse)
+    write_word_vocabulary(tmp_path / "vocab.json", ["<pad>", "<start>", "<end>", "<unk>", "a", "b", "c", "d", "e"])
+    load_scan(path, tmp_path / "vocab.json")
+    with pytest.raises(UserError, match="has 10 words with <mask>, but the text encoder in .* has 9"):
+        load_vse_infinity(vse, tmp_path / "vocab.json")
+    broken = region() | {"mlp.layers.2.weight": torch.zeros(1)}
+    del broken["gpool.linear.weight"]
+    with pytest.raises(UserError) as caught:
+        load_vse_infinity(write(tmp_path / "vse.pth", broken, words(pooled=True)))
+    assert "layers.2.weight" in str(caught.value) and "missing the weights for image.pool.score" in str(caught.value)
+
+
+class Exploit:
+    def __reduce__(self):
+        return print, ("the file was run",)
+
+
+def test_nothing_in_a_file_is_run(tmp_path, capsys):
+    for load in (load_vse_infinity, load_scan):
+        torch.save({"model": [region(), {}], "opt": Exploit()}, tmp_path / "evil.pth")
+        with pytest.raises(UserError, match="nothing in it was run"):
+            load(tmp_path / "evil.pth")
+        torch.save({"model": [{"fc.weight": "no tensor"}, {}]}, tmp_path / "odd.pth")
+        with pytest.raises(UserError, match="no tensor of weights"):
+            load(tmp_path / "odd.pth")
+    assert "the file was run" not in capsys.readouterr().out
