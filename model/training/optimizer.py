@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 from model.network import RetrievalNetwork
@@ -12,6 +14,7 @@ def new_optimizer(network: RetrievalNetwork, recipe: Training) -> torch.optim.Op
     """The recipe's; each group keeps its `factor` of the rate, which `set_rate` sets before the first step."""
     groups = network.parameter_groups(recipe.text_lr_factor)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    kind = kind if recipe.compile else _uncompiled(kind)
     return kind(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
 
@@ -27,3 +30,10 @@ def set_rate(optimizer: torch.optim.Optimizer, recipe: Training, *, epoch: int, 
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
     return rate
+
+
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimiser without torch's compiler, which it imports to be kept from it: that takes longer than `import torch`."""
+    plain = inspect.getmembers(kind, lambda member: hasattr(member, "__wrapped__"))
+    methods = {name: inspect.unwrap(method) for name, method in plain}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])})

@@ -441,3 +441,35 @@ def test_command_line_reports_mistakes_before_it_starts(tmp_path):
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+OPTIMISERS = """
+import sys, torch
+from model.settings import Training
+from model.training.optimizer import new_optimizer, set_rate
+class Network(torch.nn.Linear):
+    def parameter_groups(self, factor):
+        return [{"params": [self.weight], "factor": 1.0}, {"params": [self.bias], "factor": factor}]
+def weights(recipe):
+    torch.manual_seed(0)
+    network = Network(4, 4)
+    optimizer = new_optimizer(network, recipe)
+    for step in range(6):
+        set_rate(optimizer, recipe, epoch=0, step=step)
+        optimizer.zero_grad()
+        network(torch.randn(3, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    return torch.cat([network.weight.flatten(), network.bias]).tolist()
+kinds = ("adamw", "adam")
+print([weights(Training(lr_warmup_steps=3, optimizer=kind)) for kind in kinds])
+print("torch._dynamo" in sys.modules)
+print([weights(Training(lr_warmup_steps=3, optimizer=kind, compile=True)) for kind in kinds])
+"""
+
+
+def test_the_optimiser_is_torchs_own_without_its_compiler():
+    done = subprocess.run([sys.executable, "-c", OPTIMISERS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plain, imported, of_torch = done.stdout.splitlines()
+    assert plain == of_torch and imported == "False"
