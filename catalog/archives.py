@@ -53,6 +53,56 @@ def _unreadable(member: zipfile.ZipInfo) -> str | None:
     return None
 
 
+def _opened(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{archive} is no zip file that can be read ({error}); copy it again") from error
+
+
+def listed_images(archive: Path) -> int:
+    """How many images an archive's directory lists. UserError: what `unpack_images` would refuse before it writes anything."""
+    with _opened(archive) as opened:
+        return len(_harmless_images(archive, opened)[0])
+
+
+def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfile.ZipInfo], list[str], int]:
+    """An archive's images, the names of other files, and how many bytes the images are. UserError: it is refused."""
+    problems: dict[str, list[str]] = {}
+    images: list[zipfile.ZipInfo] = []
+    seen: dict[str, str] = {}
+    others: list[str] = []
+    for member in opened.infolist():
+        if complaint := _complaint(member):
+            problems.setdefault(complaint, []).append(member.orig_filename[:80])
+            continue
+        parts = PurePosixPath(member.filename).parts
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if member.is_dir() or hidden:
+            continue
+        if not is_image(member.filename):
+            others.append(member.filename)
+            continue
+        if complaint := _unreadable(member):
+            problems.setdefault(complaint, []).append(member.filename)
+            continue
+        same = unicodedata.normalize("NFC", "/".join(parts)).casefold()
+        if same in seen:
+            what = "names that differ in case or Unicode form only, or occur twice"
+            problems.setdefault(what, []).append(f"{seen[same]} and {member.filename}")
+        seen[same] = member.filename
+        images.append(member)
+    unpacked, packed = sum(member.file_size for member in images), os.path.getsize(archive)
+    if unpacked > max(_ALWAYS_ALLOWED, _MAX_RATIO * packed):
+        problems["contents out of proportion"] = [f"{unpacked:,} bytes in an archive of {packed:,}"]
+    if problems:
+        lines = "\n".join(f"  {listing(what, names)}" for what, names in problems.items())
+        raise UserError(f"{archive} is refused, nothing was unpacked:\n{lines}")
+    if not images:
+        raise UserError(f"no images in {archive}; looked for {', '.join(SUFFIXES)}" + left_out(others, "; "))
+    return images, others, unpacked
+
+
 def unpack_images(archive: Path, output: Path) -> int:
     """Unpack the images of a zip file, and nothing else of it; returns how many there are.
 
@@ -66,44 +116,8 @@ def unpack_images(archive: Path, output: Path) -> int:
         UserError: no zip file; names that lead elsewhere, links, encrypted files, two names that are one on some systems,
             contents out of proportion, damaged members, no images; or no space.
     """
-    try:
-        opened = zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{archive} is no zip file that can be read ({error}); copy it again") from error
-    with opened:
-        problems: dict[str, list[str]] = {}
-        images: list[zipfile.ZipInfo] = []
-        seen: dict[str, str] = {}
-        others: list[str] = []
-        for member in opened.infolist():
-            if complaint := _complaint(member):
-                problems.setdefault(complaint, []).append(member.orig_filename[:80])
-                continue
-            parts = PurePosixPath(member.filename).parts
-            hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-            if member.is_dir() or hidden:
-                continue
-            if not is_image(member.filename):
-                others.append(member.filename)
-                continue
-            if complaint := _unreadable(member):
-                problems.setdefault(complaint, []).append(member.filename)
-                continue
-            same = unicodedata.normalize("NFC", "/".join(parts)).casefold()
-            if same in seen:
-                what = "names that differ in case or Unicode form only, or occur twice"
-                problems.setdefault(what, []).append(f"{seen[same]} and {member.filename}")
-            seen[same] = member.filename
-            images.append(member)
-        unpacked, packed = sum(member.file_size for member in images), os.path.getsize(archive)
-        if unpacked > max(_ALWAYS_ALLOWED, _MAX_RATIO * packed):
-            problems["contents out of proportion"] = [f"{unpacked:,} bytes in an archive of {packed:,}"]
-        if problems:
-            lines = "\n".join(f"  {listing(what, names)}" for what, names in problems.items())
-            raise UserError(f"{archive} is refused, nothing was unpacked:\n{lines}")
-        if not images:
-            raise UserError(f"no images in {archive}; looked for {', '.join(SUFFIXES)}" + left_out(others, "; "))
-
+    with _opened(archive) as opened:
+        images, others, unpacked = _harmless_images(archive, opened)
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_name(f".{output.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)

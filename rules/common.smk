@@ -56,6 +56,8 @@ PLAN = Plan(
     ancient=ancient,
 )
 checked(PLAN.verify_published)
+if not workflow.deployment_settings.deployment_method:
+    checked(PLAN.verify_engines)
 
 SETTINGS, RESULTS, WORK = PLAN.settings, PLAN.results, PLAN.work
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.

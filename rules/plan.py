@@ -19,12 +19,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from core import layout
+from core.console import UserError
 from core.features import FEATURES, VISUAL, Feature
 from core.section import canonical
 from evaluation.positives import positives_files
 from model.settings import Run, Training, kind_needs, own_file, scores_pairs
 from published.download import LOCK_FILE, record, verify
 from published.registry import ENTRIES, entry_at
+from rules.check import engine_faults
 from rules.reasons import Reasons
 from settings import Settings, used_weights
 
@@ -299,7 +301,7 @@ class Plan(Reasons):
     def _words(self, run: Run) -> list[str]:
         """The file of a given vocabulary of words."""
         file = getattr(run.text, "vocabulary", None)
-        return [] if file is None else [file]
+        return [] if file is None else [self.ancient(file)]
 
     def run_stores(self, wildcards: Wildcards) -> list[str]:
         """Flags of a command that reads the stores a run is trained on."""
@@ -434,6 +436,15 @@ class Plan(Reasons):
 
     def published_lock(self, wildcards: Wildcards, output: Any) -> str:
         return self.lock
+
+    def verify_engines(self) -> None:
+        """UserError if an engine of features in use is not installed in this Python, which will run its jobs."""
+        if faults := list(engine_faults(self.settings)):
+            raise UserError("; ".join(faults))
+
+    def check_configuration(self, wildcards: Wildcards) -> str:
+        """All of it, for target `check`."""
+        return json.dumps(self.settings.model_dump(exclude_unset=True), ensure_ascii=False)
 
     def verify_published(self) -> None:
         """UserError if a file of published weights that the configuration names is not what was published."""

@@ -66,3 +66,17 @@ rule verify:
     "Reads every store in use from end to end, whenever it is asked for."
     input:
         PLAN.all_verified(),
+
+
+rule check:
+    "Reads the head of every input, tells all faults at once, and says what would run. Computes nothing."
+    localrule: True
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        settings=PLAN.check_configuration,
+    shell:
+        """
+        python -m rules.check --config {params.settings:q} --plan
+        """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ class CrossChecks:
         for name, dataset in self.settings.datasets.items():
             yield from self._dataset(name, dataset)
         yield from self._section("published", self.settings.published)
+        if self.check_files:
+            yield from unwritable(self.settings.results)
         for feature in FEATURES:
             yield from self._extractor(feature)
         for name, run in self.settings.runs.items():
@@ -158,6 +161,19 @@ class CrossChecks:
     def _published(self, where: str, value: str | None, kind: str) -> Iterator[str]:
         for line in self.settings.published.refusals(value, kind, self.check_files):
             yield f"{where}: {line}"
+
+
+def unwritable(results: str) -> Iterator[str]:
+    """Why nothing can be written to the results folder; buckets are found out about by the first job."""
+    if "://" in results:
+        return
+    path = os.path.abspath(results)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        yield f"results: {path!r} is a file, not a folder; name another folder"
+    elif not os.access(path, os.W_OK | os.X_OK):
+        yield f"results: nothing can be written to {path!r}; name another folder, or have its owner let you"
 
 
 def under(where: str, lines: Iterator[str]) -> Iterator[str]:

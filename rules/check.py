@@ -1,0 +1,214 @@
+"""Looks into every input of a configuration without computing anything: `python -m rules.check`, target `check`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from catalog.settings import DatasetSection
+from core import layout
+from core.console import UserError, run_cli
+from core.features import Feature
+from core.flags import add_mapping, command
+from core.machine import snakemake_command
+from settings import Settings, load_settings
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+#: What engines that are no part of this program are imported as, and how they are installed.
+ENGINES = {
+    "detectron2": ("detectron2", "docs/engines.md says how"),
+    "transformers": ("transformers", "pip install --group transformers"),
+}
+
+
+def engine_faults(settings: Settings) -> Iterator[str]:
+    """Engines of features in use that cannot be imported by this Python."""
+    for feature in _extracted(settings):
+        module, how = ENGINES.get(settings.features[feature].engine, ("", ""))
+        if module and find_spec(module) is None:
+            yield f"features.{feature}.engine: {module} is not installed here; {how}, or let Snakemake: --sdm conda"
+
+
+def notes(settings: Settings) -> Iterator[str]:
+    """What is no mistake but hardly meant."""
+    for name, run in settings.runs.items():
+        late = [epoch for epoch in run.training.lr_decay_epochs if epoch >= run.training.epochs]
+        if late:
+            yield (
+                f"runs.{name}.training.lr_decay_epochs: {late} lie beyond the last epoch (there are {run.training.epochs}, from 0): "
+                "the rate does not fall then"
+            )
+
+
+def _extracted(settings: Settings) -> list[Feature]:
+    found = {feature for dataset in settings.datasets.values() for feature in dataset.extracted()}
+    return sorted(found)
+
+
+class Check:
+    """The faults that are found, a line each; what is found well is printed at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.faults: list[str] = []
+
+    def run(self) -> None:
+        """Look into everything."""
+        self.faults += engine_faults(self.settings)
+        splits: dict[str, Counter] = {}
+        for name, dataset in self.settings.datasets.items():
+            with self._listing(f"datasets.{name}"):
+                splits[name] = self._dataset(name, dataset)
+        for feature in _extracted(self.settings):
+            with self._listing(f"features.{feature}"):
+                self._extractor(feature)
+        self._splits(splits)
+
+    def _listing(self, where: str) -> _Listing:
+        return _Listing(where, self.faults)
+
+    def _dataset(self, name: str, dataset: DatasetSection) -> Counter:
+        from catalog.index import ImageRows
+
+        if dataset.source == "scenes":
+            return Counter(dataset.splits)
+        if dataset.source == "precomputed":
+            from catalog.precomputed import read_parts
+
+            parts = read_parts(dataset.folder, dataset.splits, dataset.features)
+            found = Counter({split: part.images for split, part in parts.items()})
+            images = ImageRows([str(i) for i in range(sum(found.values()))], "")
+            captions = None
+        elif dataset.archive:
+            from catalog.archives import listed_images
+
+            print(f"datasets.{name}: {listed_images(Path(dataset.archive))} images in {dataset.archive}", flush=True)
+            return Counter()
+        else:
+            read = dataset.read(None, os.cpu_count() or 1)
+            read.keep_first(dataset.caption_limit)
+            found, captions = Counter(read.splits), len(read.texts)
+            images = ImageRows(read.image_ids, "", read.paths, [(0, 0)] * len(read.image_ids))
+            for note in read.notes:
+                print(f"datasets.{name}: {note}")
+            self._decode(read.paths)
+        shown = ", ".join(f"{split} {count}" for split, count in sorted(found.items()))
+        texts = f", {captions} captions" if captions else ""
+        print(f"datasets.{name}: {sum(found.values())} images ({shown}){texts}", flush=True)
+        for feature in dataset.imported():
+            from exchange.importing import open_reader
+
+            reader = open_reader(feature, json.loads(dataset.import_source(feature)), images)
+            arrays = ", ".join(f"{array} {spec.shape}" for array, spec in reader.arrays.items())
+            print(f"datasets.{name}: {feature} of files: {arrays}", flush=True)
+        self._broken(name, dataset)
+        return found
+
+    def _decode(self, paths: Sequence[str]) -> None:
+        from catalog.index import describe_images
+
+        some = list(paths[:: max(1, len(paths) // 20)])
+        bad = [row for row in describe_images(some, some, [""] * len(some)).to_pylist() if row["error"]]
+        if bad and self.settings.features.on_bad_image == "fail":
+            raise UserError(f"{bad[0]['path']}: {bad[0]['error']}; mend it, or set features.on_bad_image: drop")
+
+    def _broken(self, name: str, dataset: DatasetSection) -> None:
+        """Images that the index has found broken."""
+        from catalog.index import read_images
+
+        path = layout.images(self.settings.results).format(dataset=name)
+        if self.settings.features.on_bad_image == "fail" and dataset.extracted() and os.path.isfile(path):
+            table, _ = read_images(path)
+            bad = [row for row in table.select(["path", "error"]).to_pylist() if row["error"]]
+            if bad:
+                raise UserError(
+                    f"{len(bad)} images cannot be read, such as {bad[0]['path']} ({bad[0]['error']}); mend them, or set "
+                    "features.on_bad_image: drop"
+                )
+
+    def _extractor(self, feature: Feature) -> None:
+        section = self.settings.features[feature]
+        if section.engine != "native":
+            return
+        if not os.path.isfile(section.weights):
+            print(f"features.{feature}: {section.weights} is yet to be fetched")
+            return
+        from extractors.loading import load_network
+
+        load_network(section.architecture, section.weights)
+        print(f"features.{feature}: {section.weights} fits {section.architecture}", flush=True)
+
+    def _splits(self, splits: dict[str, Counter]) -> None:
+        """Splits that runs and test sets name, where the data alone could tell."""
+        wanted = [(f"runs.{n}.{key}", run.dataset, getattr(run, key)) for n, run in self.settings.runs.items() for key in ("train_split", "val_split")]  # fmt: skip
+        wanted += [
+            (f"testsets.{n}.split", testset.dataset, testset.split) for n, testset in self.settings.testsets.items()
+        ]
+        for where, dataset, split in wanted:
+            found = splits.get(dataset)
+            if found and split is not None and not found[split]:
+                self.faults.append(
+                    f"{where}: dataset {dataset!r} has no image in {split!r} (it has {', '.join(sorted(found))})"
+                )
+        for name, testset in self.settings.testsets.items():
+            found = splits.get(testset.dataset)
+            if found and 0 < found[testset.split] < testset.folds:
+                self.faults.append(
+                    f"testsets.{name}.folds: {testset.folds} folds of {found[testset.split]} images cannot be made"
+                )
+
+
+class _Listing:
+    """Adds a mistake that ends a look to the list of all."""
+
+    def __init__(self, where: str, faults: list[str]) -> None:
+        self.where, self.faults = where, faults
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> bool:
+        if isinstance(error, UserError | OSError | ValueError):
+            self.faults.append(f"{self.where}: {error}")
+            return True
+        return False
+
+
+def what_would_run() -> str:
+    """Snakemake's own table of jobs, of the whole configuration."""
+    options = shlex.split(snakemake_command())[1:]
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(_REPOSITORY / "Snakefile"), *options]
+    done = subprocess.run(
+        [*words, "--dry-run", "--nolock", "--quiet", "rules"], capture_output=True, text=True, check=False
+    )
+    text = done.stdout + done.stderr
+    table = text.partition("Job stats:\n")[2].partition("\n\n")[0]
+    return (
+        table if done.returncode == 0 and table else "nothing: all is there" if done.returncode == 0 else text.strip()
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command("rules.check", __doc__)
+    add_mapping(parser, "--config", "the configuration", required=True)
+    parser.add_argument("--plan", action="store_true", help="also say what Snakemake would run")
+    args = parser.parse_args(argv)
+    settings = load_settings(args.config, check_files=False)  # Snakemake has; and weights may be yet to be fetched
+    check = Check(settings)
+    check.run()
+    for note in notes(settings):
+        print(f"note: {note}")
+    if check.faults:
+        raise UserError(f"{len(check.faults)} faults:\n" + "\n".join(f"  {line}" for line in check.faults))
+    print("Nothing stands in the way." + (f" What would run:\n{what_would_run()}" if args.plan else ""))
+
+
+if __name__ == "__main__":
+    run_cli(main)

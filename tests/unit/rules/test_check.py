@@ -1,0 +1,133 @@
+"""Target `check` finds before the first job what jobs would find hours later."""
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from core.console import UserError
+from rules import check as module
+from rules.check import Check, engine_faults, main, notes
+from settings import load_settings
+from settings.checks import unwritable
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(repository / "weights")
+    return tmp_path
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Two images of two splits with captions, npz files of regions, and what is trained and tested on them."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "npz").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (20, 10)).save(tmp_path / "images" / f"{name}.png")
+        np.savez(
+            tmp_path / "npz" / f"{name}.npz",
+            x=np.ones((3, 8), "f4"),
+            bbox=np.ones((3, 4), "f4"),
+            num_bbox=3,
+            image_h=10,
+            image_w=20,
+        )
+    (tmp_path / "captions.csv").write_text("image,caption,split\na,one,train\nb,two,val\n")
+    dataset = {"source": "folder", "images": "images", "captions": "captions.csv"}
+    dataset["imports"] = {"regions": {"format": "npz", "path": "npz"}}
+    run = {"dataset": "mine", "visual": "regions", "text": {"pretrained": None}}
+    return {"datasets": {"mine": dataset}, "runs": {"r": run}, "testsets": {"t": {"dataset": "mine", "split": "val"}}}
+
+
+def faults(config) -> list[str]:
+    check = Check(load_settings(config))
+    check.run()
+    return check.faults
+
+
+def test_a_configuration_in_order_has_no_faults(config, capsys, monkeypatch):
+    monkeypatch.setattr(module, "what_would_run", lambda: "job count")
+    main(["--config", json.dumps(config), "--plan"])
+    printed = capsys.readouterr().out
+    assert "datasets.mine: 2 images (train 1, val 1), 2 captions" in printed
+    assert "datasets.mine: regions of files: features (36, 8)" in printed
+    assert "features.panoptic: weights/scenes_panoptic.safetensors fits scenes_panoptic" in printed
+    assert printed.endswith("Nothing stands in the way. What would run:\njob count\n")
+
+
+def test_all_faults_come_at_once(config, tmp_path):
+    (tmp_path / "captions.csv").write_text("image,caption,split\na,one,train\nc,two,val\n")
+    shutil.copy("weights/scenes_grids.safetensors", "w.safetensors")
+    config["features"] = {"panoptic": {"weights": "w.safetensors"}}
+    found = faults(config)
+    assert len(found) == 2
+    assert found[0].startswith("datasets.mine: ") and "'c'" in found[0] and "images without a caption" in found[0]
+    assert found[1].startswith("features.panoptic: ") and "scenes_grids, not scenes_panoptic" in found[1]
+
+
+def test_broken_images_and_files_are_met(config, tmp_path):
+    (tmp_path / "images" / "b.png").write_bytes(b"\x89PNG broken")
+    (line,) = faults(config)
+    assert "b.png" in line and "on_bad_image: drop" in line
+    config["features"] = {"on_bad_image": "drop"}
+    assert faults(config) == []
+    for name in ("a", "b"):
+        (tmp_path / "npz" / f"{name}.npz").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    (line,) = faults(config)
+    assert "no usable .npz file" in line and "git-lfs pointer" in line
+
+
+def test_an_archive_is_looked_into(config, tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        file.write(tmp_path / "images" / "a.png", "../a.png")
+    config["datasets"]["mine"] |= {"images": "images.zip", "imports": {}}
+    (line,) = faults(config)
+    assert "lead out of the archive" in line
+
+
+def test_precomputed_files_are_compared_by_their_heads(tmp_path):
+    np.save(tmp_path / "test_ims.npy", np.ones((2, 3, 8), "f4"))
+    (tmp_path / "test_caps.txt").write_text("text\n" * 5)
+    dataset = {"source": "precomputed", "folder": str(tmp_path), "splits": {"test": "test"}, "features": ["regions"]}
+    (line,) = faults({"datasets": {"p": dataset}})
+    assert "has 2 rows" in line
+    (tmp_path / "test_caps.txt").write_text("text\n" * 10)
+    assert faults({"datasets": {"p": dataset}}) == []
+
+
+def test_an_engine_that_is_not_there(config, monkeypatch):
+    config["features"] = {"panoptic": {"engine": "transformers", "weights": "a/b"}}
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    (line,) = engine_faults(load_settings(config))
+    assert line.startswith("features.panoptic.engine: transformers is not installed here; pip install")
+    config["features"]["regions"] = {"engine": "detectron2", "config": "x"}
+    assert len(list(engine_faults(load_settings(config)))) == 1, "imported regions need no engine"
+
+
+def test_a_rate_that_never_falls_is_told(repository):
+    config = yaml.safe_load((repository / "config.yaml").read_text())
+    assert list(notes(load_settings(config))) == []
+    config["runs"]["grid"]["training"] = config["runs"]["grid"]["training"] | {"epochs": 4}
+    (note,) = notes(load_settings(config))
+    assert note.startswith("runs.grid.training.lr_decay_epochs: [6] lie beyond the last epoch")
+
+
+def test_a_results_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert list(unwritable(str(tmp_path / "new" / "deep"))) == [] == list(unwritable("s3://bucket/x"))
+    (line,) = unwritable(str(tmp_path / "file" / "below"))
+    assert "is a file, not a folder" in line
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (line,) = unwritable(str(tmp_path / "new"))
+    assert f"nothing can be written to {str(tmp_path)!r}" in line
+    with pytest.raises(UserError, match="results: nothing can be written"):
+        load_settings({"datasets": {"s": {"source": "scenes", "splits": {"test": 1}}}})
+    assert Path.cwd() == tmp_path
