@@ -70,6 +70,8 @@ rule verify:
 
 rule check:
     "Reads the head of every input, tells all faults at once, and says what would run. Computes nothing."
+    log:
+        layout.log(WORK, "check"),
     localrule: True
     conda:
         "../envs/pipeline.yaml"
@@ -78,5 +80,5 @@ rule check:
         settings=PLAN.check_configuration,
     shell:
         """
-        python -m rules.check --config {params.settings:q} --plan
+        python -m rules.check --config {params.settings:q} --plan 2>&1 | tee {log:q}
         """
