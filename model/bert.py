@@ -8,6 +8,7 @@ is left out: retrieval reads the hidden states.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from core.console import UserError
 from core.kinds import other_kind
-from model.encoder_folder import WEIGHTS, check_config, read_object, tokenizer_settings
+from model.encoder_folder import WEIGHTS, check_config, read_object
 from model.kernels import short_attention
 
 ACTIVATIONS = {
@@ -66,6 +67,10 @@ class Bert(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(config) for _ in range(config.layers))})
         self.apply(_initialise)
 
+    def compiled(self) -> Iterator[nn.Module]:
+        """What torch.compile is for: layer by layer, because all of them then share what was compiled for one."""
+        yield from self.encoder["layer"]
+
     def forward(self, token_ids: Tensor, valid: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Last hidden states.
 
@@ -90,10 +95,10 @@ class Bert(nn.Module):
             states = states.index_select(0, wanted)
         for layer in self.encoder["layer"]:
             states = layer(states, valid, wanted)
-        return _spread(states, wanted, token_ids.shape)
+        return spread(states, wanted, token_ids.shape)
 
 
-def _spread(rows: Tensor, wanted: Tensor | None, shape: torch.Size) -> Tensor:
+def spread(rows: Tensor, wanted: Tensor | None, shape: torch.Size) -> Tensor:
     """(N, H) rows, belonging at the places `wanted` (N,) of B * T, or at all of them -> (B, T, H), zero elsewhere."""
     if wanted is not None:
         rows = rows.new_zeros(shape.numel(), rows.shape[1]).index_copy(0, wanted, rows)
@@ -141,7 +146,7 @@ class _Attention(nn.Module):
 
     def forward(self, states: Tensor, valid: Tensor, wanted: Tensor | None) -> Tensor:
         query, key, value = (
-            _spread(self.self[name](states), wanted, valid.shape).unflatten(2, (self.heads, -1))
+            spread(self.self[name](states), wanted, valid.shape).unflatten(2, (self.heads, -1))
             for name in ("query", "key", "value")
         )
         context = short_attention.attend(query, key, value, valid, dropout=self.dropout if self.training else 0.0)
@@ -209,22 +214,18 @@ def canonical_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def load_pretrained(name: str, *, dropout: float = 0.1) -> tuple[Bert, Path, bool]:
-    """Load a published BERT.
+def load_pretrained(folder: Path, *, dropout: float = 0.1) -> Bert:
+    """A published BERT.
 
     Args:
-        name: a local folder holding `config.json`, `vocab.txt` and the weights, or a name on the Hugging Face hub.
+        folder: holds `config.json` and the weights.
         dropout: replaces the published dropout.
 
-    Returns:
-        The model, the path of its vocabulary file and whether it lower-cases its input.
-
     Raises:
-        UserError: the folder or hub name is not there, is not a BERT, or its weights do not fit its config.
+        UserError: the folder does not hold a BERT, or its weights do not fit its config.
     """
-    folder = resolve_pretrained(name)
     published = read_object(folder / "config.json")
-    check_config(published, name)
+    check_config(published, folder)
     try:
         config = BertConfig(
             vocabulary_size=published["vocab_size"],
@@ -246,30 +247,7 @@ def load_pretrained(name: str, *, dropout: float = 0.1) -> tuple[Bert, Path, boo
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"text.pretrained: the weights in {folder} do not fit its config.json: {error}") from error
-    return model, folder / "vocab.txt", tokenizer_settings(folder).lowercase
-
-
-def resolve_pretrained(name: str, *, weights: bool = True) -> Path:
-    """The local folder of a BERT: `name` itself if it is a folder, else fetched from the hub (or its cache)."""
-    needed = ["config.json", "vocab.txt"]
-    folder = Path(name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        patterns = [*needed, "tokenizer_config.json", "tokenizer.json", *(WEIGHTS if weights else ())]
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=patterns))
-        except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
-            raise UserError(
-                f"text.pretrained: {name!r} is not a local folder and could not be fetched from the Hugging Face hub "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}). "
-                "Give a folder with config.json, vocab.txt and model.safetensors, or set text.pretrained: null to "
-                "train a small encoder from scratch"
-            ) from error
-    missing = [file for file in needed if not (folder / file).exists()]
-    if missing:
-        raise UserError(f"text.pretrained: {folder} lacks {' and '.join(missing)}")
-    return folder
+    return model
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

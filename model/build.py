@@ -17,9 +17,9 @@ from torch import nn
 from core.console import UserError
 from core.files import digest_file
 from core.messages import did_you_mean
-from model.bert import Bert, BertConfig, load_pretrained
-from model.encoder_folder import tokenizer_settings
+from model.bert import Bert, BertConfig
 from model.network import RetrievalNetwork
+from model.pretrained import load_encoder
 from model.settings import DEFAULT_KIND, KINDS, Network, Recipe, Text, WordText, kind_file, kind_needs
 from model.text import CaptionEncoder, TextEncoder, WordEncoder, caption_encoder
 from model.tokenizer import CaptionTokenizer, train_vocabulary
@@ -158,7 +158,7 @@ def new_text_encoder(
 ) -> tuple[CaptionEncoder, Tokenizer]:
     """A text encoder and its tokenizer.
 
-    With `pretrained` both are a published BERT's; otherwise the vocabulary is made from `captions`, those of the
+    With `pretrained` both are a published encoder's; otherwise the vocabulary is made from `captions`, those of the
     training split (of words also read from a file), and the encoder starts from random weights.
 
     Args:
@@ -174,14 +174,7 @@ def new_text_encoder(
         sizes = {"word_size": text.word_size, "bidirectional": text.bidirectional}
         return WordEncoder(len(tokenizer.vocabulary), **sizes, **outer), tokenizer
     if text.pretrained:
-        bert, path, _ = load_pretrained(text.pretrained, dropout=text.dropout)
-        limit = min(text.max_tokens, bert.config.max_positions)
-        tokenizer = CaptionTokenizer.from_file(path, max_tokens=limit, **tokenizer_settings(path.parent).options())
-        if len(tokenizer.vocabulary) > bert.config.vocabulary_size:
-            raise UserError(
-                f"text.pretrained: {path} has {len(tokenizer.vocabulary)} pieces, more than the "
-                f"{bert.config.vocabulary_size} that the weights know"
-            )
+        bert, tokenizer = load_encoder(text.pretrained, dropout=text.dropout, max_tokens=text.max_tokens)
     else:
         vocabulary = train_vocabulary(captions, vocabulary_size=text.vocabulary_size, min_frequency=text.min_frequency)
         tokenizer = CaptionTokenizer(vocabulary, max_tokens=text.max_tokens)

@@ -34,7 +34,7 @@ def import_reference(
     The vocabulary is `vocabulary`, else a `vocab.txt` beside the checkpoint, else bert-base-uncased's from the Hugging
     Face hub. If none is to be had, the folder is written without, and a warning says what to do.
     """
-    from model.bert import resolve_pretrained
+    from model.pretrained import resolve_pretrained
     from model.runs import VOCABULARY, save_run
     from model.tokenizer import CaptionTokenizer
 

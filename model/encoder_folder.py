@@ -14,8 +14,14 @@ from core.kinds import other_kind
 from model.vocabulary import SPECIAL_TOKENS, read_vocabulary
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-#: All that decides about an encoder.
-ENCODER_FILES = ("config.json", "vocab.txt", "tokenizer_config.json", "tokenizer.json", *WEIGHTS)
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+#: All that decides about an encoder, large ones in parts apart.
+ENCODER_FILES = (
+    *("config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt"),
+    *(*TOKENIZER_FILES, *WEIGHTS),
+)
+#: Of `model.bert`; others are run by the library.
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 _SPECIAL_KEYS = dict(
     zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
 )
@@ -87,7 +93,16 @@ def _first(*values: Any) -> Any:
 
 
 def _refuse_others(folder: Path, given: dict[str, Any], library: dict[str, Any]) -> None:
-    place, wrong = folder / "tokenizer_config.json", []
+    place, wrong = folder / "tokenizer_config.json", _other_tokenizer(given, library)
+    if wrong:
+        raise UserError(
+            f"text.pretrained: {place}: {'; '.join(wrong)}. Captions are split by BERT's own tokenizer only; choose another encoder"
+        )
+
+
+def _other_tokenizer(given: dict[str, Any], library: dict[str, Any]) -> list[str]:
+    """What tokenizer_config.json and tokenizer.json ask for that BERT's own tokenizer does not do."""
+    wrong = []
     name = given.get("tokenizer_class")
     if name is not None and name not in _TOKENIZERS:
         wrong.append(f"tokenizer_class is {name!r}")
@@ -105,10 +120,17 @@ def _refuse_others(folder: Path, given: dict[str, Any], library: dict[str, Any])
             wrong.append(f"tokenizer.json has a {model.get('type')} model")
         if before.get("type", "BertPreTokenizer") != "BertPreTokenizer":
             wrong.append(f"tokenizer.json splits words by {before.get('type')}")
-    if wrong:
-        raise UserError(
-            f"text.pretrained: {place}: {'; '.join(wrong)}. Captions are split by BERT's own tokenizer only; choose another encoder"
-        )
+    return wrong
+
+
+def is_bert(folder: Path) -> bool:
+    """Whether the encoder is a BERT with BERT's own tokenizer, which need no library. UserError: files cannot be read."""
+    published = read_object(folder / "config.json")
+    if published.get("model_type", "bert") != "bert" or published.get("hidden_act", "gelu") not in ACTIVATIONS:
+        return False
+    names = ("tokenizer_config.json", "tokenizer.json")
+    given, library = (read_object(folder / name) if (folder / name).exists() else {} for name in names)
+    return not _other_tokenizer(given, library) and ((folder / "vocab.txt").exists() or not library)
 
 
 def _ordinary(vocabulary: Sequence[str]) -> Iterator[str]:
@@ -139,34 +161,44 @@ def _has_accents(vocabulary: Sequence[str]) -> bool:
 
 def folder_faults(folder: Path) -> Iterator[str]:
     """Everything about an encoder's folder that can be seen without loading it: lines without `text.pretrained`."""
-    for name in ("config.json", "vocab.txt"):
+    try:
+        berts = not (folder / "config.json").is_file() or is_bert(folder)
+    except UserError as error:
+        yield str(error).removeprefix("text.pretrained: ")
+        return
+    for name in ("config.json", "vocab.txt") if berts else ("config.json",):
         if not (folder / name).is_file():
             yield f"{folder} lacks {name}"
         elif what := other_kind(folder / name):
             yield f"{folder / name} is {what}"
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
+    if not berts and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        yield f"{folder} lacks its tokenizer ({TOKENIZER_FILES[0]}, or {', '.join(TOKENIZER_FILES[1:])})"
+    weights = WEIGHTS if berts else (*WEIGHTS, *(f"{name}.index.json" for name in WEIGHTS))
+    found = next((folder / name for name in weights if (folder / name).is_file()), None)
+    if found is None:
         yield f"{folder} lacks {WEIGHTS[0]} (or {WEIGHTS[1]})"
-    elif what := other_kind(weights):
-        yield f"{weights} is {what}"
-    if (folder / "config.json").is_file() and (folder / "vocab.txt").is_file():
+    elif what := other_kind(found):
+        yield f"{found} is {what}"
+    if (folder / "config.json").is_file():
         try:
             check_config(read_object(folder / "config.json"), folder)
-            tokenizer_settings(folder)
+            if berts and (folder / "vocab.txt").is_file():
+                tokenizer_settings(folder)
         except UserError as error:
             yield str(error).removeprefix("text.pretrained: ")
 
 
 def check_config(published: dict[str, Any], folder: str | Path) -> None:
-    """UserError: a config.json describes another network than BERT's encoder."""
-    kind, positions = published.get("model_type", "bert"), published.get("position_embedding_type", "absolute")
-    if kind != "bert" or positions != "absolute":
+    """UserError: a config.json describes what is not run as it was published."""
+    positions = str(published.get("position_embedding_type", "absolute"))
+    if positions.startswith("relative"):
+        kind = published.get("model_type", "bert")
         raise UserError(
-            f"text.pretrained: {folder} is a {kind!r} model with {positions} positions; the text encoder must be a "
-            "BERT with absolute positions"
+            f"text.pretrained: {folder} is a {kind!r} model with {positions} positions, which are not read; choose an encoder with "
+            "absolute positions"
         )
     decoder = next((key for key in ("is_decoder", "add_cross_attention") if published.get(key)), None)
     if decoder:
         raise UserError(
-            f"text.pretrained: {folder} has {decoder}: its tokens see earlier ones only; the text encoder must be a BERT encoder"
+            f"text.pretrained: {folder} has {decoder}: its tokens see earlier ones only; the text encoder must be an encoder"
         )

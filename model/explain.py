@@ -152,7 +152,10 @@ def _spelt(tokenizer: Tokenizer, sentence: str, length: int) -> tuple[list[str],
     names = tokenizer.words(sentence)[: int(within.max(initial=-1)) + 1]
     if length == len(within):
         return names, within
-    return ["[CLS]", *names, "[SEP]"], np.concatenate(([0], within + 1, [len(names) + 1]))
+    before, after = ([tokenizer.vocabulary[i] for i in ends] for ends in (tokenizer.prefix, tokenizer.suffix))
+    behind = len(before) + len(names)
+    words = np.concatenate((np.arange(len(before)), within + len(before), behind + np.arange(len(after))))
+    return [*before, *names, *after], words
 
 
 def cells(rows: int, columns: int) -> np.ndarray:

@@ -40,14 +40,7 @@ def save_run(
     words = None
     if tokenizer is not None:
         tokenizer.save(run_dir / VOCABULARY)
-        words = {
-            "vocabulary": VOCABULARY,
-            "lowercase": tokenizer.lowercase,
-            "max_tokens": tokenizer.max_tokens,
-            **tokenizer.unusual,
-        }
-        if tokenizer.kind != "pieces":
-            words["kind"] = tokenizer.kind
+        words = {"vocabulary": VOCABULARY, **tokenizer.record()}
     whole = {"format_version": FORMAT_VERSION, **described(network), "tokenizer": words, **config}
     write_json(run_dir / CONFIG, whole)
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -69,6 +62,7 @@ def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Tok
     from safetensors.torch import load_file
 
     from model.build import network_from
+    from model.library_tokenizer import LibraryTokenizer
     from model.tokenizer import CaptionTokenizer
     from model.words import WordTokenizer
 
@@ -86,10 +80,10 @@ def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Tok
     words = config.get("tokenizer")
     tokenizer = None
     if words:
-        kind = WordTokenizer if words.get("kind") == WordTokenizer.kind else CaptionTokenizer
-        tokenizer = kind.from_file(
-            run_dir / words["vocabulary"],
-            **{key: value for key, value in words.items() if key not in ("vocabulary", "kind")},
+        options = {key: value for key, value in words.items() if key not in ("vocabulary", "kind")}
+        readers = {reader.kind: reader for reader in (CaptionTokenizer, LibraryTokenizer, WordTokenizer)}
+        tokenizer = readers[words.get("kind", CaptionTokenizer.kind)].from_file(
+            run_dir / words["vocabulary"], **options
         )
     return network.eval(), config, tokenizer
 

@@ -1,9 +1,9 @@
-"""The text side: captions -> states of their tokens, by BERT or by a GRU over words -> one embedding, or one a token."""
+"""The text side: captions -> states of their tokens, by BERT or another transformer, or by a GRU over words -> one embedding, or one a token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -12,6 +12,9 @@ from core.console import UserError
 from model.bert import Bert, BertConfig
 from model.layers import at_least_single, l2_normalise
 from model.pooling import GeneralizedPooling
+
+if TYPE_CHECKING:
+    from model.library_encoder import LibraryEncoder
 
 
 class CaptionEncoder(nn.Module):
@@ -58,13 +61,13 @@ class TextEncoder(CaptionEncoder):
     """BERT and a projection.
 
     Args:
-        bert: gives the hidden states. embed_size: width E of the embedding.
+        bert: gives the hidden states; a `LibraryEncoder` does as well. embed_size: width E of the embedding.
         pool_position_size, pool_hidden_size: sizes of the pooling's position encoding and GRU. pool: False: none.
     """
 
     def __init__(
         self,
-        bert: Bert,
+        bert: Bert | LibraryEncoder,
         embed_size: int,
         *,
         pool_position_size: int = 32,
@@ -85,8 +88,8 @@ class TextEncoder(CaptionEncoder):
         return self.bert.parameters()
 
     def compile_layers(self) -> None:
-        """Layer by layer, because all of them then share what was compiled for one."""
-        for layer in self.bert.encoder["layer"]:
+        """Use torch.compile for what the encoder says."""
+        for layer in self.bert.compiled():
             layer.compile(dynamic=True)
 
     def config(self) -> dict[str, Any]:
@@ -148,4 +151,13 @@ def caption_encoder(config: Mapping[str, Any]) -> CaptionEncoder:
         return WordEncoder(**config) if kind == "bigru" else NoText()
     outer = ("embed_size", "pool_position_size", "pool_hidden_size", "pool", "normalise")
     given = {key: config.pop(key) for key in outer if key in config}
-    return TextEncoder(Bert(BertConfig(**config)), **given)
+    return TextEncoder(encoder_of(config), **given)
+
+
+def encoder_of(sizes: Mapping[str, Any]) -> Bert | LibraryEncoder:
+    """An encoder with random weights, from what its `config.to_dict()` gave. The library is imported for its own only."""
+    if "library" not in sizes:
+        return Bert(BertConfig(**sizes))
+    from model.library_encoder import LibraryConfig, LibraryEncoder
+
+    return LibraryEncoder(LibraryConfig(**sizes))

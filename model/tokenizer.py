@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers
 
 from core.console import UserError
 from core.files import atomic_path
@@ -68,7 +68,8 @@ class CaptionTokenizer:
         if missing or table[PAD] != 0:
             what = f"lacks {', '.join(missing)}" if missing else f"has {PAD} at line {table[PAD] + 1}, not in the first"
             raise UserError(f"the vocabulary {what}; a BERT vocabulary (vocab.txt) is needed")
-        self.start, self.end, self.mask = table[START], table[END], table[MASK]
+        self.start, self.end, self.mask, self.padding = table[START], table[END], table[MASK], table[PAD]
+        self.prefix, self.suffix = [self.start], [self.end]
         self.ordinary = np.array([i for token, i in table.items() if token not in SPECIAL_TOKENS], dtype=np.int32)
         self._tokenizer = _basic_tokenizer(lowercase, strip_accents, split_chinese)
         self._tokenizer.model = models.WordPiece(vocab=table, unk_token=UNKNOWN, max_input_chars_per_word=100)
@@ -78,24 +79,32 @@ class CaptionTokenizer:
         """Read `vocab.txt`: one piece a line, UTF-8."""
         return cls(read_vocabulary(path), **options)
 
+    def record(self) -> dict[str, Any]:
+        """What `from_file` takes again beside the file that `save` writes."""
+        return {"lowercase": self.lowercase, "max_tokens": self.max_tokens, **self.unusual}
+
     def save(self, path: str | Path) -> None:
         """Write `vocab.txt`, atomically."""
         with atomic_path(path) as temporary:
             temporary.write_text("".join(f"{piece}\n" for piece in self.vocabulary), encoding="utf-8")
 
     def split(self, captions: Sequence[str]) -> Pieces:
-        """The word pieces of each caption, at most `max_tokens - 2`."""
-        limit = self.max_tokens - 2
+        """The pieces of each caption, cut to `max_tokens` with what is put around them."""
+        limit = self.max_tokens - len(self.prefix) - len(self.suffix)
         ids, words, lengths = [], [], []
         for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
             some = list(captions[start : start + _CAPTIONS_AT_ONCE])
-            for one in self._tokenizer.encode_batch(some, add_special_tokens=False):
+            for one, text in zip(self._tokenizer.encode_batch(some, add_special_tokens=False), some, strict=True):
                 lengths.append(min(len(one.ids), limit))
                 ids.append(np.array(one.ids[:limit], dtype=np.int32))
-                words.append(np.array(one.word_ids[:limit], dtype=np.int32))
+                words.append(self._words_of(one, text)[:limit])
         none = [np.zeros(0, dtype=np.int32)]
         offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         return Pieces(np.concatenate(ids or none), np.concatenate(words or none), offsets)
+
+    def _words_of(self, one: Encoding, text: str) -> np.ndarray:
+        """(P,) int32, the word of `text` that each piece belongs to."""
+        return np.array(one.word_ids, dtype=np.int32)
 
     def words(self, caption: str) -> list[str]:
         """The words of a caption, normalised, whole: what `Pieces.words` numbers."""
@@ -103,7 +112,7 @@ class CaptionTokenizer:
         return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(M, T) int64 token ids [CLS] ... [SEP] padded with 0, and (M,) int64 lengths."""
+        """(M, T) int64 token ids [CLS] ... [SEP] (or what else the encoder was published with), padded, and (M,) int64 lengths."""
         pieces = self.split(captions)
         return self.batch(pieces, np.arange(len(pieces)))
 
@@ -138,11 +147,13 @@ class CaptionTokenizer:
             ids, row = ids[kept], row[kept]
             sizes = np.bincount(row, minlength=len(captions))
             first = np.cumsum(sizes) - sizes
-        lengths = sizes.astype(np.int64) + 2
-        tokens = np.zeros((len(captions), lengths.max(initial=2)), dtype=np.int64)
-        tokens[:, 0] = self.start
-        tokens[row, np.arange(len(row)) - np.repeat(first, sizes) + 1] = ids
-        tokens[np.arange(len(captions)), lengths - 1] = self.end
+        before, after = len(self.prefix), len(self.suffix)
+        # Of nothing at all there is one token of padding: an encoder needs something to read.
+        lengths = np.maximum(sizes.astype(np.int64) + before + after, 1)
+        tokens = np.full((len(captions), lengths.max(initial=before + after)), self.padding, dtype=np.int64)
+        tokens[:, :before] = self.prefix
+        tokens[row, np.arange(len(row)) - np.repeat(first, sizes) + before] = ids
+        tokens[np.arange(len(captions))[:, None], (before + sizes)[:, None] + np.arange(after)] = self.suffix
         return tokens, lengths
 
 

@@ -54,6 +54,7 @@ def train_run(
 
     from model.build import new_network
     from model.data import Features, TrainingPairs, read_split
+    from model.pretrained import provenance
     from model.training.loop import train
     from model.training.mishaps import memory_explained
     from stores import open_store
@@ -100,6 +101,7 @@ def train_run(
             "features": features.describe(),
             "training_images": len(training.image_rows),
             "training_captions": len(training.captions),
+            **({"pretrained": provenance(settings.text.pretrained)} if settings.text.pretrained else {}),
         },
         origin={"text": settings.text.model_dump()},
         validation=validation,

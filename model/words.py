@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +138,6 @@ class WordTokenizer:
     """
 
     kind = "words"
-    unusual: ClassVar[dict[str, bool]] = {}
 
     def __init__(self, vocabulary: Sequence[str], *, lowercase: str = "text", max_tokens: int = 128) -> None:
         self.vocabulary, self.lowercase, self.max_tokens = list(vocabulary), lowercase, max_tokens
@@ -156,6 +155,10 @@ class WordTokenizer:
         """Read a vocabulary of SCAN's (`.json`), or the words line by line."""
         read = read_word_vocabulary if Path(path).suffix == ".json" else read_vocabulary
         return cls(read(path), lowercase=lowercase, max_tokens=max_tokens)
+
+    def record(self) -> dict[str, Any]:
+        """What `from_file` takes again beside the file that `save` writes."""
+        return {"kind": self.kind, "lowercase": self.lowercase, "max_tokens": self.max_tokens}
 
     def save(self, path: str | Path) -> None:
         """Write the words, one a line, atomically."""

@@ -19,7 +19,7 @@ _FEW_TOKENS = 48  # from 64 on, torch's fused attention is as fast as step by st
 def reference(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, dropout: float = 0.0) -> Tensor:
     """The formula, as `attend`."""
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[3])
-    weights = F.dropout(scores.masked_fill(~valid[:, None, None], -math.inf).softmax(dim=3), dropout)
+    weights = F.dropout(scores.masked_fill(~_for_heads(valid), -math.inf).softmax(dim=3), dropout)
     return torch.einsum("bhqk,bkhd->bqhd", weights.to(value.dtype), value)
 
 
@@ -28,7 +28,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, dropout:
 
     Args:
         query, key, value: (B, T, heads, D) floats.
-        valid: (B, T) bool, which tokens may be attended to; at least one in each row.
+        valid: (B, T) bool, which tokens may be attended to, or (B, T, T), by each; at least one in each row.
         dropout: share of the attention that is dropped.
 
     Returns:
@@ -41,5 +41,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, dropout:
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, dropout: float = 0.0) -> Tensor:
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    mask = valid[:, None, None]
+    mask = _for_heads(valid)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
+
+
+def _for_heads(valid: Tensor) -> Tensor:
+    """(B, T) or (B, T, T) -> what broadcasts to (B, heads, T, T)."""
+    return valid[:, None, None] if valid.ndim == 2 else valid[:, None]

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from core.console import UserError
-from model.bert import Bert, BertConfig, config_from_weights, load_pretrained
+from model.bert import Bert, BertConfig, config_from_weights
+from model.pretrained import load_encoder, resolve_pretrained
 from model.tokenizer import SPECIAL_TOKENS
 
 
@@ -44,8 +45,9 @@ def write_folder(folder, model, *, prefix="bert.", rename=True):
 def test_hidden_states_equal_the_librarys(library_model, tmp_path):
     write_folder(tmp_path, library_model)
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    bert, vocabulary, lowercase = load_pretrained(str(tmp_path), dropout=0.25)
-    assert vocabulary == tmp_path / "vocab.txt" and lowercase is False and bert.config.dropout == 0.25
+    bert, tokenizer = load_encoder(str(tmp_path), dropout=0.25, max_tokens=30)
+    assert isinstance(bert, Bert) and bert.config.dropout == 0.25
+    assert tokenizer.vocabulary[:5] == list(SPECIAL_TOKENS) and not tokenizer.lowercase and tokenizer.max_tokens == 20
     ids = torch.randint(1, 40, (5, 20), generator=torch.Generator().manual_seed(0))
     ids[torch.arange(20) >= torch.tensor([20, 2, 7, 13, 1])[:, None]] = 0
     with torch.no_grad():
@@ -71,19 +73,23 @@ def test_from_scratch_weights_are_drawn_like_berts():
 def test_what_is_not_a_bert_is_named(library_model, tmp_path):
     write_folder(tmp_path, library_model)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "roberta"}))
-    with pytest.raises(UserError, match="is a 'roberta' model"):
-        load_pretrained(str(tmp_path))
+
+    def load():
+        load_encoder(str(tmp_path), dropout=0.1, max_tokens=20)
+
+    (tmp_path / "config.json").write_text(json.dumps(config | {"position_embedding_type": "relative_key_query"}))
+    with pytest.raises(UserError, match="is a 'bert' model with relative_key_query positions"):
+        load()
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
     with pytest.raises(UserError, match=r"do not fit its config.json"):
-        load_pretrained(str(tmp_path))
+        load()
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model.safetensors"):
-        load_pretrained(str(tmp_path))
+        load()
     (tmp_path / "vocab.txt").unlink()
     with pytest.raises(UserError, match=r"lacks vocab.txt"):
-        load_pretrained(str(tmp_path))
+        load()
 
 
 def test_a_name_that_cannot_be_fetched_is_explained(monkeypatch):
@@ -94,7 +100,7 @@ def test_a_name_that_cannot_be_fetched_is_explained(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(UserError, match=r"'some/bert' is not a local folder and could not be.*no network.*null"):
-        load_pretrained("some/bert")
+        resolve_pretrained("some/bert")
 
 
 def test_states_that_are_not_wanted_cost_nothing_and_change_nothing(monkeypatch):

@@ -94,7 +94,7 @@ def test_faults_of_a_folder_are_lines(tmp_path):
         ("{", "not valid JSON"),
         ("[]", "holds no object"),
         ('{"is_decoder": true}', "has is_decoder"),
-        ('{"model_type": "roberta"}', "is a 'roberta' model"),
+        ('{"position_embedding_type": "relative_key"}', "is a 'bert' model with relative_key positions"),
     ):
         (tmp_path / "config.json").write_text(content)
         (line,) = folder_faults(tmp_path)

@@ -1,0 +1,115 @@
+"""From what `text.pretrained` names, a folder or a name on the Hugging Face hub, to the encoder and its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from core.console import UserError
+from core.files import digest_file
+from model.bert import Bert, load_pretrained
+from model.encoder_folder import (
+    TOKENIZER_FILES,
+    WEIGHTS,
+    check_config,
+    folder_faults,
+    is_bert,
+    read_object,
+    tokenizer_settings,
+)
+from model.library_encoder import LibraryEncoder, load_library_encoder, load_library_tokenizer, token_limit
+from model.tokenizer import CaptionTokenizer
+
+_DESCRIPTIONS = ["config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZER_FILES]
+
+
+def load_encoder(name: str, *, dropout: float, max_tokens: int) -> tuple[Bert | LibraryEncoder, CaptionTokenizer]:
+    """A published text encoder and its own tokenizer.
+
+    A BERT with BERT's tokenizer is run by `model.bert`, every other encoder by the transformers library.
+
+    Args:
+        name: as `resolve_pretrained`. dropout: replaces the published dropout. max_tokens: longer captions are cut; fewer if the
+            encoder has fewer positions.
+
+    Raises:
+        UserError: it is not there, or cannot be run as it was published.
+    """
+    folder = resolve_pretrained(name)
+    if faults := list(folder_faults(folder)):
+        raise UserError(f"text.pretrained: {'; '.join(faults)}")
+    if is_bert(folder):
+        encoder = load_pretrained(folder, dropout=dropout)
+        limit, known = encoder.config.max_positions, encoder.config.vocabulary_size
+        options = {"max_tokens": min(max_tokens, limit), **tokenizer_settings(folder).options()}
+        tokenizer = CaptionTokenizer.from_file(folder / "vocab.txt", **options)
+    else:
+        check_config(read_object(folder / "config.json"), folder)
+        encoder = load_library_encoder(folder, dropout=dropout)
+        tokenizer = load_library_tokenizer(folder, max_tokens=min(max_tokens, token_limit(encoder) or max_tokens))
+        known = encoder.config.library["vocab_size"]
+    if len(tokenizer.vocabulary) > known:
+        raise UserError(
+            f"text.pretrained: the tokenizer in {folder} has {len(tokenizer.vocabulary)} pieces, more than the {known} that the "
+            "weights know"
+        )
+    return encoder, tokenizer
+
+
+def resolve_pretrained(name: str, *, weights: bool = True) -> Path:
+    """The local folder of an encoder: `name` itself if it is a folder, else fetched from the hub, once.
+
+    Args:
+        name: a folder, or NAME or NAME@REVISION on the hub. What is in the hub's cache is taken without asking the hub.
+        weights: whether they are needed.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _fetched(name, weights)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"text.pretrained: {folder} lacks config.json")
+    return folder
+
+
+def provenance(name: str) -> dict[str, Any]:
+    """What an encoder came from, for the record: its name, the hub's revision (None of a folder) and its weights' SHA-256."""
+    folder = resolve_pretrained(name)
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") and path.is_file())
+    revision = None if Path(name).is_dir() else folder.name
+    return {"name": name, "revision": revision, "weights": {path.name: digest_file(path) for path in files}}
+
+
+def _fetched(name: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    wanted = [[*_DESCRIPTIONS, *(["model*.safetensors", "model.safetensors.index.json"] if weights else [])]]
+    if weights:  # in the older format where there is no other
+        wanted.append([*_DESCRIPTIONS, "pytorch_model*.bin", "pytorch_model.bin.index.json"])
+    tries = [(patterns, offline) for offline in (True, False) for patterns in wanted]
+    for patterns, offline in tries:
+        try:
+            folder = Path(
+                snapshot_download(
+                    repository, revision=revision or None, allow_patterns=patterns, local_files_only=offline
+                )
+            )
+        except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+            if offline:
+                continue
+            raise UserError(
+                f"text.pretrained: {name!r} is not a local folder and could not be fetched from the Hugging Face hub "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}). "
+                "Give a folder with config.json, the tokenizer's files and model.safetensors, or set text.pretrained: null to "
+                "train a small encoder from scratch"
+            ) from error
+        if _complete(folder, weights):
+            break
+    return folder
+
+
+def _complete(folder: Path, weights: bool) -> bool:
+    names = set(os.listdir(folder))
+    there = "config.json" in names and not names.isdisjoint(TOKENIZER_FILES)
+    return there and (not weights or not names.isdisjoint([*WEIGHTS, *(f"{file}.index.json" for file in WEIGHTS)]))
