@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.archives import unpack_images
+from catalog.copies import copies_between_splits, in_one_split, told
 from catalog.index import write_index
 from catalog.settings import Dataset, DatasetSection
 from core.console import run_cli
@@ -43,11 +44,17 @@ def index(
     found = section.read(made, threads)
     found.keep_first(section.caption_limit)
     rows, texts = found.images(threads * 2), found.captions()
+    choice = getattr(section, "copies", None)
+    if copies := copies_between_splits(rows):
+        found.notes.append(told(rows, copies, option=choice == "keep"))
+        if choice == "one_split":
+            rows = in_one_split(rows, copies)
+            found.notes[-1] += "; all copies are in the split of the first"
     for note in found.notes:
         print(f"note: {note}")
     write_index(images, captions, rows, texts, notes=found.notes, limited=True)
     bad = sum(error is not None for error in rows.column("error").to_pylist())
-    splits = ", ".join(f"{name} {count}" for name, count in sorted(Counter(found.splits).items()))
+    splits = ", ".join(f"{name} {count}" for name, count in sorted(Counter(rows["split"].to_pylist()).items()))
     broken = f", {bad} files with a broken header" if bad else ""
     print(f"{dataset}: {rows.num_rows} images ({splits}), {texts.num_rows} captions{broken}")
 

@@ -178,7 +178,7 @@ class ImagesDataset(DatasetSection):
     """A dataset with image files of the user's, some of whose features may exist already."""
 
     BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"imports"}
-    YOUNGER = frozenset({"missing_images", "missing_captions", "captions_per_image"})
+    YOUNGER = frozenset({"missing_images", "missing_captions", "captions_per_image", "copies"})
 
     images: FilePath
     #: Captions (or entries) of images that are not there: an error, or left out and counted.
@@ -187,6 +187,8 @@ class ImagesDataset(DatasetSection):
     missing_captions: Literal["fail", "keep", "drop"] = "fail"
     #: The first so many captions of an image are trained and scored on, five as the field does; null: all.
     captions_per_image: Positive | None = 5
+    #: The same picture, byte by byte, in several splits: told, or put into the split of its first image.
+    copies: Literal["keep", "one_split"] = "keep"
     imports: Imports = Imports()
 
     @property

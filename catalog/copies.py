@@ -1,0 +1,37 @@
+"""The same picture under two names: harmless within a split, a leak between what is trained on and what is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from catalog.annotations import UNLISTED
+from catalog.index import listing
+
+
+def copies_between_splits(images: pa.Table) -> list[list[int]]:
+    """Rows of an images table with equal content, first ones first, of each picture that more than one split has."""
+    rows: dict[str, list[int]] = {}
+    splits = images["split"].to_pylist()
+    for row, content in enumerate(images["content_hash"].to_pylist()):
+        if content and splits[row] != UNLISTED:
+            rows.setdefault(content, []).append(row)
+    return [own for own in rows.values() if len({splits[row] for row in own}) > 1]
+
+
+def told(images: pa.Table, copies: Sequence[Sequence[int]], option: bool) -> str:
+    """The pictures in words. option: whether they can be kept in one split."""
+    ids, splits = images["image_id"].to_pylist(), images["split"].to_pylist()
+    named = [" = ".join(f"{ids[row]} ({splits[row]})" for row in own) for own in copies]
+    advice = "; copies: one_split keeps them together" if option else ""
+    return listing("pictures are in several splits, byte by byte", named) + advice
+
+
+def in_one_split(images: pa.Table, copies: Sequence[Sequence[int]]) -> pa.Table:
+    """The table with all copies of a picture in the split of its first."""
+    splits = images["split"].to_pylist()
+    for own in copies:
+        for row in own:
+            splits[row] = splits[own[0]]
+    return images.set_column(images.schema.get_field_index("split"), "split", pa.array(splits, pa.string()))

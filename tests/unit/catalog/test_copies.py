@@ -1,0 +1,51 @@
+"""A picture that both training and test have is told of, and can be kept in one split."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from catalog.index import read_index
+from catalog.run import main
+
+
+def indexed(tmp_path, capsys, **setting):
+    images = tmp_path / "images"
+    if not images.exists():
+        images.mkdir()
+        for k, name in enumerate(("a", "b", "c", "d")):
+            Image.new("RGB", (8, 6), (40 * k, 0, 0)).save(images / f"{name}.png")
+        shutil.copy(images / "a.png", images / "z.png")  # of another split
+        shutil.copy(images / "b.png", images / "b2.png")  # of the same
+        rows = {"a": "train", "b": "train", "b2": "train", "c": "test", "d": "val", "z": "test"}
+        lines = [f"{name},text {name},{split}" for name, split in rows.items()]
+        (tmp_path / "captions.csv").write_text("\n".join(["image,caption,split", *lines]))
+    settings = {"source": "folder", "images": str(images), "captions": str(tmp_path / "captions.csv")} | setting
+    paths = [str(tmp_path / f"index/{name}.parquet") for name in ("images", "captions")]
+    main(["index", "--dataset", "t", "--settings", json.dumps(settings), "--images", paths[0], "--captions", paths[1]])
+    index = read_index(tmp_path / "index")
+    splits = dict(zip(index.images["image_id"].to_pylist(), index.images["split"].to_pylist(), strict=True))
+    return splits, index.notes, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("choice", ["keep", "one_split"])
+def test_copies_between_splits(tmp_path, capsys, choice):
+    splits, notes, printed = indexed(tmp_path, capsys, copies=choice)
+    (note,) = notes
+    assert "1 pictures are in several splits" in note and "a (train) = z (test)" in note and note in printed
+    assert splits["z"] == ("train" if choice == "one_split" else "test")
+    assert ("copies: one_split" in note) == (choice == "keep")
+    assert {name: split for name, split in splits.items() if name != "z"} == {
+        "a": "train",
+        "b": "train",
+        "b2": "train",
+        "c": "test",
+        "d": "val",
+    }
+
+
+def test_no_copies_no_note(tmp_path, capsys):
+    indexed(tmp_path, capsys)
+    (tmp_path / "images" / "z.png").write_bytes((tmp_path / "images" / "c.png").read_bytes())
+    assert indexed(tmp_path, capsys)[1] == ()
