@@ -41,11 +41,13 @@ def open_array(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Part:
-    """One split's files: `prefix`, number of `images`, and per file name how many rows an image has (1 or 5)."""
+    """One split's files: `prefix`, number of `images`, per file name how many rows an image has (1, or as many as captions), and
+    how many captions."""
 
     prefix: str
     images: int
     steps: dict[str, int]
+    captions: int = CAPTIONS_PER_IMAGE
 
 
 def read_lines(path: Path) -> list[str]:
@@ -56,7 +58,9 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def read_parts(folder: str, splits: dict[str, str], features: Sequence[str]) -> dict[str, Part]:
+def read_parts(
+    folder: str, splits: dict[str, str], features: Sequence[str], captions_per_image: int = CAPTIONS_PER_IMAGE
+) -> dict[str, Part]:
     """What the files of each split hold, by their headers, in the order of the index' rows: by the splits' names.
 
     UserError: listing all files that are missing or do not fit.
@@ -70,9 +74,13 @@ def read_parts(folder: str, splits: dict[str, str], features: Sequence[str]) -> 
             problems.append(f"{path} does not exist; complete the folder or correct the dataset's splits")
             continue
         captions = len(read_lines(path))
-        images, rest = divmod(captions, CAPTIONS_PER_IMAGE)
+        images, rest = divmod(captions, captions_per_image)
         if rest or not images:
-            problems.append(f"{path} has {captions} lines, which is no multiple of five captions per image")
+            how_many = "five" if captions_per_image == 5 else captions_per_image
+            problems.append(
+                f"{path} has {captions} lines, which is no multiple of {how_many} captions per image; captions_per_image of the "
+                "dataset says how many there are"
+            )
             continue
         steps = {}
         boxes = "regions" in features and array_path(folder, prefix, BOXES_FILE).exists()
@@ -83,18 +91,25 @@ def read_parts(folder: str, splits: dict[str, str], features: Sequence[str]) -> 
                 problems.append(str(error))
                 continue
             if rows not in (images, captions):
+                times = "five" if captions_per_image == 5 else captions_per_image
                 problems.append(
                     f"{array_path(folder, prefix, name)} has {rows} rows, {path} {captions} captions; expected "
-                    f"{images} rows (one per image) or {captions} (each image five times)"
+                    f"{images} rows (one per image) or {captions} (each image {times} times)"
                 )
             steps[name] = rows // images
-        parts[split] = Part(prefix, images, steps)
+        parts[split] = Part(prefix, images, steps, captions_per_image)
     if problems:
         raise UserError(f"precomputed features in {folder}:\n  " + "\n  ".join(problems))
     return parts
 
 
-def read_precomputed(folder: str, splits: dict[str, str], features: Sequence[str], workers: int = 2) -> Annotations:
+def read_precomputed(
+    folder: str,
+    splits: dict[str, str],
+    features: Sequence[str],
+    workers: int = 2,
+    captions_per_image: int = CAPTIONS_PER_IMAGE,
+) -> Annotations:
     """Index rows and content hashes. Reads every byte once, for the hashes, a block at a time.
 
     Args:
@@ -103,7 +118,7 @@ def read_precomputed(folder: str, splits: dict[str, str], features: Sequence[str
     Raises:
         UserError: listing everything wrong at once.
     """
-    parts = read_parts(folder, splits, features)
+    parts = read_parts(folder, splits, features, captions_per_image)
     hashes: list[str] = []
     found = Annotations([], [], [], [], [], [], content_hashes=hashes)
     problems: list[str] = []
@@ -118,7 +133,7 @@ def read_precomputed(folder: str, splits: dict[str, str], features: Sequence[str
         found.paths += [f"{array_path(folder, part.prefix, next(iter(part.steps)))}#{i}" for i in range(part.images)]
         found.splits += [split] * part.images
         found.caption_ids += caption_ids
-        found.caption_images += [i for i in ids for _ in range(CAPTIONS_PER_IMAGE)]
+        found.caption_images += [i for i in ids for _ in range(part.captions)]
         found.texts += captions
     repeated = _repeated_ids(parts, found)
     problems += repeated or check_image_ids(found.image_ids)
@@ -131,6 +146,7 @@ def read_precomputed(folder: str, splits: dict[str, str], features: Sequence[str
         hashes += digests
         problems += [
             listing(f"images whose five rows in {part.prefix}_{name}.npy are not equal", rows)
+            + " (with one caption an image, set captions_per_image: 1)"
             for name, rows in differing.items()
         ]
     if problems:
@@ -160,10 +176,10 @@ def _ids(folder: str, part: Part, problems: list[str]) -> list[str]:
     if not path.is_file():
         return [f"{part.prefix}-{i:06d}" for i in range(part.images)]
     ids = [line.strip() for line in read_lines(path)]
-    if len(ids) == part.images * CAPTIONS_PER_IMAGE:
-        if any(ids[i] != ids[i - i % CAPTIONS_PER_IMAGE] for i in range(len(ids))):
+    if len(ids) == part.images * part.captions:
+        if any(ids[i] != ids[i - i % part.captions] for i in range(len(ids))):
             problems.append(f"{path} has a line per caption, but the five lines of an image are not always equal")
-        ids = ids[::CAPTIONS_PER_IMAGE]
+        ids = ids[:: part.captions]
     if len(ids) != part.images:
         problems.append(f"{path} has {len(ids)} lines for {part.images} images; remove or correct the file")
     return ids
@@ -172,11 +188,11 @@ def _ids(folder: str, part: Part, problems: list[str]) -> list[str]:
 def _caption_ids(folder: str, part: Part, ids: list[str], problems: list[str]) -> list[str]:
     path = Path(folder) / f"{part.prefix}_capids.txt"
     if not path.is_file():
-        return [f"{i}#{k}" for i in ids for k in range(CAPTIONS_PER_IMAGE)]
+        return [f"{i}#{k}" for i in ids for k in range(part.captions)]
     caption_ids = [line.strip() for line in read_lines(path)]
-    if len(caption_ids) != part.images * CAPTIONS_PER_IMAGE:
+    if len(caption_ids) != part.images * part.captions:
         problems.append(
-            f"{path} has {len(caption_ids)} lines for {part.images * CAPTIONS_PER_IMAGE} captions; remove or correct it"
+            f"{path} has {len(caption_ids)} lines for {part.images * part.captions} captions; remove or correct it"
         )
     return caption_ids
 

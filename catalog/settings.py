@@ -151,13 +151,13 @@ class FileImport(Section):
 class RegionImport(RegionsKept, FileImport):
     """Region features of other programs: bottom-up-attention's `.npz` per image or LXMERT's `.tsv`."""
 
-    format: Literal["npz", "tsv"]
+    format: Literal["npz", "tsv", "npy"]
 
 
 class GridImport(GridKept, FileImport):
     """Grid features of other programs: grid-feats-vqa's `.pth` per image."""
 
-    format: Literal["pth"]
+    format: Literal["pth", "npy"]
 
 
 class Imports(Section):
@@ -330,11 +330,13 @@ class PrecomputedDataset(DatasetSection):
     """Features in the layout of SCAN, VSE-infinity and 3SHNet: `{split}_ims.npy`, `{split}_caps.txt`, ..."""
 
     BESIDE_INDEX = DatasetSection.BESIDE_INDEX | {"class_order", "seg_maps", "rounding", "provenance"}
+    YOUNGER = frozenset({"captions_per_image"})
 
     source: Literal["precomputed"]
     folder: FilePath
     splits: Annotated[dict[Name, Name], Field(min_length=1)] = {"train": "train", "val": "dev", "test": "test"}
     features: Annotated[list[Feature], Field(min_length=1)] = ["regions", "panoptic"]
+    captions_per_image: Positive = 5  # lines of a `_caps.txt`; as many rows may an image have in the arrays
     class_order: Literal["upsnet", "coco"] = "upsnet"
     seg_maps: Literal["auto", "raw", "standardised"] = "auto"
     rounding: Literal["count", "error"] = "count"
@@ -363,7 +365,8 @@ class PrecomputedDataset(DatasetSection):
         return self._arrays(layout_files(feature).values()) + _existing(self._arrays(optional))
 
     def import_source(self, feature: Feature) -> str:
-        return json.dumps(self.model_dump(exclude={"source", "shards"}) | {"format": "scan"}, sort_keys=True)
+        usual = {"captions_per_image"} if self.captions_per_image == 5 else set()
+        return json.dumps(self.model_dump(exclude={"source", "shards"} | usual) | {"format": "scan"}, sort_keys=True)
 
     def sources(self, made: str) -> list[str]:
         texts = [f"{self.folder}/{prefix}_caps.txt" for prefix in self.splits.values()]
@@ -373,7 +376,7 @@ class PrecomputedDataset(DatasetSection):
     def read(self, made: Path | None, threads: int) -> Annotations:
         from catalog.precomputed import read_precomputed
 
-        return read_precomputed(self.folder, self.splits, self.features, threads)
+        return read_precomputed(self.folder, self.splits, self.features, threads, self.captions_per_image)
 
     def missing(self) -> Iterator[str]:
         yield from _no_folder("folder", self.folder)

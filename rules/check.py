@@ -82,7 +82,7 @@ class Check:
         if dataset.source == "precomputed":
             from catalog.precomputed import read_parts
 
-            parts = read_parts(dataset.folder, dataset.splits, dataset.features)
+            parts = read_parts(dataset.folder, dataset.splits, dataset.features, dataset.captions_per_image)
             found = Counter({split: part.images for split, part in parts.items()})
             images = ImageRows([str(i) for i in range(sum(found.values()))], "")
             captions = None

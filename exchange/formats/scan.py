@@ -10,7 +10,7 @@ import numpy as np
 
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO, VOID
 from catalog.index import ImageRows
-from catalog.layout import BOXES_FILE, array_path, layout_files
+from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, layout_files
 from catalog.precomputed import open_array, read_parts, seg_map_encoding, standardised
 from core.console import UserError
 from core.features import FEATURES, Feature
@@ -27,6 +27,7 @@ class ScanReader(Reader):
     Args:
         feature: which store to make. images: of the index. folder, splits, features: of the dataset.
         class_order: of the files, "upsnet" or "coco". seg_maps: their encoding, "auto" detects it file by file.
+        captions_per_image: lines of the texts, and rows of an image where arrays repeat it.
         rounding: "count", or "error" for values that float16 does not hold exactly.
     """
 
@@ -44,11 +45,12 @@ class ScanReader(Reader):
         seg_maps: str = "auto",
         rounding: str = "count",
         provenance: str = "unknown",
+        captions_per_image: int = CAPTIONS_PER_IMAGE,
     ) -> None:
         super().__init__(provenance)
         self.feature, self.folder = feature, folder
         self.rounding.exact = rounding == "error"
-        self._parts = list(read_parts(folder, splits, features).values())
+        self._parts = list(read_parts(folder, splits, features, captions_per_image).values())
         count = sum(part.images for part in self._parts)
         if count != len(images.ids):
             raise UserError(

@@ -302,7 +302,9 @@ def test_grid_files_are_pooled_as_our_own_grids(tmp_path):
 
 
 def test_what_cannot_be_imported_at_all(tmp_path):
-    with pytest.raises(UserError, match="regions cannot be imported from format 'pth'; choose scan or npz or tsv"):
+    with pytest.raises(
+        UserError, match="regions cannot be imported from format 'pth'; choose scan or npz or tsv or npy"
+    ):
         read({"format": "pth", "path": str(tmp_path)})
     for kind, feature in (("npz", "regions"), ("pth", "grids")):
         with pytest.raises(UserError, match=rf"no usable \.{kind} file"):
