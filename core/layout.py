@@ -119,6 +119,11 @@ def report(results: Root) -> str:
     return f"{results}/report/index.html"
 
 
+def why(results: Root) -> str:
+    """Why the images that the report's gallery shows match its sentences."""
+    return f"{results}/report/why.json"
+
+
 def search(results: Root, search: str = "{search}") -> str:
     """What makes a search usable, written last; embeddings and thumbnails lie beside it."""
     return f"{results}/search/{search}/search.json"

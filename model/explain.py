@@ -259,7 +259,7 @@ def explain_image(
             raise UserError("--attention: the network of this run has no spatial branch; leave it out")
         _write_array(attention, found.attention)
     if overlay is not None:
-        from model.overlay import draw
+        from core.overlay import draw
 
         draw(found, table["path"][row].as_py(), overlay)
     print(f"{output}: similarity {found.score:.4f} of {image_id} and {sentence!r}, by {len(found.kinds)} parts")

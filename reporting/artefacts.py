@@ -16,6 +16,7 @@ from evaluation.scores import Scored, read_scored
 from stores import open_store
 from stores.reader import Store
 
+WHY_VERSION = 1  # of what `reporting.why` writes
 SECONDS = ("decode", "network", "write", "startup")
 
 
@@ -196,6 +197,11 @@ class Artefacts:
             self.note(f"Run {run} has no embeddings of {testset}, so the gallery leaves it out: {path} does not exist.")
             return None
         return read_scored(path)
+
+    def why(self, testset: str) -> dict[str, dict[str, Any]]:
+        """What `reporting.why` wrote of a test set: of each run, by caption and image; empty if it did not."""
+        content = self._json(Path(layout.why(self.results))) or {}
+        return content.get("testsets", {}).get(testset, {}) if content.get("why_version") == WHY_VERSION else {}
 
     @staticmethod
     def _json(path: Path) -> dict[str, Any] | None:

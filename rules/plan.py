@@ -418,7 +418,29 @@ class Plan(Reasons):
         for run in self.settings.runs:
             files += [self.run_file(name, run) for name in (layout.CONFIG, layout.HISTORY)]
             files += [self._scored(run, testset) for testset in self.settings.testsets]
+        return files + self.all_metrics() + self._why()
+
+    def _why(self) -> list[str]:
+        """Explanations of what the gallery shows, if it shows anything."""
+        return [self.kept(layout.why(self.results))] if self.all_metrics() else []
+
+    def why_inputs(self, wildcards: Wildcards) -> list[str]:
+        tested = dict.fromkeys(testset.dataset for testset in self.settings.testsets.values())
+        files = [file for dataset in tested for file in self.index(dataset).values()]
+        files += [self.sealed(dataset, feature) for dataset, feature in self._used() if dataset in tested]
+        for run, section in self.settings.runs.items():
+            files += [self.run_file(name, run) for name in (layout.WEIGHTS, layout.CONFIG, layout.VOCABULARY)]
+            files += [self._scored(run, testset) for testset in self.settings.testsets]
+            files += self._model_files(section).values()
         return files + self.all_metrics()
+
+    def why_settings(self, wildcards: Wildcards) -> str:
+        """What decides which matches are explained, and by what."""
+        settings = self.settings
+        runs = {name: {"dataset": run.dataset, "visual": run.visual} for name, run in settings.runs.items()}
+        systems = {name: {"runs": ensemble.runs} for name, ensemble in settings.ensembles.items()}
+        testsets = {name: {"dataset": testset.dataset} for name, testset in settings.testsets.items()}
+        return json.dumps({"seed": settings.seed, "runs": runs, "ensembles": systems, "testsets": testsets})
 
     def results_folder(self, wildcards: Wildcards) -> str:
         """Where commands find the stores, a bucket's address included."""

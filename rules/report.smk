@@ -1,6 +1,33 @@
 # Artefacts -> one self-contained page.
 
 
+rule explain_gallery:
+    "Why the images that the report's gallery shows match its sentences: by regions, segments and words."
+    input:
+        artefacts=PLAN.why_inputs,
+    output:
+        why=kept(layout.why(RESULTS)),
+    log:
+        layout.log(WORK, "explain_gallery"),
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        settings=PLAN.why_settings,
+        stores=PLAN.results_folder,
+    shell:
+        """
+        python -m reporting.why \
+            --results "$(dirname "$(dirname {output.why:q})")" \
+            --stores {params.stores:q} \
+            --config {params.settings:q} \
+            --output {output.why:q} \
+            --device cpu \
+            --threads {threads} \
+            > {log:q} 2>&1
+        """
+
+
 rule build_report:
     "The page: what was made, of what, how good it is and how long it took."
     input:

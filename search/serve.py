@@ -30,9 +30,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from core.console import UserError
+from core.overlay import heat, layer, strongest_parts
 from core.pictures import load_upright
 from model.explain import Explanation
-from model.overlay import heat, layer, strongest_parts
 from search.ask import MAX_CHARACTERS, Hit, Search, open_search
 
 _HERE = Path(__file__).parent

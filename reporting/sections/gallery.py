@@ -16,6 +16,7 @@ from evaluation.scores import Scored
 from reporting.artefacts import Artefacts, System
 from reporting.gallery import FOUND, Answer, Hit, answer, caption_scores, choose_queries, image_scores
 from reporting.pictures import Area, Picture, encode_pictures, indexed_pictures, panoptic_overlay, top_boxes
+from reporting.why import overlay, pair
 from reporting.words import shorten
 
 TITLE = "Gallery"
@@ -40,6 +41,9 @@ class _Shown:
     prefix: str
     pictures: dict[str, Picture] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    why: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # of each run, by caption and image: see `reporting.why`
 
 
 def galleries(artefacts: Artefacts, count: int, seed: int) -> tuple[list[dict[str, Any]], list[Picture]]:
@@ -58,9 +62,28 @@ def galleries(artefacts: Artefacts, count: int, seed: int) -> tuple[list[dict[st
     return shown, pictures
 
 
-def _gallery(
-    artefacts: Artefacts, testset: str, settings: Mapping[str, Any], position: int, count: int, seed: int
-) -> dict[str, Any] | None:
+_Answers = list[tuple[str, Answer | None]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the systems of a test set found for the queries of its gallery.
+
+    Attributes:
+        index: of its dataset. systems: each with its rSum and what its members scored. best: number of the best of them.
+        caption_ids, image_ids: the queries. answers: of each system, to both kinds.
+    """
+
+    index: Index
+    systems: list[tuple[System, float, list[Scored]]]
+    best: int
+    caption_ids: list[str]
+    image_ids: list[str]
+    answers: list[tuple[_Answers, _Answers]]
+
+
+def find(artefacts: Artefacts, testset: str, settings: Mapping[str, Any], count: int, seed: int) -> Found | None:
+    """`count` queries per direction on a test set, drawn by `seed`, and their answers; None if nothing is scored."""
     index = artefacts.index(str(settings.get("dataset")))
     scored = [(system, metrics) for system in artefacts.systems() if (metrics := artefacts.metrics(system, testset))]
     if index is None or not scored:
@@ -86,9 +109,24 @@ def _gallery(
     caption_ids = [str(reference[0].caption_ids[row]) for row in queries.captions]
     image_ids = [str(reference[0].image_ids[row]) for row in queries.images]
     answers = [_answers(members, caption_ids, image_ids) for _, _, members in candidates]
-    shown = _Shown(index, f"t{position}-")
+    return Found(index, candidates, best, caption_ids, image_ids, answers)
+
+
+def _gallery(
+    artefacts: Artefacts, testset: str, settings: Mapping[str, Any], position: int, count: int, seed: int
+) -> dict[str, Any] | None:
+    found = find(artefacts, testset, settings, count, seed)
+    if found is None:
+        return None
+    candidates, best, answers = found.systems, found.best, found.answers
+    shown = _Shown(found.index, f"t{position}-", why=artefacts.why(testset))
     _collect(
-        artefacts, str(settings.get("dataset")), shown, [members for *_, members in candidates], answers, image_ids
+        artefacts,
+        str(settings.get("dataset")),
+        shown,
+        [members for *_, members in candidates],
+        answers,
+        found.image_ids,
     )
     panels = []
     for number, ((system, rsum, members), (to_images, to_captions)) in enumerate(zip(candidates, answers, strict=True)):
@@ -99,7 +137,7 @@ def _gallery(
                 "ensemble": system.ensemble,
                 "rsum": rsum,
                 "checked": number == best,
-                "to_images": [_caption_query(shown, members[0], *item) for item in to_images],
+                "to_images": [_caption_query(shown, system, members[0], *item) for item in to_images],
                 "to_captions": [_image_query(shown, members[0], *item) for item in to_captions],
             }
         )
@@ -111,6 +149,7 @@ def _gallery(
         "reference": candidates[best][0].name,
         "pictures": list(shown.pictures.values()),
         "has_boxes": any(picture.boxes for picture in shown.pictures.values()),
+        "has_why": bool(shown.why),
         "has_maps": any(picture.map_png for picture in shown.pictures.values()),
     }
 
@@ -121,9 +160,6 @@ def _same_items(members: Sequence[Scored]) -> bool:
         and np.array_equal(members[0].caption_ids, member.caption_ids)
         for member in members[1:]
     )
-
-
-_Answers = list[tuple[str, Answer | None]]
 
 
 def _answers(
@@ -154,7 +190,7 @@ def _answers(
     ]
 
 
-def _hits(found: Answer | None) -> list[Hit]:
+def hits_of(found: Answer | None) -> list[Hit]:
     return [] if found is None else [*found.hits, *([found.missed] if found.missed else [])]
 
 
@@ -173,9 +209,9 @@ def _collect(
         first = members[0]
         for query, found in to_images:
             captions[query] = None
-            images.update(dict.fromkeys(str(first.image_ids[hit.row]) for hit in _hits(found)))
+            images.update(dict.fromkeys(str(first.image_ids[hit.row]) for hit in hits_of(found)))
         for _, found in to_captions:
-            captions.update(dict.fromkeys(str(first.caption_ids[hit.row]) for hit in _hits(found)))
+            captions.update(dict.fromkeys(str(first.caption_ids[hit.row]) for hit in hits_of(found)))
     table = shown.index.captions
     table = table.filter(pc.is_in(table["caption_id"], value_set=pa.array(list(captions), pa.string())))
     shown.texts = dict(zip(table["caption_id"].to_pylist(), table["text"].to_pylist(), strict=True))
@@ -211,8 +247,15 @@ def _add_layers(artefacts: Artefacts, dataset: str, pictures: Sequence[Picture],
             picture.map_png, picture.areas = panoptic_overlay(seg_map)
 
 
-def _caption_query(shown: _Shown, embeddings: Scored, query: str, found: Answer | None) -> dict[str, Any]:
-    hits = [{"hit": hit, "picture": shown.pictures[str(embeddings.image_ids[hit.row])]} for hit in _hits(found)]
+def _caption_query(
+    shown: _Shown, system: System, embeddings: Scored, query: str, found: Answer | None
+) -> dict[str, Any]:
+    hits = []
+    for hit in hits_of(found):
+        image = str(embeddings.image_ids[hit.row])
+        told = [shown.why.get(run, {}).get(pair(query, image)) for run in system.members]
+        why = overlay(told) if all(told) else None
+        hits.append({"hit": hit, "picture": shown.pictures[image], "why": why})
     return {
         "text": shorten(shown.texts.get(query, ""), 600),
         "answer": found,
@@ -223,7 +266,7 @@ def _caption_query(shown: _Shown, embeddings: Scored, query: str, found: Answer 
 
 def _image_query(shown: _Shown, embeddings: Scored, query: str, found: Answer | None) -> dict[str, Any]:
     hits = []
-    for hit in _hits(found):
+    for hit in hits_of(found):
         text = shown.texts.get(str(embeddings.caption_ids[hit.row]), "")
         hits.append({"hit": hit, "text": shorten(text, 600)})
     picture = shown.pictures[query]

@@ -22,6 +22,7 @@ def test_the_default_is_about_thirty_jobs(make_workflow, repository):
         "compute_metrics": 4,
         "compute_ensemble": 2,
         "write_tables": 1,
+        "explain_gallery": 1,
         "build_report": 1,
     }
 

@@ -12,6 +12,14 @@ from .conftest import TINY
 pytestmark = pytest.mark.workflow
 
 
+def test_the_reports_gallery_says_why(finished):
+    """Every image that is shown for a sentence has its explanation."""
+    page = (finished.results / "report" / "index.html").read_text()
+    why = json.loads((finished.results / "report" / "why.json").read_text())
+    assert {run for run, pairs in why["testsets"]["tiny_test"].items() if pairs} == {"region", "grid"}
+    assert 'id="show-why"' in page and page.count('class="words layer-why"') == page.count('class="hit ')
+
+
 def test_a_finished_workflow_becomes_searchable(finished, capsys, monkeypatch):
     config = copy.deepcopy(TINY) | {"search": {"all": {"dataset": "tiny", "runs": ["region", "grid"]}}}
     result = finished.run("search", config=config)

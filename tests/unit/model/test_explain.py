@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from core.console import UserError
+from core.overlay import SIDE, heat, layer, strongest_parts
 from model.build import new_network
 from model.data import Features
 from model.embed import embed_captions, embed_images, score_pairs
 from model.explain import cells, explain, main, with_boxes
-from model.overlay import SIDE, heat, layer, strongest_parts
 from model.runs import save_run
 from model.settings import Recipe
 from stores.schema import SCHEMA_VERSION

@@ -1,9 +1,9 @@
-"""What the parts of an image contribute to a similarity, painted over it. Without torch, for pages too."""
+"""What the parts of an image contribute to a similarity, painted over it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -13,13 +13,21 @@ from core.files import atomic_path
 if TYPE_CHECKING:
     from PIL import Image
 
-    from model.explain import Explanation
-
 SIDE = 56  # cells of a heat map a side: a multiple of the 7 x 7 cells of grids and segmentations
 FOR, AGAINST = (235, 88, 20), (32, 96, 210)  # colours of what speaks for the match and against it
 _STRONGEST = 0.62  # opacity where most is contributed
 _LISTED = 5  # regions with a frame
 _PICTURE = 640  # longer side of a drawn picture, in pixels
+
+
+class Explanation(Protocol):
+    """What is needed of a `model.explain.Explanation`."""
+
+    score: float
+    words: tuple[str, ...]
+    kinds: tuple[str, ...]
+    shares: np.ndarray
+    places: np.ndarray
 
 
 def heat(explanation: Explanation, side: int = SIDE) -> np.ndarray:
