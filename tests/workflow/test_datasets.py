@@ -77,13 +77,20 @@ def stand_in(folder, config):
 PLANS = {
     "coco": {"index_dataset": 2, "extract_shard": 3 * 128 + 3, "seal_store": 6, "export_features": 2}
     | {"train_model": 2, "encode_testset": 4, "compute_metrics": 4, "compute_ensemble": 2}
-    | {"write_tables": 1, "build_report": 1, "fetch_published": 6},
+    | {"write_tables": 1, "explain_gallery": 1, "build_report": 1, "fetch_published": 6},
     "flickr30k": {"index_dataset": 1, "extract_shard": 3 * 32, "seal_store": 3, "export_features": 1}
     | {"train_model": 2, "encode_testset": 2, "compute_metrics": 2, "compute_ensemble": 1}
-    | {"write_tables": 1, "build_report": 1, "fetch_published": 6},
+    | {"write_tables": 1, "explain_gallery": 1, "build_report": 1, "fetch_published": 6},
     "folder": {"index_dataset": 1, "extract_shard": 3, "seal_store": 3, "export_features": 1, "build_report": 1},
     "precomputed": {"index_dataset": 2, "import_shard": 2 * 16 + 2, "seal_store": 4, "export_features": 2}
-    | {"train_model": 1, "encode_testset": 2, "compute_metrics": 2, "write_tables": 1, "build_report": 1}
+    | {
+        "train_model": 1,
+        "encode_testset": 2,
+        "compute_metrics": 2,
+        "write_tables": 1,
+        "explain_gallery": 1,
+        "build_report": 1,
+    }
     | {"fetch_published": 3},
 }
 
