@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 
 from reporting.artefacts import Artefacts
-from reporting.sections import configuration, data, features, gallery, results, training
+from reporting.sections import configuration, data, failures, features, gallery, results, training
 
 #: In the order of the page. A section is a module with `TITLE` and `context`, and the template of its name.
-SECTIONS = (results, gallery, training, data, features, configuration)
+SECTIONS = (results, gallery, failures, training, data, features, configuration)
 
 
 def build(artefacts: Artefacts, *, queries: int, seed: int) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -22,9 +24,27 @@ def context(artefacts: Artefacts, queries: int, seed: int) -> dict[str, Any]:
             for run in artefacts.section("runs")
             if (config := artefacts.run_config(run))
         ],
+        "differing": differing(artefacts.section("runs")),
+        "differing_runs": list(artefacts.section("runs")),
         "versions": versions(),
         "digests": digests(artefacts),
     }
+
+
+def differing(runs: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The settings in which runs are not all alike: dotted key, and the value of each run ("" where it has no such key)."""
+    flat = [dict(_flat(run)) for run in runs.values()]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    rows = [(key, [one.get(key, "") for one in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, json.dumps(value, ensure_ascii=False, default=str).strip('"')
 
 
 def as_yaml(value: Any) -> str:

@@ -82,8 +82,11 @@ class Found:
     answers: list[tuple[_Answers, _Answers]]
 
 
-def find(artefacts: Artefacts, testset: str, settings: Mapping[str, Any], count: int, seed: int) -> Found | None:
-    """`count` queries per direction on a test set, drawn by `seed`, and their answers; None if nothing is scored."""
+def scored_systems(
+    artefacts: Artefacts, testset: str, settings: Mapping[str, Any]
+) -> tuple[Index, list[tuple[System, float, list[Scored]]], int] | None:
+    """The index of a test set's dataset, the systems that are compared, each with its rSum and what its members scored, and the
+    number of the best of them; None if nothing is scored."""
     index = artefacts.index(str(settings.get("dataset")))
     scored = [(system, metrics) for system in artefacts.systems() if (metrics := artefacts.metrics(system, testset))]
     if index is None or not scored:
@@ -104,6 +107,15 @@ def find(artefacts: Artefacts, testset: str, settings: Mapping[str, Any], count:
         kept = sorted(candidates, key=lambda candidate: -candidate[1])[:MAX_SYSTEMS]
         candidates = [candidate for candidate in candidates if candidate in kept]
     best = max(range(len(candidates)), key=lambda number: candidates[number][1])
+    return index, candidates, best
+
+
+def find(artefacts: Artefacts, testset: str, settings: Mapping[str, Any], count: int, seed: int) -> Found | None:
+    """`count` queries per direction on a test set, drawn by `seed`, and their answers; None if nothing is scored."""
+    scored = scored_systems(artefacts, testset, settings)
+    if scored is None:
+        return None
+    index, candidates, best = scored
     reference = candidates[best][2]
     queries = choose_queries(reference, count, seed)
     caption_ids = [str(reference[0].caption_ids[row]) for row in queries.captions]

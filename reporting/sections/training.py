@@ -19,6 +19,7 @@ def context(artefacts: Artefacts, queries: int, seed: int) -> dict[str, Any]:
 
 PALETTE_SLOTS = 6
 _LOSS = ("loss", "train_loss", "training_loss")
+_RATE = ("lr", "learning_rate")
 _RSUM = ("rsum", "val_rsum", "rSum", "validation_rsum")
 
 
@@ -30,6 +31,7 @@ def training(artefacts: Artefacts) -> dict[str, Any]:
     for names, title, unit, best in (
         (_LOSS, "Training loss", "", ""),
         (_RSUM, "rSum on the validation split", "", "max"),
+        (_RATE, "Learning rate at the end of each epoch", "", ""),
     ):
         series = [
             Series(history.run, _epochs(history), values, slots[history.run])

@@ -188,7 +188,7 @@ def test_boxes_and_maps_are_drawn_over_the_image(page):
 def test_curves_stages_and_data(page):
     _, soup = page
     charts = soup.find(id="training").find_all("svg")
-    assert len(charts) == 2
+    assert len(charts) == 3  # loss, rSum, learning rate
     assert len(charts[0].find_all("polyline")) == 2
     stages = soup.find(id="features").tbody.find_all("tr")
     assert [(row.th.text, row.td.text) for row in stages] == [
