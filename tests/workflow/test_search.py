@@ -17,7 +17,7 @@ def test_the_reports_gallery_says_why(finished):
     page = (finished.results / "report" / "index.html").read_text()
     why = json.loads((finished.results / "report" / "why.json").read_text())
     assert {run for run, pairs in why["testsets"]["tiny_test"].items() if pairs} == {"region", "grid"}
-    assert 'id="show-why"' in page and page.count('class="words layer-why"') == page.count('class="hit ')
+    assert 'id="show-why"' in page and page.count('class="words layer-why"') == page.count('<li class="hit ')
 
 
 def test_a_finished_workflow_becomes_searchable(finished, capsys, monkeypatch):
