@@ -87,11 +87,15 @@ def write_group(
                 max(1, min(values.shape[1], columns or values.shape[1])),
             )
             options = {"compressors": [Crc32cCodec()]} if checked else {}
+            second = "caption" if name not in ("images", "captions") else "embedding"
+            options["dimension_names"] = ["caption" if name == "captions" else "image", second]
             group.create_array(name, data=values, chunks=chunks, **options)
-        group.create_array("caption_image", data=np.asarray(items.caption_image, dtype=np.int32))
+        caption_image = np.asarray(items.caption_image, dtype=np.int32)
+        group.create_array("caption_image", data=caption_image, dimension_names=["caption"])
         for name in ("image_ids", "caption_ids"):
             values = getattr(items, name)
-            array = group.create_array(name, shape=(len(values),), dtype=str, chunks=(max(1, len(values)),))
+            chunks, axis = (max(1, len(values)),), name.removesuffix("_ids")
+            array = group.create_array(name, shape=(len(values),), dtype=str, chunks=chunks, dimension_names=[axis])
             if len(values):
                 array[:] = np.asarray(values, dtype=np.dtypes.StringDType())
         if path.exists():

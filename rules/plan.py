@@ -459,6 +459,23 @@ class Plan(Reasons):
     def published_lock(self, wildcards: Wildcards, output: Any) -> str:
         return self.lock
 
+    def show_results(self) -> None:
+        """What whoever started it looks for at the end: the numbers and where the report is."""
+        report = layout.report(self.results)
+        # `make` shows them itself, whether or not anything had to be done.
+        if self.remote or "MAKELEVEL" in os.environ or not os.path.isfile(report):
+            return
+        try:
+            from evaluation.table import write_tables
+
+            config = self.settings.model_dump()
+            if self.all_metrics():
+                print()
+                write_tables(metrics=(), results=self.results, config=config, format=None, out=())
+        except UserError:  # other targets than `all` leave them to be made
+            pass
+        print(f"\nreport: {os.path.abspath(report)}", flush=True)
+
     def verify_engines(self) -> None:
         """UserError if an engine of features in use is not installed in this Python, which will run its jobs."""
         if faults := list(engine_faults(self.settings)):

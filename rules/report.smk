@@ -51,3 +51,7 @@ rule build_report:
             --output {output.page:q} \
             > {log:q} 2>&1
         """
+
+
+onsuccess:
+    PLAN.show_results()

@@ -16,6 +16,28 @@ PANOPTIC_ARRAYS = {
 }
 
 
+#: What the axes of arrays behind the first are called; those of one name are equally long in a store.
+_AXES = {
+    "features": ("place", "feature"),
+    "boxes": ("place", "corner"),
+    "scores": ("place",),
+    "class_ids": ("place",),
+    "class_scores": ("place",),
+    "attribute_ids": ("place",),
+    "attribute_scores": ("place",),
+    "grid_shapes": ("side",),
+    "seg_maps": ("map_row", "map_column"),
+    "category_onehots": ("category",),
+    "seg_features": ("category", "row", "column"),
+}
+
+
+def dimension_names(array: str, axes: int) -> list[str]:
+    """Names of an array's axes, the first of which is the image; arrays that are not known get names of their own."""
+    known = _AXES.get(array, ())
+    return ["image", *(known if len(known) == axes - 1 else (f"{array}_{k}" for k in range(1, axes)))]
+
+
 def region_arrays(num_regions: int, width: int, known: Container[str]) -> dict[str, ArraySpec]:
     """Of `num_regions` regions per image with features of `width` numbers; beside these and `counts`, those that are `known`."""
     k = num_regions

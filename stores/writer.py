@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.console import UserError
+from stores.features import dimension_names
 from stores.places import Location, place_of
 from stores.plan import ShardPlan
 from stores.schema import CONTENT_HASHES, IMAGE_IDS, LZ4_LEVEL, ZSTD_LEVEL, ArraySpec, shard_key
@@ -47,6 +48,7 @@ def create_array(store: Any, path: str, spec: ArraySpec, rows: int, shard_rows: 
         ),
         compressors=None,
         filters=None,
+        dimension_names=dimension_names(path, 1 + len(spec.shape)) if path else None,
         # A chunk of fill values is written like any other: a missing file or chunk is then always damage.
         config={"write_empty_chunks": True},
         zarr_format=3,
@@ -152,6 +154,7 @@ def encode_metadata(
             dtype=str,
             chunks=(len(texts),),
             compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+            dimension_names=["image"],
             config={"write_empty_chunks": True},
         )
         array[:] = np.array(texts, dtype=object)

@@ -13,7 +13,7 @@ import stores.places
 from core.console import UserError
 from stores.plan import ShardPlan
 from stores.schema import COMPRESSIONS, ArraySpec
-from stores.writer import check_store_path, create_array, encode_shard, publish, write_zarr_shard
+from stores.writer import check_store_path, create_array, encode_shard, publish, write_metadata, write_zarr_shard
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -151,3 +151,23 @@ def test_a_store_folder_is_told_by_its_suffix():
     check_store_path("s3://bucket/results/x.zarr")
     with pytest.raises(UserError, match="results/x: a store's folder ends in .zarr"):
         check_store_path("results/x")
+
+
+def test_arrays_name_their_dimensions(tmp_path):
+    """As xarray wants it: equal names are equally long in a store, and no array has one twice."""
+    from stores.features import PANOPTIC_ARRAYS, dimension_names, grid_arrays, region_arrays
+
+    known = ("boxes", "scores", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
+    for arrays in (region_arrays(3, 8, known), grid_arrays(4, 8), PANOPTIC_ARRAYS):
+        sizes: dict[str, int] = {}
+        for name, spec in arrays.items():
+            axes = dimension_names(name, 1 + len(spec.shape))
+            assert len(axes) == len(set(axes)) == 1 + len(spec.shape) and axes[0] == "image"
+            for axis, size in zip(axes[1:], spec.shape, strict=True):
+                assert sizes.setdefault(axis, size) == size, (name, axis)
+    assert dimension_names("own", 3) == ["image", "own_1", "own_2"]
+    store = tmp_path / "grids.zarr"
+    write_metadata(store, grid_arrays(4, 8), ShardPlan(2, 1), ["a", "b"], {})
+    group = zarr.open_group(store, mode="r")
+    assert group["features"].metadata.dimension_names == ("image", "place", "feature")
+    assert group["image_ids"].metadata.dimension_names == ("image",)
