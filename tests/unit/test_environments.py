@@ -69,3 +69,12 @@ def test_the_images_install_the_locks_on_the_python_of_the_conda_environment(rep
         assert all((repository / name).is_file() for name in files)
         installed = re.findall(r"install .*--require-hashes -r /opt/requirements/(\S+)", text)
         assert installed == ["uv.txt", "runtime.txt"]
+
+
+def test_installing_the_clone_says_what_to_do_instead(repository, monkeypatch):
+    build = tomllib.loads((repository / "pyproject.toml").read_text())["build-system"]
+    monkeypatch.syspath_prepend(str(repository / build["backend-path"][0]))
+    backend = __import__(build["build-backend"])
+    for hook in ("get_requires_for_build_wheel", "build_wheel", "build_editable", "build_sdist"):
+        with pytest.raises(SystemExit, match="run from its clone(.|\n)*make demo(.|\n)*PYTHONPATH"):
+            getattr(backend, hook)("folder")
