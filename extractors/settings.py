@@ -67,6 +67,25 @@ class PanopticKept(Section):
             )
 
 
+class RegionNames(Section):
+    """Files with the names of a detector's classes, one a line, where its weights do not say them: the report shows them.
+
+    Both ports of bottom-up attention publish Visual Genome's as `objects_vocab.txt` and `attributes_vocab.txt`.
+    """
+
+    objects: FilePath | None = None
+    attributes: FilePath | None = None
+
+    def files(self) -> list[str]:
+        return [file for file in (self.objects, self.attributes) if file is not None]
+
+    def missing(self) -> Iterator[str]:
+        for key in ("objects", "attributes"):
+            path = getattr(self, key)
+            if path is not None and not os.path.isfile(path):
+                yield f"{key}: file {path!r} does not exist; correct the path"
+
+
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 

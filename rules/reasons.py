@@ -62,6 +62,9 @@ class Reasons:
     def protocol_contents(self, wildcards: Wildcards) -> str:
         return contents(self._positives(wildcards.testset))
 
+    def names_contents(self, wildcards: Wildcards) -> str:
+        return contents(self.settings.region_names.files())
+
     # --- stores that are there
 
     def _made_store(self, dataset: str, feature: Feature) -> Made | None:

@@ -41,6 +41,7 @@ rule build_report:
     threads: 1
     params:
         settings=PLAN.report_settings,
+        names=PLAN.names_contents,
         stores=PLAN.results_folder,
     shell:
         """

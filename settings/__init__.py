@@ -21,7 +21,7 @@ from core.files import keys_given_twice
 from core.section import FilePath, Name, Section, folder_name
 from evaluation.settings import Ensemble, Testset
 from exchange.settings import Export
-from extractors.settings import Features
+from extractors.settings import Features, RegionNames
 from model.settings import Run
 from published.registry import resolve
 from published.settings import Published
@@ -43,6 +43,7 @@ class Settings(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
     features: Features = Features()
+    region_names: RegionNames = RegionNames()
     runs: dict[Name, Run] = {}
     testsets: dict[Name, Testset] = {}
     ensembles: dict[Name, Ensemble] = {}

@@ -39,6 +39,7 @@ class CrossChecks:
         for name, dataset in self.settings.datasets.items():
             yield from self._dataset(name, dataset)
         yield from self._section("published", self.settings.published)
+        yield from self._section("region_names", self.settings.region_names)
         if self.check_files:
             yield from unwritable(self.settings.results)
         for feature in FEATURES:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catalog.index import Index
+from catalog.text import decode_text
 from core.console import UserError
 from evaluation.scores import Scored
 from reporting.artefacts import Artefacts, System
@@ -237,6 +238,17 @@ def _collect(
     shown.pictures = {picture.image_id: picture for picture in pictures}
 
 
+def read_names(path: str | None) -> list[str]:
+    """Names of classes in a file, one a line, the first of several between commas; none without a file that can be read."""
+    try:
+        lines = decode_text(path).split("\n") if path else []
+    except (OSError, UserError):
+        return []
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return [line.split(",")[0].strip() for line in lines]
+
+
 def _add_layers(artefacts: Artefacts, dataset: str, pictures: Sequence[Picture], rows: np.ndarray) -> None:
     regions = artefacts.store(dataset, "regions")
     if regions is None:
@@ -245,7 +257,9 @@ def _add_layers(artefacts: Artefacts, dataset: str, pictures: Sequence[Picture],
         artefacts.note(f"Dataset {dataset} has imported region features without boxes, scores or classes.")
     else:
         names = (
-            regions.attributes.get("class_names") or regions.attributes.get("extractor", {}).get("class_names") or ()
+            regions.attributes.get("class_names")
+            or regions.attributes.get("extractor", {}).get("class_names")
+            or read_names(artefacts.section("region_names").get("objects"))
         )
         arrays = {name: regions.rows(name, rows) for name in ("boxes", "scores", "class_ids", "counts")}
         for number, picture in enumerate(pictures):
