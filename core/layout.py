@@ -80,6 +80,10 @@ def export(results: Root, dataset: str = "{dataset}", feature: str = "{feature}"
 # --- runs and what they are scored -----------------------------------------------------------------------------------
 
 
+def run_folder(results: Root, run: str = "{run}") -> str:
+    return f"{results}/runs/{run}"
+
+
 def run_file(results: Root, name: str, run: str = "{run}") -> str:
     """`name`: WEIGHTS, CONFIG, VOCABULARY or HISTORY."""
     return f"{results}/runs/{run}/{name}"

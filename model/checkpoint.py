@@ -1,7 +1,8 @@
 """Checkpoints that authors published, by the names under which they are loaded; `model.checkpoints` reads them.
 
-Command: `python -m model.checkpoint import REF.pth RUN_DIR [--vocabulary vocab.txt] ...` turns a checkpoint of 3SHNet's
-authors into a run folder (see `model.runs`).
+Command: `python -m model.checkpoint import REF.pth RUN_DIR [--vocabulary FILE] ...` turns a checkpoint of the authors of
+3SHNet, VSE-infinity or SCAN into a run folder (see `model.runs`); `python -m model.checkpoint export RUN_DIR FILE` writes a
+run's weights as its kind's authors do.
 """
 
 from __future__ import annotations
@@ -10,90 +11,154 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from core.console import UserError, run_cli
+from core.files import digest_file
+from model.checkpoints.reading import family, read_checkpoint, word_tokenizer_of, wrong_family
 from model.checkpoints.scan import load_scan
 from model.checkpoints.three_shnet import load_reference
 from model.checkpoints.vse_infinity import load_vse_infinity
+from model.checkpoints.writing import export_checkpoint
 
-__all__ = ["import_reference", "load_reference", "load_scan", "load_vse_infinity"]
+if TYPE_CHECKING:
+    from model.build import Tokenizer
+    from model.network import RetrievalNetwork
+
+__all__ = [
+    "export_checkpoint",
+    "import_checkpoint",
+    "import_reference",
+    "load_reference",
+    "load_scan",
+    "load_vse_infinity",
+]
 
 
-def import_reference(
+def import_checkpoint(
     path: str | Path,
     run_dir: str | Path,
     *,
+    kind: str | None = None,
     class_order: str = "upsnet",
     seg_map_encoding: str = "raw",
     heads: int | None = None,
     vocabulary: str | Path | None = None,
     max_tokens: int = 128,
+    by_workflow: bool = False,
 ) -> None:
-    """Turn a checkpoint of the authors into a run folder.
+    """Turn a checkpoint of authors into a run folder.
 
-    The vocabulary is `vocabulary`, else a `vocab.txt` beside the checkpoint, else bert-base-uncased's from the Hugging
-    Face hub. If none is to be had, the folder is written without, and a warning says what to do.
+    Of one that reads word pieces the vocabulary is `vocabulary`, else a `vocab.txt` beside the checkpoint, else
+    bert-base-uncased's from the Hugging Face hub; of one that reads words it is `vocabulary`, else a single `*vocab.json`
+    beside it. If none is to be had, the folder is written without, and a warning says what to do.
+
+    Args:
+        kind: whose it must be (see `model.settings.KINDS`); None: of any.
+        class_order, seg_map_encoding: see `load_reference`; of 3SHNet alone. heads: attention heads of its BERT.
+        max_tokens: longer captions are cut. by_workflow: made by the workflow, which then also needs a vocabulary.
+
+    Raises:
+        UserError: the file does not fit, is of another kind, or `run_dir` holds a run that was trained.
     """
-    from model.pretrained import resolve_pretrained
-    from model.runs import VOCABULARY, save_run
-    from model.tokenizer import CaptionTokenizer
+    from model.runs import HISTORY, save_run
 
-    network = load_reference(path, class_order, seg_map_encoding, heads=heads)
-    text = network.text.config()
-    size = text["vocabulary_size"]
-    beside = Path(path).parent / VOCABULARY
-    tokenizer = None
-    if vocabulary is None and beside.exists():
-        vocabulary = beside
-    if vocabulary is None and size == 30522:
-        try:
-            vocabulary = resolve_pretrained("bert-base-uncased", weights=False) / VOCABULARY
-        except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
-    if vocabulary is not None:
-        tokenizer = CaptionTokenizer.from_file(vocabulary, max_tokens=min(max_tokens, text["max_positions"]))
-        if len(tokenizer.vocabulary) != size:
-            raise UserError(
-                f"the vocabulary {vocabulary} has {len(tokenizer.vocabulary)} pieces, but the text encoder in {path} "
-                f"has {size}: pass the one it was trained with"
-            )
+    if (Path(run_dir) / HISTORY).exists():
+        raise UserError(f"{run_dir} holds a run that was trained here; import {path} into another folder")
+    found = family(read_checkpoint(path, "3SHNet's, VSE-infinity's or SCAN's authors")[0])
+    if found is None or kind not in (None, found):
+        raise wrong_family(path, kind or "3shnet, vse_infinity or scan", found)
+    source: dict[str, Any] = {"imported": Path(path).name, "digest": digest_file(path)}
+    if found == "3shnet":
+        network = load_reference(path, class_order, seg_map_encoding, heads=heads)
+        source |= {"class_order": class_order, "seg_map_encoding": seg_map_encoding}
     else:
+        network = load_scan(path) if found == "scan" else load_vse_infinity(path, heads=heads)
+    tokenizer = _tokenizer_of(network, Path(path), vocabulary, found, max_tokens)
+    if tokenizer is None:
+        message = f"no vocabulary of {_vocabulary_size(network)} {_unit(network)} found"
+        if by_workflow:
+            raise UserError(f"{message} for {path}: name it, runs.NAME.vocabulary")
         print(
-            f"warning: no vocabulary of {size} pieces found; captions cannot be read by {run_dir} until it is imported "
-            "again with --vocabulary vocab.txt",
+            f"warning: {message}; captions cannot be read by {run_dir} until it is imported again with --vocabulary "
+            f"{'vocab.json' if _unit(network) == 'words' else 'vocab.txt'}",
             file=sys.stderr,
         )
     config = {
         "run": Path(run_dir).name,
-        "source": {"imported": Path(path).name, "class_order": class_order, "seg_map_encoding": seg_map_encoding},
+        "source": source | ({"by_workflow": True} if by_workflow else {}),
         "features": None,
         "training": None,
     }
     save_run(run_dir, network, tokenizer, config=config)
 
 
+def import_reference(path: str | Path, run_dir: str | Path, **options: Any) -> None:
+    """`import_checkpoint` of 3SHNet's authors."""
+    import_checkpoint(path, run_dir, kind="3shnet", **options)
+
+
+def _unit(network: RetrievalNetwork) -> str:
+    return "words" if network.text.config().get("kind") == "bigru" else "pieces"
+
+
+def _vocabulary_size(network: RetrievalNetwork) -> int:
+    text = network.text.config()
+    return text.get("words") or text.get("vocabulary_size", 0)
+
+
+def _tokenizer_of(
+    network: RetrievalNetwork, path: Path, vocabulary: str | Path | None, kind: str, max_tokens: int
+) -> Tokenizer | None:
+    from model.pretrained import resolve_pretrained
+    from model.runs import VOCABULARY
+    from model.tokenizer import CaptionTokenizer
+
+    size = _vocabulary_size(network)
+    if _unit(network) == "words":
+        beside = sorted(path.parent.glob("*vocab.json"))
+        vocabulary = vocabulary or (beside[0] if len(beside) == 1 else None)
+        how = "ascii" if kind == "scan" else "text"
+        return vocabulary and word_tokenizer_of(network, vocabulary, path, masked=kind != "scan", lowercase=how)
+    if vocabulary is None and (path.parent / VOCABULARY).exists():
+        vocabulary = path.parent / VOCABULARY
+    if vocabulary is None and size == 30522:
+        try:
+            vocabulary = resolve_pretrained("bert-base-uncased", weights=False) / VOCABULARY
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    if vocabulary is None:
+        return None
+    tokenizer = CaptionTokenizer.from_file(
+        vocabulary, max_tokens=min(max_tokens, network.text.config()["max_positions"])
+    )
+    if len(tokenizer.vocabulary) != size:
+        raise UserError(
+            f"the vocabulary {vocabulary} has {len(tokenizer.vocabulary)} pieces, but the text encoder in {path} "
+            f"has {size}: pass the one it was trained with"
+        )
+    return tokenizer
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m model.checkpoint", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("import", help="turn a checkpoint of 3SHNet's authors into a run folder")
-    command.add_argument("checkpoint", type=Path, metavar="REF.pth")
+    command = commands.add_parser("import", help="turn a checkpoint of authors into a run folder")
+    command.add_argument("path", type=Path, metavar="REF.pth")
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    command.add_argument("--kind", choices=("3shnet", "vse_infinity", "scan"), help="whose it must be (default: any)")
     command.add_argument("--class-order", choices=("upsnet", "coco"), default="upsnet")
     command.add_argument("--seg-map-encoding", choices=("raw", "standardised"), default="raw")
-    command.add_argument("--vocabulary", type=Path, help="vocab.txt of its text encoder")
+    command.add_argument("--vocabulary", type=Path, help="vocab.txt or *_vocab.json of its text encoder")
     command.add_argument("--heads", type=int, help="attention heads of its BERT (default: 64 features each)")
     command.add_argument("--max-tokens", type=int, default=128)
-    arguments = parser.parse_args(argv)
-    import_reference(
-        arguments.checkpoint,
-        arguments.run_dir,
-        class_order=arguments.class_order,
-        seg_map_encoding=arguments.seg_map_encoding,
-        heads=arguments.heads,
-        vocabulary=arguments.vocabulary,
-        max_tokens=arguments.max_tokens,
-    )
+    command.add_argument("--by-workflow", action="store_true", help=argparse.SUPPRESS)
+    command = commands.add_parser("export", help="write a run's weights as its kind's authors do")
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    command.add_argument("path", type=Path, metavar="FILE")
+    arguments = vars(parser.parse_args(argv))
+    {"import": import_checkpoint, "export": export_checkpoint}[arguments.pop("command")](**arguments)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from model.network import RetrievalNetwork
 
 FORMAT_VERSION = 2  # 1: without `kind`, always 3SHNet; still read
-WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocab.txt"
+WEIGHTS, CONFIG, VOCABULARY, HISTORY = "model.safetensors", "config.json", "vocab.txt", "history.csv"
 # Settings that do not change what a feature means: where the weights lie (their digest is compared), and speed.
 _WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
 
@@ -88,6 +89,15 @@ def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Tok
     return network.eval(), config, tokenizer
 
 
+def imported_by_hand(run_dir: str | Path) -> bool:
+    """Whether somebody imported a checkpoint into this folder: then nothing may be written over it."""
+    try:
+        source = json.loads((Path(run_dir) / CONFIG).read_text(encoding="utf-8")).get("source") or {}
+        return "imported" in source and not source.get("by_workflow")
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
 def read_config(run_dir: str | Path) -> dict[str, Any]:
     """The content of a run's `config.json`, without loading the network (and without importing torch)."""
     path = Path(run_dir) / CONFIG
@@ -118,6 +128,11 @@ def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, 
         UserError: lists every difference, with both values.
     """
     if not trained:
+        print(
+            f"warning: of the features that run {run} was trained on nothing is known, so it could not be checked that "
+            "these are like them",
+            file=sys.stderr,
+        )
         return
     problems = []
     for kind, now in given.items():

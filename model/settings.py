@@ -303,10 +303,31 @@ class Recipe(Section):
 
 
 class Run(Recipe):
-    """One model: which dataset, which visual tokens, and how it is trained."""
+    """One model: which dataset, which visual tokens, and how it is trained.
+
+    With a `checkpoint` of authors it is not trained: `model.kind` says whose it is, `vocabulary` is the file of its words or
+    word pieces, and `dataset` is one whose features are like those it was trained on, as far as is known.
+    """
 
     dataset: str
     visual: Visual
+    checkpoint: FilePath | None = None
+    vocabulary: FilePath | None = None
+
+    def mistakes(self) -> Iterator[str]:
+        yield from super().mistakes()
+        if self.vocabulary is not None and self.checkpoint is None:
+            yield "vocabulary: is that of a checkpoint; of a run that is trained write text.vocabulary"
+        if self.checkpoint is not None and self.model.kind not in KINDS:
+            yield f"checkpoint: of model.kind {self.model.kind!r} none is read; choose one of {', '.join(KINDS)}"
+
+    def missing(self) -> Iterator[str]:
+        for key in ("checkpoint", "vocabulary"):
+            file = getattr(self, key)
+            if file is not None and not os.path.isfile(file):
+                yield f"{key}: file {file!r} does not exist; correct the path"
+        if self.checkpoint is None:
+            yield from super().missing()
 
     def features(self) -> tuple[Feature, ...]:
         """What its network takes of an image; where that cannot be said, the visual tokens at least."""
@@ -317,7 +338,7 @@ class Run(Recipe):
         return tuple(self.visual if need == "visual" else need for need in needs)
 
 
-_LATER_KEYS = ("val_images",)
+_LATER_KEYS = ("val_images", "checkpoint", "vocabulary")
 
 
 def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -327,6 +348,8 @@ def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 def _with_published(given: dict[str, Any]) -> dict[str, Any]:
     kind, text = _kind(given.get("model", {})), given.get("text", {})
+    if kind == DEFAULT_KIND and given.get("checkpoint") is not None and isinstance(given.get("model", {}), dict):
+        return given | {"model": {"class_order": "upsnet"} | given.get("model", {})}  # as its authors number classes
     if kind not in PUBLISHED:
         return given
     if kind == "scan":

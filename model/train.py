@@ -25,6 +25,7 @@ from core.devices import claim_gpu, full_float32, pick_device
 from core.files import read_mapping
 from core.machine import join_slurm_step, slurm_tasks_here
 from core.messages import validated
+from model.runs import imported_by_hand
 from model.settings import Recipe, kind_needs
 from model.training.processes import disconnect, launch, launched, one_of_several, processes_here
 from stores.places import Location, location
@@ -154,6 +155,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = validated(Recipe, read_mapping(arguments.settings, flag="--settings"), place="--settings")
     for line in settings.missing():
         raise UserError(f"--settings: {line}")
+    if imported_by_hand(arguments.output):
+        raise UserError(
+            f"--output: {arguments.output} holds an imported checkpoint, which a training would overwrite; train into "
+            "another folder"
+        )
     if arguments.panoptic is None and "panoptic" in kind_needs(settings.model.kind):
         raise UserError(f"--panoptic: missing; the network {settings.model.kind} reads panoptic features")
     for path in (arguments.images, arguments.captions, arguments.visual, arguments.panoptic):

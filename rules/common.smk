@@ -58,6 +58,11 @@ PLAN = Plan(
 checked(PLAN.verify_published)
 if not workflow.deployment_settings.deployment_method:
     checked(PLAN.verify_engines)
+for name in checked(PLAN.kept_runs):
+    print(
+        f"note: runs.{name}: {layout.run_folder(PLAN.results, name)} holds an imported checkpoint; it is scored as it is and not trained",
+        file=sys.stderr,
+    )
 
 SETTINGS, RESULTS, WORK = PLAN.settings, PLAN.results, PLAN.work
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.

@@ -23,7 +23,8 @@ from core.console import UserError
 from core.features import FEATURES, VISUAL, Feature
 from core.section import canonical
 from evaluation.positives import positives_files
-from model.settings import Run, Training, kind_needs, own_file, scores_pairs
+from model.runs import imported_by_hand, read_config
+from model.settings import DEFAULT_KIND, Run, Training, kind_needs, own_file, scores_pairs
 from published.download import LOCK_FILE, record, verify
 from published.registry import ENTRIES, entry_at
 from rules.check import engine_faults
@@ -121,6 +122,35 @@ class Plan(Reasons):
         """`published`: any file of published weights."""
         return alternatives(f"{entry.name}/{file.name}" for entry in ENTRIES.values() for file in entry.files)
 
+    @property
+    def trained(self) -> str:
+        """`run`, where it is trained."""
+        return alternatives(name for name in self.settings.runs if self._origin(name) == "trained")
+
+    @property
+    def imported_runs(self) -> str:
+        """`run`, where it is made of a checkpoint of authors."""
+        return alternatives(name for name in self.settings.runs if self._origin(name) == "checkpoint")
+
+    def _origin(self, run: str) -> str:
+        """Where a run's weights come from: trained, checkpoint (named by the configuration), or kept: somebody put an
+        imported run into the folder, which no job may overwrite."""
+        if not self.remote and imported_by_hand(layout.run_folder(self.results, run)):
+            return "kept"
+        return "trained" if self.settings.runs[run].checkpoint is None else "checkpoint"
+
+    def kept_runs(self) -> list[str]:
+        """Runs that somebody imported. UserError if one is of another kind than the configuration says."""
+        kept = [run for run in self.settings.runs if self._origin(run) == "kept"]
+        for run in kept:
+            folder = layout.run_folder(self.results, run)
+            found, said = read_config(folder).get("kind", DEFAULT_KIND), self.settings.runs[run].model.kind
+            if found != said:
+                raise UserError(
+                    f"runs.{run}.model.kind: {said!r}, but {folder} holds a network of kind {found!r}; write that"
+                )
+        return kept
+
     # --- what can be asked for by name
 
     def all_indexes(self) -> list[str]:
@@ -164,7 +194,9 @@ class Plan(Reasons):
         """What is made of a dataset: what its runs and test sets read, or everything if nothing reads it."""
         tested = any(dataset == testset.dataset for testset in self.settings.testsets.values())
         # Every run is scored on every test set; a dataset that is only trained on needs what its own runs read.
-        runs = [run for run in self.settings.runs.values() if tested or run.dataset == dataset]
+        runs = [
+            run for run in self.settings.runs.values() if tested or (run.dataset == dataset and run.checkpoint is None)
+        ]
         read = {feature for run in runs for feature in self._read_by(run).values()}
         searches = [search for search in self.settings.search.values() if search.dataset == dataset]
         reads = [one for search in searches for one in search.reads(self.settings.runs).values()]
@@ -303,6 +335,17 @@ class Plan(Reasons):
         file = getattr(run.text, "vocabulary", None)
         return [] if file is None else [self.ancient(file)]
 
+    def checkpoint_inputs(self, wildcards: Wildcards) -> dict[str, str]:
+        run = self.settings.runs[wildcards.run]
+        return {"checkpoint": run.checkpoint} | ({} if run.vocabulary is None else {"words": run.vocabulary})
+
+    def checkpoint_flags(self, wildcards: Wildcards) -> list[str]:
+        run = self.settings.runs[wildcards.run]
+        flags = ["--kind", run.model.kind] + ([] if run.vocabulary is None else ["--vocabulary", run.vocabulary])
+        if run.model.kind == "3shnet":
+            flags += ["--class-order", run.model.class_order, "--seg-map-encoding", run.model.seg_map_encoding]
+        return flags
+
     def run_stores(self, wildcards: Wildcards) -> list[str]:
         """Flags of a command that reads the stores a run is trained on."""
         run = self.settings.runs[wildcards.run]
@@ -416,7 +459,8 @@ class Plan(Reasons):
         for dataset, feature in self._used():
             files += [self.sealed(dataset, feature), *self._receipts(dataset, feature)]
         for run in self.settings.runs:
-            files += [self.run_file(name, run) for name in (layout.CONFIG, layout.HISTORY)]
+            history = [layout.HISTORY] if self._origin(run) == "trained" else []
+            files += [self.run_file(name, run) for name in (layout.CONFIG, *history)]
             files += [self._scored(run, testset) for testset in self.settings.testsets]
         return files + self.all_metrics() + self._why()
 

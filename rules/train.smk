@@ -15,6 +15,8 @@ rule train_model:
         layout.log(WORK, "train_model/{run}"),
     benchmark:
         layout.benchmark(WORK, "train_model/{run}")
+    wildcard_constraints:
+        run=PLAN.trained,
     conda:
         "../envs/pipeline.yaml"
     threads: PLAN.training_threads
@@ -40,5 +42,33 @@ rule train_model:
             --state {params.state:q} \
             --threads {threads} \
             --processes {resources.processes} \
+            > {log:q} 2>&1
+        """
+
+
+rule import_run:
+    "A run of a checkpoint of authors: weights, configuration, vocabulary; nothing is trained."
+    input:
+        unpack(PLAN.checkpoint_inputs),
+    output:
+        model=kept(layout.run_file(RESULTS, layout.WEIGHTS)),
+        config=kept(layout.run_file(RESULTS, layout.CONFIG)),
+        vocabulary=kept(layout.run_file(RESULTS, layout.VOCABULARY)),
+    log:
+        layout.log(WORK, "import_run/{run}"),
+    wildcard_constraints:
+        run=PLAN.imported_runs,
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    params:
+        flags=PLAN.checkpoint_flags,
+    shell:
+        """
+        python -m model.checkpoint import \
+            {input.checkpoint:q} \
+            "$(dirname {output.model:q})" \
+            {params.flags:q} \
+            --by-workflow \
             > {log:q} 2>&1
         """

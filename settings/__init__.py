@@ -62,7 +62,7 @@ class Settings(Section):
 def used_weights(settings: Settings) -> list[str]:
     """What the extractors and text encoders start from: paths, names on a hub or `published:NAME`, each once."""
     values = [settings.features[feature].weights for feature in FEATURES]
-    values += [run.text.pretrained for run in settings.runs.values()]
+    values += [run.text.pretrained for run in settings.runs.values() if run.checkpoint is None]
     return [value for value in dict.fromkeys(values) if value is not None]
 
 

@@ -60,6 +60,11 @@ class CrossChecks:
 
     def _run(self, name: str, run: Run) -> Iterator[str]:
         where = f"runs.{name}"
+        if run.checkpoint is not None:
+            if run.dataset not in self._names("datasets"):
+                yield from self._reference(where, run.dataset, "train")
+            yield from self._section(where, run)
+            return
         yield from self._reference(where, run.dataset, "train")
         for key, split in (("train_split", run.train_split), ("val_split", run.val_split)):
             if split is not None and not self.doubtful("runs", name, key):

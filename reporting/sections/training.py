@@ -25,7 +25,8 @@ _RSUM = ("rsum", "val_rsum", "rSum", "validation_rsum")
 
 def training(artefacts: Artefacts) -> dict[str, Any]:
     """The curves of all runs and, for those who cannot see them, the numbers behind."""
-    histories = [history for run in artefacts.section("runs") if (history := artefacts.history(run))]
+    trained = [name for name, run in artefacts.section("runs").items() if not run.get("checkpoint")]
+    histories = [history for run in trained if (history := artefacts.history(run))]
     slots = {history.run: slot % PALETTE_SLOTS for slot, history in enumerate(histories)}
     charts = []
     for names, title, unit, best in (

@@ -1,13 +1,24 @@
 """Checkpoints of VSE-infinity's and SCAN's authors: every number and every key arrives, nothing in a file is run."""
 
 import argparse
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from core.console import UserError
-from model.checkpoint import load_reference, load_scan, load_vse_infinity
+from model.checkpoint import (
+    export_checkpoint,
+    import_checkpoint,
+    import_reference,
+    load_reference,
+    load_scan,
+    load_vse_infinity,
+    main,
+)
 from model.words import write_word_vocabulary
+
+from .test_checkpoint import reference_checkpoint
 
 SCORE = {"cross_attn": "i2t", "raw_feature_norm": "l2norm", "agg_func": "Max", "lambda_lse": 5, "lambda_softmax": 4.0}
 
@@ -165,3 +176,60 @@ def test_nothing_in_a_file_is_run(tmp_path, capsys):
         with pytest.raises(UserError, match="no tensor of weights"):
             load(tmp_path / "odd.pth")
     assert "the file was run" not in capsys.readouterr().out
+
+
+def same_states(path, written):
+    """Both files' states, by key, are equal; but for the norms that are never applied."""
+    for before, after in zip(*(torch.load(p, weights_only=False)["model"] for p in (path, written)), strict=True):
+        before, after = ({k.removeprefix("module."): v for k, v in state.items()} for state in (before, after))
+        unused = {
+            key
+            for key in before | after
+            if "bns.1." in key or "pooler" in key or "tracked" in key or "position_ids" in key
+        }
+        assert before.keys() - unused == after.keys() - unused
+        assert all(torch.equal(before[key], after[key]) for key in before.keys() - unused)
+
+
+def test_what_is_written_is_what_was_read(tmp_path):
+    torch.manual_seed(0)
+    scan = {"fc.weight_g": torch.rand(()), "fc.weight_v": torch.randn(6, 7), "fc.bias": torch.randn(6)}
+    vocabulary = ["<pad>", "<start>", "<end>", "<unk>", "a", "b", "c", "d"]
+    write_word_vocabulary(tmp_path / "vse_vocab.json", vocabulary)
+    write_word_vocabulary(tmp_path / "scan_vocab.json", [*vocabulary, "e"])
+    files = {
+        "vse": write(tmp_path / "vse.pth", region(), words(pooled=True), no_txtnorm=True),
+        "scan": write(tmp_path / "scan.pth", scan, words(pooled=False), **SCORE),
+    }
+    for name, path in files.items():
+        main(["import", str(path), str(tmp_path / name), "--vocabulary", str(tmp_path / f"{name}_vocab.json")])
+        with pytest.raises(UserError, match="pool_position_size is 8") if name == "vse" else nullcontext():
+            main(["export", str(tmp_path / name), str(tmp_path / f"{name}_again.pth")])
+        export_checkpoint(tmp_path / name, tmp_path / f"{name}_again.pth", check=False)
+        same_states(path, tmp_path / f"{name}_again.pth")
+        again = tmp_path / f"{name}_again_precomp_vocab.json"
+        assert again.read_text() == (tmp_path / f"{name}_vocab.json").read_text()
+    assert load_scan(tmp_path / "scan_again.pth").image.sizes == load_scan(files["scan"]).image.sizes
+    assert not load_vse_infinity(tmp_path / "vse_again.pth").text.normalise
+
+
+def test_3shnet_is_written_in_its_authors_order_of_classes(tmp_path):
+    reference_checkpoint(tmp_path / "ref.pth")
+    import_reference(tmp_path / "ref.pth", tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        export_checkpoint(tmp_path / "run", tmp_path / "again.pth")
+    assert "model.spatial_size is 8; theirs is always 128" in str(caught.value)
+    export_checkpoint(tmp_path / "run", tmp_path / "again.pth", check=False)
+    same_states(tmp_path / "ref.pth", tmp_path / "again.pth")
+
+
+def test_a_trained_run_is_not_imported_over(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/history.csv").touch()
+    path = write(tmp_path / "vse.pth", region(), words(pooled=True))
+    with pytest.raises(UserError, match="was trained here"):
+        import_checkpoint(path, tmp_path / "run")
+    with pytest.raises(UserError, match="of kind vse_infinity, not scan"):
+        import_checkpoint(path, tmp_path / "other", kind="scan")
+    with pytest.raises(UserError, match="no vocabulary of 9 words found"):
+        import_checkpoint(path, tmp_path / "other", by_workflow=True)
