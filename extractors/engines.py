@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ENGINES = {
     "native": "extractors.loading",
     "detectron2": "extractors.detectron",
-    "transformers": "extractors.panoptic_transformers",
+    "transformers": "extractors.transformers_engine",
 }
 
 

@@ -30,7 +30,8 @@ class GridExtractor(NetworkExtractor):
     """Rows of the `grids` store for batches of images.
 
     Args:
-        runner: around a Faster R-CNN.
+        runner: around a Faster R-CNN, or another network with `grid`, `grid_size` and `grid_stride` (None: its maps have no
+            padding).
         grid: side of the square grid the map is adaptively average-pooled to, or "native" to keep the map's own cells.
         max_cells: G for "native": a larger map is pooled down, both sides by the same factor, to fit.
     """
@@ -59,7 +60,8 @@ class GridExtractor(NetworkExtractor):
             maps = self.runner.network.grid(self.runner.pixels(batch))
         result = []
         for feature, size in zip(maps, batch.sizes, strict=True):
-            feature = inside(feature, size, self.stride)
+            if self.stride is not None:
+                feature = inside(feature, size, self.stride)
             shape = grid_shape(*feature.shape[1:], self.grid, self.max_cells)
             pooled = F.adaptive_avg_pool2d(feature, shape)
             rows = self.empty_rows()

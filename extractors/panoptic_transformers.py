@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from catalog.categories import BY_NAME, NUM_CATEGORIES
 from core.console import UserError
+from core.features import Feature
 from core.files import digest_file, digest_json
 from extractors.images import ImageBatch, InputSpec
 from extractors.loading import EngineRunner
@@ -26,13 +27,14 @@ from extractors.panoptic import Segments, map_segments
 
 MODELS = ("mask2former", "maskformer", "oneformer")
 # Images as they are in their files: the processor resizes.
-_INPUT = InputSpec(0, 1, "RGB", mean=(0.0,) * 3, std=(1.0,) * 3, divisibility=1)
+AS_IN_THE_FILE = InputSpec(0, 1, "RGB", mean=(0.0,) * 3, std=(1.0,) * 3, divisibility=1)
 # Mask2Former's post-processing in transformers brings all mask logits to this size first; the soft map follows it.
 _MASK2FORMER_SIZE = (384, 384)
 _DESCRIPTIONS = ("*.json", "*.txt")
 
 
-def _require_transformers() -> None:
+def require_transformers() -> None:
+    """UserError: the package is not installed."""
     try:
         import transformers  # noqa: F401
     except ImportError as error:
@@ -44,7 +46,7 @@ def _require_transformers() -> None:
         ) from error
 
 
-def resolve_checkpoint(weights: str, revision: str | None = None) -> Path:
+def resolve_checkpoint(weights: str, revision: str | None = None, *, feature: Feature = "panoptic") -> Path:
     """The local folder of a checkpoint: `weights` itself if it is a folder, else fetched from the hub (or its cache).
 
     Raises:
@@ -63,12 +65,12 @@ def resolve_checkpoint(weights: str, revision: str | None = None) -> Path:
         except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
             detail = str(error).splitlines()[0] if str(error) else "no details"
             raise UserError(
-                f"features.panoptic.weights: {weights!r} is not a local folder and could not be fetched from the Hugging "
+                f"features.{feature}.weights: {weights!r} is not a local folder and could not be fetched from the Hugging "
                 f"Face hub ({type(error).__name__}: {detail}); correct the name, or give a folder with config.json, "
                 "preprocessor_config.json and model.safetensors"
             ) from error
     if not _weight_files(folder):
-        raise UserError(f"features.panoptic.weights: {folder} holds no model.safetensors (or pytorch_model.bin)")
+        raise UserError(f"features.{feature}.weights: {folder} holds no model.safetensors (or pytorch_model.bin)")
     return folder
 
 
@@ -113,7 +115,7 @@ class UniversalSegmenter(nn.Module):
         self.processor = processor
         self.categories = categories
         self.threshold = threshold
-        self.meta = Meta(input=_INPUT)
+        self.meta = Meta(input=AS_IN_THE_FILE)
 
     @torch.inference_mode()
     def panoptic(
@@ -223,7 +225,7 @@ def load_segmenter(folder: Path, weights: str, threshold: float) -> UniversalSeg
 
 def transformers_runner(*, weights: str, revision: str | None = None, threshold: float = 0.5) -> TransformersRunner:
     """The runner of a checkpoint: a name on the hub or a local folder."""
-    _require_transformers()
+    require_transformers()
     import transformers
 
     folder = resolve_checkpoint(weights, revision)
@@ -236,6 +238,3 @@ def transformers_runner(*, weights: str, revision: str | None = None, threshold:
         "transformers": transformers.__version__,
     }
     return runner
-
-
-RUNNERS = {"panoptic": transformers_runner}

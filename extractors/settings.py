@@ -177,13 +177,12 @@ class Detectron2(Extractor):
 
 
 class Transformers(Extractor):
-    """Mask2Former, MaskFormer or OneFormer of the library transformers; `weights` is a local folder or else a hub name."""
+    """A model of the library transformers; `weights` is a local folder or else a hub name."""
 
     engine: Literal["transformers"]
     weights: PathOrName
     revision: str | None = None
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    batch_size: Positive = 1
+    batch_size: Positive = 8
 
     def files(self) -> list[str]:
         names = sorted(os.listdir(self.weights)) if os.path.isdir(self.weights) else []
@@ -223,6 +222,10 @@ class GridsDetectron2(GridKept, Detectron2):
     """Grid features from detectron2."""
 
 
+class GridsTransformers(GridKept, Transformers):
+    """Patch tokens or the last map of a vision backbone: DINOv2, SigLIP, CLIP, ViT, Swin, ConvNeXt."""
+
+
 class Panoptic(PanopticKept, Native):
     """Panoptic segmentation: 64x64 maps, 133-class one-hots, 133x7x7 features."""
 
@@ -236,6 +239,9 @@ class PanopticDetectron2(PanopticKept, Detectron2):
 
 class PanopticTransformers(PanopticKept, Transformers):
     """Panoptic segmentation from Mask2Former, MaskFormer or OneFormer."""
+
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_size: Positive = 1
 
 
 def _name(engine: type[Extractor]) -> str:
@@ -261,7 +267,7 @@ class Features(Section):
     on_bad_image: Literal["fail", "drop"] = "fail"
     compression: Compression = "lz4"
     regions: _one_of(Regions, RegionsDetectron2) = Regions()
-    grids: _one_of(Grids, GridsDetectron2) = Grids()
+    grids: _one_of(Grids, GridsDetectron2, GridsTransformers) = Grids()
     panoptic: _one_of(Panoptic, PanopticDetectron2, PanopticTransformers) = Panoptic()
 
     def __getitem__(self, feature: Feature) -> Extractor:

@@ -264,7 +264,7 @@ def test_files_of_other_sources_that_do_not_exist(tmp_path, monkeypatch):
     ("feature", "section", "expected"),
     [
         ("regions", {"engine": "detectron"}, ["engine: 'detectron' is not an engine here; did you mean 'detectron2'?"]),
-        ("grids", {"engine": "transformers"}, ["engine: 'transformers' is not an engine here; choose one of native, detectron2"]),
+        ("regions", {"engine": "transformers"}, ["engine: 'transformers' is not an engine here; choose one of native, detectron2"]),
         ("panoptic", {"engine": None}, ["engine: None is not an engine here; choose one of native, detectron2, transformers"]),
         ("regions", {"engine": "detectron2", "confg": "x"}, ["config: missing; add it", "confg: unknown key; did you mean 'config'?"]),
         ("regions", {"confg": "x"}, ["confg: unknown key; remove it"]),
