@@ -295,7 +295,8 @@ class Plan(Reasons):
     def export_flags(self) -> list[str]:
         export = self.settings.export
         flags = ["--names", json.dumps(export.names), "--class-order", export.class_order]
-        return flags + ["--seg-maps", export.seg_maps] + ["--repeat-images"] * export.repeat_images
+        flags += ["--seg-maps", export.seg_maps] + ["--repeat-images"] * export.repeat_images
+        return flags + (["--formats", *export.formats] if export.formats != ["npy"] else [])
 
     # --- runs
 

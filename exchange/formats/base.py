@@ -101,7 +101,7 @@ class PerImageReader(Reader):
         if not found:
             tried = ", ".join(repr(what.format(name)) for name in self.names[row])
             raise ValueError(f"nothing for it in {self.path}; looked for {tried}")
-        if len(found) > 1:
+        if len(set(found.values())) > 1:  # a file in a subfolder is found by its path and by its name
             several = " and ".join(repr(what.format(name)) for name in found)
             raise ValueError(f"{several} in {self.path} could both be of it; remove one")
         return next(iter(found.values()))
