@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from core.console import UserError
 from core.kinds import other_kind
-from model.encoder_folder import WEIGHTS, check_config, read_object
+from model.encoder_folder import WEIGHTS, check_config, read_object, tokenizer_settings
 from model.kernels import short_attention
 
 ACTIVATIONS = {
@@ -214,16 +214,17 @@ def canonical_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def load_pretrained(folder: Path, *, dropout: float = 0.1) -> Bert:
-    """A published BERT.
+def load_pretrained(folder: str | Path, *, dropout: float = 0.1) -> tuple[Bert, Path, bool]:
+    """A published BERT, the path of its vocabulary and whether it lower-cases its text.
 
     Args:
-        folder: holds `config.json` and the weights.
+        folder: holds `config.json`, `vocab.txt` and the weights.
         dropout: replaces the published dropout.
 
     Raises:
         UserError: the folder does not hold a BERT, or its weights do not fit its config.
     """
+    folder = Path(folder)
     published = read_object(folder / "config.json")
     check_config(published, folder)
     try:
@@ -247,7 +248,7 @@ def load_pretrained(folder: Path, *, dropout: float = 0.1) -> Bert:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"text.pretrained: the weights in {folder} do not fit its config.json: {error}") from error
-    return model
+    return model, folder / "vocab.txt", tokenizer_settings(folder).lowercase
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

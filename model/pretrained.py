@@ -40,7 +40,7 @@ def load_encoder(name: str, *, dropout: float, max_tokens: int) -> tuple[Bert | 
     if faults := list(folder_faults(folder)):
         raise UserError(f"text.pretrained: {'; '.join(faults)}")
     if is_bert(folder):
-        encoder = load_pretrained(folder, dropout=dropout)
+        encoder, _, _ = load_pretrained(folder, dropout=dropout)
         limit, known = encoder.config.max_positions, encoder.config.vocabulary_size
         options = {"max_tokens": min(max_tokens, limit), **tokenizer_settings(folder).options()}
         tokenizer = CaptionTokenizer.from_file(folder / "vocab.txt", **options)

@@ -104,3 +104,21 @@ def test_faults_of_a_folder_are_lines(tmp_path):
 def test_a_vocabulary_with_windows_line_ends(tmp_path):
     (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SPECIAL_TOKENS, "a"]).encode() + b"\r\n")
     assert read_vocabulary(tmp_path / "vocab.txt") == [*SPECIAL_TOKENS, "a"]
+
+
+@pytest.mark.parametrize(("pieces", "lowercase"), [(LOWER, True), (CASED, False)])
+def test_a_bert_is_loaded_with_what_its_folder_says(tmp_path, pieces, lowercase):
+    from safetensors.torch import save_file
+
+    from model.bert import Bert, BertConfig, load_pretrained
+
+    folder(tmp_path, pieces)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes |= {"vocab_size": 20, "max_position_embeddings": 9}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"} | sizes))
+    save_file(Bert(BertConfig(20, 8, 1, 2, 8, 9)).state_dict(), tmp_path / "model.safetensors")
+    bert, vocabulary, found = load_pretrained(str(tmp_path))
+    assert bert.config.layers == 1 and vocabulary == tmp_path / "vocab.txt" and found is lowercase
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="git-lfs pointer"):
+        load_pretrained(str(tmp_path))
