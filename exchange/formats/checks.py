@@ -59,7 +59,8 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
         raise ValueError(f"boxes begin at {boxes.min():g}, left of or above the image")
     if size is None or 0 in size:
         return
-    if boxes.max() <= 1 and min(size) > 4:
+    ordered = bool((boxes[:, 2:] >= boxes[:, :2]).all())
+    if boxes.max() <= 1 and min(size) > 4 and ordered:
         raise ValueError("boxes reach 1 at most, as fractions of the image do; they must be in pixels")
     height, width = size
     right, below = width * (1 + _SLACK) + 1, height * (1 + _SLACK) + 1
@@ -69,8 +70,10 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
             "(are x and y swapped, or the boxes of the resized image?)"
         )
     ends = boxes[:, :2] + boxes[:, 2:]
-    # A single pair of corners may be given in any order; many that all end within the image as sizes do are sizes.
-    if len(boxes) >= _MANY and (boxes[:, 2:] < boxes[:, :2]).any() and (ends <= (right, below)).all():
+    # A single pair of corners may be given in any order; many that all end within the image, and near its border, as if they
+    # were sizes are sizes.
+    whole = (ends <= (right, below)).all() and (ends.max(axis=0) >= (0.9 * width, 0.9 * height)).all()
+    if len(boxes) >= _MANY and not ordered and whole:
         raise ValueError("boxes are x, y, width, height; they must be x0, y0, x1, y1")
 
 

@@ -220,7 +220,7 @@ def test_features_the_other_way_round_are_turned(tmp_path):
         ({"x": np.zeros((4, 16), "f4")}, "features are all zero"),
         ({"x": np.full((4, 16), "a")}, "not real numbers"),
         ({"bbox": np.full((4, 4), np.inf, "f4")}, "boxes holds values that are not finite"),
-        ({"x": np.ones((12, 16), "f4"), "bbox": np.tile(np.array([50, 60, 20, 30], "f4"), (12, 1)), "num_bbox": 12, "info": {"objects_id": np.arange(12), "objects_conf": np.ones(12)}}, "boxes are x, y, width, height"),
+        ({"x": np.ones((12, 16), "f4"), "bbox": np.tile(np.array([550, 440, 80, 35], "f4"), (12, 1)), "num_bbox": 12, "info": {"objects_id": np.arange(12), "objects_conf": np.ones(12)}}, "boxes are x, y, width, height"),
         ({"bbox": np.tile(np.array([0.1, 0.2, 0.5, 0.9], "f4"), (4, 1))}, "as fractions of the image do"),
         ({"bbox": np.tile(np.array([0, 0, 400, 630], "f4"), (4, 1))}, "are x and y swapped"),
         ({"bbox": np.tile(np.array([-90, 0, 400, 90], "f4"), (4, 1))}, "left of or above the image"),
