@@ -122,3 +122,37 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str 
             note = f"{line.name}, {x_label} {format_tick(x)}: {y:,.4g}{unit}{mark}"
             ElementTree.SubElement(dot, "title").text = note
     return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+#: The page's light colours, for a chart that stands alone.
+_ALONE = """
+svg { background: #fff; color: #191d24; font-family: system-ui, Arial, sans-serif; }
+.grid line { stroke: #dfe3ea; } text { fill: #586172; font-size: 13px; } .end { text-anchor: end; } .middle { text-anchor: middle; }
+polyline { fill: none; stroke: currentColor; stroke-width: 2.5; stroke-linejoin: round; stroke-linecap: round; }
+.best { fill: #fff; stroke: currentColor; stroke-width: 2.5; } .point { opacity: 0; } .names text { fill: currentColor; }
+.s0 { color: #2552c2; } .s1 { color: #c2570c; } .s2 { color: #0a7f5a; } .s3 { color: #8a3fc0; } .s4 { color: #b3261e; } .s5 { color: #0e7c86; }
+"""
+_LINE = 18  # height of a name beneath a chart that stands alone
+
+
+def standalone(chart: str, names: Sequence[tuple[str, int]]) -> str:
+    """A chart as an SVG file of its own, for papers: light, with the lines' names beneath.
+
+    Args:
+        chart: of `line_chart`. names: of the lines, each with the slot of its colour.
+    """
+    root = ElementTree.fromstring(chart)
+    height = HEIGHT + 10 + _LINE * len(names)
+    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {WIDTH} {height}"}
+    root.attrib |= {"width": str(WIDTH), "height": str(height)}
+    style = ElementTree.Element("style")
+    style.text = _ALONE
+    root.insert(0, style)
+    group = ElementTree.SubElement(root, "g", {"class": "names"})
+    for number, (name, slot) in enumerate(names):
+        y = HEIGHT + 14 + _LINE * number
+        line = ElementTree.SubElement(group, "g", {"class": f"s{slot}"})
+        ElementTree.SubElement(line, "polyline", {"points": f"{_LEFT},{y} {_LEFT + 22},{y}"})
+        text = ElementTree.SubElement(line, "text", {"x": str(_LEFT + 30), "y": str(y), "dy": "0.32em"})
+        text.text = name
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=False) + "\n"

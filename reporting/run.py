@@ -1,4 +1,4 @@
-"""Write the report: one HTML file without scripts that needs nothing beside it and no network."""
+"""Write the report: one HTML file without scripts that needs nothing beside it and no network; its charts beside it, for papers."""
 
 from __future__ import annotations
 
@@ -26,10 +26,22 @@ def write_report(
     from reporting.artefacts import Artefacts
     from reporting.report import build, render
 
-    page = render(build(Artefacts(Path(results), config, stores or results), queries=queries, seed=seed))
+    values = build(Artefacts(Path(results), config, stores or results), queries=queries, seed=seed)
+    page = render(values)
+    write_charts(values["training"], Path(output).parent / "figures")
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"report: {output} ({len(page.encode()) / 1e6:.1f} MB)")
+
+
+def write_charts(training: dict[str, Any], folder: Path) -> None:
+    """Each chart of the training section as an SVG file."""
+    from reporting.charts import standalone
+
+    for chart in training["charts"]:
+        name = "-".join(chart["title"].lower().split())
+        with atomic_path(folder / f"{name}.svg") as temporary:
+            temporary.write_text(standalone(chart["svg"], training["legend"]), encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

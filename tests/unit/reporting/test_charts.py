@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reporting.charts import HEIGHT, WIDTH, Series, line_chart, log_ticks, ticks
+from reporting.charts import HEIGHT, WIDTH, Series, line_chart, log_ticks, standalone, ticks
 
 
 def points(chart):
@@ -62,3 +62,18 @@ def test_missing_values_are_left_out_and_names_escaped():
 def test_one_point_and_no_points():
     assert 'class="best"' in line_chart([Series("a", [1], [5], 0)], title="t", x_label="epoch", best="min")
     assert line_chart([], title="t", x_label="epoch") == ""
+
+
+def test_a_chart_stands_alone_as_a_file():
+    """With its namespace, its own colours, and the names of its lines, whatever they hold."""
+    names = [("a & <b>", 0), ("second", 3)]
+    series = [Series(name, [1, 2, 3], [4.0, 5.0, 6.0], slot) for name, slot in names]
+    text = standalone(line_chart(series, title="Loss", x_label="epoch"), names)
+    root = ElementTree.fromstring(text)
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{space}svg" and root.find(f"{space}style") is not None
+    named = [group.find(f"{space}text").text for group in root.findall(f"{space}g[@class='names']/{space}g")]
+    assert named == ["a & <b>", "second"]
+    assert float(root.get("height")) == float(root.get("viewBox").split()[3]) > 300
+    lowest = max(float(t.get("y")) for t in root.iter(f"{space}text"))
+    assert lowest < float(root.get("height"))
