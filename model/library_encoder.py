@@ -105,6 +105,7 @@ def load_library_encoder(folder: Path, *, dropout: float) -> LibraryEncoder:
     transformers = _library()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = getattr(config, "text_config", config)  # of a model that sees too
         for key, value in config.to_dict().items():
             if "dropout" in key and "classif" not in key and isinstance(value, float | int):
                 setattr(config, key, dropout)

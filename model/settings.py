@@ -158,7 +158,7 @@ AnyModel = Annotated[
 
 
 class Text(Section):
-    """The text encoder: a pretrained BERT, or (pretrained: null) a small one trained from scratch."""
+    """The text encoder: a pretrained one, or (pretrained: null) a small BERT trained from scratch."""
 
     kind: Literal["bert"] = "bert"
     pretrained: FilePath | None = "bert-base-uncased"

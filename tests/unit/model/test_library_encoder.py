@@ -108,6 +108,20 @@ FAMILIES = {  # the library's configuration, its sizes, a tokenizer, whether it 
         crossing,
         False,
     ),
+    "clip": (
+        "CLIPConfig",
+        {
+            "text_config": {k: v for k, v in SIZES.items() if k != "max_position_embeddings"} | ENDS,
+            "vision_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+            },
+        },
+        byte_pairs,
+        False,
+    ),
     "t5": ("T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}, crossing, False),
 }
 
@@ -118,7 +132,8 @@ def written(folder, kind, sizes, tokenizer):
 
     made, names = tokenizer()
     torch.manual_seed(0)
-    config = getattr(transformers, kind)(vocab_size=made.get_vocab_size(), **sizes)
+    of_text = sizes.get("text_config", sizes) | {"vocab_size": made.get_vocab_size()}
+    config = getattr(transformers, kind)(**(sizes | {"text_config": of_text} if "text_config" in sizes else of_text))
     model = transformers.AutoModel.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -128,7 +143,7 @@ def written(folder, kind, sizes, tokenizer):
     made.enable_padding()
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
-    return model.encoder if hasattr(model, "decoder") else model
+    return model.encoder if hasattr(model, "decoder") else getattr(model, "text_model", model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
