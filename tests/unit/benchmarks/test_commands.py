@@ -129,3 +129,13 @@ def test_search(tmp_path, capsys):
     if importlib.util.find_spec("faiss"):
         assert "100% of the 10 nearest" in rows["300 x 8: against lists"]["note"], "all lists are looked into"
         assert "500 x 8: against lists" not in rows
+
+
+def test_startup(tmp_path):
+    from benchmarks.startup import main
+
+    main(["--repetitions", "1", "--out", str(tmp_path / "out.json")])
+    rows = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [row["ours"] > 0 for row in rows] == [True] * 3
+    # A library more or less decides this, not the load of the machine.
+    assert all(row["ratio"] > 1.2 for row in rows[1:])

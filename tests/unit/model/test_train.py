@@ -361,7 +361,7 @@ from tests.unit.model.conftest import make_world
 from tests.unit.model.helpers import run
 folder = Path(sys.argv[1])
 world = make_world(folder)
-run(world, folder, epochs=24, validate_every=4, save_every=3)
+run(world, folder, epochs=12, validate_every=4, save_every=3)
 """
 
 
