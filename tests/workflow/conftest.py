@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,12 @@ class Workflow:
         """The user's command itself in a process group of its own, its output in `snakemake.log`."""
         with (self.folder / "snakemake.log").open("ab") as log:
             return subprocess.Popen(
-                **self.command(*arguments, config=config), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                **self.command(*arguments, config=config),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # A shell's background command has it ignored, and its children too.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def planned(self, *arguments: str, config: dict | None = None) -> dict[str, int]:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[3]
 JOB = "import time; from core.console import run_cli; run_cli(lambda: (print('at work', flush=True), time.sleep(60)))"
 # Starts a job, as Snakemake does, and waits for it.
 LEADER = f"""
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background command has it ignored
 from core.jobs import lead_jobs
 lead_jobs()
 job = subprocess.Popen([sys.executable, "-c", {JOB!r}])
