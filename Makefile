@@ -48,7 +48,7 @@ demo: $(VENV)/.runtime
 	@echo "report: $(CURDIR)/results/report/index.html"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 CONFIG ?= config.yaml
 fetch: $(VENV)/.runtime

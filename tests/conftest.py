@@ -16,14 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Where tests run side by side: a file's together, and those of the finished workflow."""
-    shared = "finished" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("finished" if shared else item.path.relative_to(REPOSITORY).as_posix()))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first."""
+    """What takes longest begins first, where tests run side by side."""
     items.sort(key=lambda item: (item.get_closest_marker("workflow") is None, item.get_closest_marker("slurm") is None))
 
 
