@@ -6,7 +6,7 @@ rule encode_testset:
     input:
         unpack(PLAN.encode_inputs),
     output:
-        embeddings=kept_folder(layout.embeddings(RESULTS)),
+        scored=kept_folder(layout.embeddings(RESULTS)),
     log:
         layout.log(WORK, "encode_testset/{run}/{testset}"),
     benchmark:
@@ -30,44 +30,21 @@ rule encode_testset:
             --split {params.split:q} \
             --precision {params.precision} \
             {params.stores:q} \
-            --output {output.embeddings:q} \
+            --output {output.scored:q} \
             --threads {threads} \
             > {log:q} 2>&1
         """
 
 
-rule score_pairs:
-    "Scores of all images and captions of a test set by a run that scores pairs, in place of embeddings."
-    input:
-        unpack(PLAN.encode_inputs),
+# Scores of all images and captions of a test set by a run that scores pairs, in place of embeddings: the same command.
+use rule encode_testset as score_pairs with:
     output:
-        scores=kept_folder(layout.scores(RESULTS)),
+        scored=kept_folder(layout.scores(RESULTS)),
     log:
         layout.log(WORK, "score_pairs/{run}/{testset}"),
     benchmark:
         layout.benchmark(WORK, "score_pairs/{run}/{testset}")
-    conda:
-        "../envs/pipeline.yaml"
     threads: PLAN.training_threads
-    resources:
-        gpu=GPUS_PER_JOB,
-    params:
-        split=PLAN.ask("testsets.{testset}.split"),
-        precision=PLAN.ask("testsets.{testset}.precision"),
-        stores=PLAN.encode_stores,
-    shell:
-        """
-        python -m evaluation.encode \
-            --run "$(dirname {input.model:q})" \
-            --images {input.images:q} \
-            --captions {input.captions:q} \
-            --split {params.split:q} \
-            --precision {params.precision} \
-            {params.stores:q} \
-            --output {output.scores:q} \
-            --threads {threads} \
-            > {log:q} 2>&1
-        """
 
 
 rule compute_metrics:
