@@ -20,9 +20,9 @@ from extractors.networks.rcnn import Meta
 from extractors.panoptic_transformers import (
     AS_IN_THE_FILE,
     TransformersRunner,
-    checkpoint_digest,
     require_transformers,
     resolve_checkpoint,
+    runner_of,
 )
 
 _PLACE = "features.grids.weights"
@@ -110,15 +110,5 @@ def load_backbone(folder: Path, name: str) -> VisionBackbone:
 def transformers_runner(*, weights: str, revision: str | None = None) -> TransformersRunner:
     """The runner of a checkpoint: a name on the hub or a local folder."""
     require_transformers()
-    import transformers
-
     folder = resolve_checkpoint(weights, revision, feature="grids")
-    network = load_backbone(folder, weights)
-    runner = TransformersRunner(network, checkpoint_digest(folder))
-    runner.attributes = {
-        "engine": "transformers",
-        "model": network.model.config.model_type,
-        "weights": weights,
-        "transformers": transformers.__version__,
-    }
-    return runner
+    return runner_of(load_backbone(folder, weights), folder, weights)

@@ -223,13 +223,10 @@ def load_segmenter(folder: Path, weights: str, threshold: float) -> UniversalSeg
     return UniversalSegmenter(model.eval(), processor, categories, threshold)
 
 
-def transformers_runner(*, weights: str, revision: str | None = None, threshold: float = 0.5) -> TransformersRunner:
-    """The runner of a checkpoint: a name on the hub or a local folder."""
-    require_transformers()
+def runner_of(network: nn.Module, folder: Path, weights: str) -> TransformersRunner:
+    """The runner of a network that was loaded from a checkpoint folder; `weights` is its name in what is recorded."""
     import transformers
 
-    folder = resolve_checkpoint(weights, revision)
-    network = load_segmenter(folder, weights, threshold)
     runner = TransformersRunner(network, checkpoint_digest(folder))
     runner.attributes = {
         "engine": "transformers",
@@ -238,3 +235,10 @@ def transformers_runner(*, weights: str, revision: str | None = None, threshold:
         "transformers": transformers.__version__,
     }
     return runner
+
+
+def transformers_runner(*, weights: str, revision: str | None = None, threshold: float = 0.5) -> TransformersRunner:
+    """The runner of a checkpoint: a name on the hub or a local folder."""
+    require_transformers()
+    folder = resolve_checkpoint(weights, revision)
+    return runner_of(load_segmenter(folder, weights, threshold), folder, weights)
