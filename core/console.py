@@ -17,7 +17,8 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` or a full disk ends it with its message on stderr and exit status 1.
+    """Run a command's `main`; a `UserError` or a full disk ends it with its message on stderr and exit status 1;
+    an interrupt (Ctrl-C) with status 130 and no traceback.
 
     As a job it ends with the workflow that started it.
     """
@@ -27,6 +28,9 @@ def run_cli(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # as wanted: a traceback would look like a fault
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -53,6 +53,15 @@ def test_user_errors_are_shown_without_a_traceback(capsys):
     assert capsys.readouterr().err == "error: the folder is missing; create it\n"
 
 
+def test_an_interrupt_shows_no_traceback(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_cli(main)
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 def test_progress_in_a_log_is_whole_lines(monkeypatch):
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
