@@ -1,4 +1,5 @@
 # Start-up: the settings are checked, and PLAN says what each rule needs. No rules here.
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from core.features import FEATURES
 from core.jobs import lead_jobs
 from core.machine import remember_configfiles, use_this_interpreter
 from published.download import LOCK_FILE
+from rules.failed import show_failures
 from rules.plan import Plan, alternatives
 from settings import load_settings
 

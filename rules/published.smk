@@ -27,3 +27,7 @@ rule fetch_published:
 onstart:
     checked(PLAN.record_published)
     PLAN.remember_made()
+    print(
+        f"progress of long jobs: python -m core.progress --results {shlex.quote(WORK)}",
+        file=sys.stderr,
+    )

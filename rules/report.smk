@@ -56,3 +56,7 @@ rule build_report:
 
 onsuccess:
     PLAN.show_results()
+
+
+onerror:
+    show_failures(log)
