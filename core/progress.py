@@ -65,7 +65,7 @@ def running_jobs(work: Path, *, silent: float, now: float | None = None) -> list
             bar = _last_bar(path)
         except FileNotFoundError:  # a job that starts again removes its log first
             continue
-        if bar:
+        if bar and not (bar["done"] == bar["total"] and now - written > 30):  # ended: not every job has a benchmark
             step, done, total = bar["desc"] or "", int(bar["done"]), int(bar["total"])
             found.append(Job(name, step, done, total, bar["rate"], bar["left"], now - written))
     return found

@@ -38,6 +38,7 @@ def test_only_jobs_at_work_are_told(tmp_path):
     log(tmp_path, "train_model/runs", BAR + "a warning\n")
     log(tmp_path, "train_model/failed", BAR + "error: no room\n")
     log(tmp_path, "train_model/killed", BAR, age=100)
+    log(tmp_path, "index_dataset/done", BAR.replace("9/20", "20/20"), age=40)
     log(tmp_path, "seal_store/early", "nothing yet\n")
     log(tmp_path, "train_model/ended", BAR, age=5)
     done = layout.benchmark(tmp_path, "train_model/ended")
