@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from catalog.files import SUFFIXES, is_image, left_out
 from catalog.index import listing
 from core.console import UserError, progress
+from core.kinds import other_kind
 
 # Photographs hardly get smaller in a zip; a thousandfold is an attack. What is small anyway may be anything.
 _MAX_RATIO = 50
@@ -57,7 +58,8 @@ def _opened(archive: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{archive} is no zip file that can be read ({error}); copy it again") from error
+        what = other_kind(archive) or f"no zip file that can be read ({error}); copy it again"
+        raise UserError(f"{archive} is {what}") from error
 
 
 def listed_images(archive: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from core.console import UserError
@@ -29,6 +28,9 @@ SUFFIXES = (
     ),
     *(".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
 )
+
+
+_NAMED = 5  # files of a kind that are left out
 
 
 def is_archive(path: str) -> bool:
@@ -76,12 +78,17 @@ def image_files(folder: str) -> list[str]:
 
 
 def left_out(others: Iterable[str], before: str = "") -> str:
-    """`3 files left out, no images by their suffix: 2 .heic, 1 .svg`, or nothing where there are none."""
-    kinds = Counter(os.path.splitext(path)[1].lower() or "without suffix" for path in others)
+    """`3 files left out, no images by their suffix: 2 .heic (a.heic, b.heic), 1 .svg (c.svg)`, or nothing where there are none."""
+    kinds: dict[str, list[str]] = {}
+    for path in others:
+        kinds.setdefault(os.path.splitext(path)[1].lower() or "without suffix", []).append(path)
     if not kinds:
         return ""
-    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    return f"{before}{sum(kinds.values())} files left out, no images by their suffix: {shown}"
+    shown = ", ".join(
+        f"{len(names)} {kind} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
+        for kind, names in sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    )
+    return f"{before}{sum(map(len, kinds.values()))} files left out, no images by their suffix: {shown}"
 
 
 def folder_state(folder: str) -> str:

@@ -15,6 +15,7 @@ from catalog.tables import read_table
 from catalog.text import decode_text
 from core.console import UserError
 
+_UNREAD = "files that are there, but of a type that is not read (convert them, to JPEG or PNG say)"
 _SET_MISSING_IMAGES = "to go on without those images, set missing_images: drop"
 
 
@@ -38,17 +39,18 @@ def _read_split_files(split_files: dict[str, str], names: Names) -> tuple[dict[s
     chosen: dict[str, str] = {}
     problems = []
     for split, file in split_files.items():
-        unknown, ambiguous, moved = [], [], []
+        unknown, unread, ambiguous, moved = [], [], [], []
         for name in filter(None, (line.strip() for line in decode_text(file).split("\n"))):
             image_id = names.find(name)
             if image_id is None:
                 ambiguous.append(name)
             elif not image_id:
-                unknown.append(name)
+                (unread if names.unread(name) else unknown).append(name)
             elif chosen.setdefault(image_id, split) != split:
                 moved.append(f"{name} ({chosen[image_id]})")
         for what, found in (
             ("names of images that are not in the folder", unknown),
+            (f"names of {_UNREAD}", [names.unread(name) for name in unread]),
             ("names that fit several files (write the path below the folder)", ambiguous),
             ("images that another split has", moved),
         ):
@@ -61,14 +63,16 @@ def _read_split_files(split_files: dict[str, str], names: Names) -> tuple[dict[s
 def image_ids(relative: list[str]) -> tuple[list[str], list[str]]:
     """Ids of images by their paths below the folder, and what to tell of them.
 
-    An id is the path without its suffix; files that differ in the suffix alone keep it.
+    An id is the path without its suffix. It is kept where two ids would be equal (`text.jpg`, `text.png`), or an id another's path
+    (`text.jpg.png` beside `text.jpg`).
     """
     stems = [r.rsplit(".", 1)[0] for r in relative]
-    counts = Counter(stems)
-    shared = [r for r, stem in zip(relative, stems, strict=True) if counts[stem] > 1]
-    ids = [r if counts[stem] > 1 else stem for r, stem in zip(relative, stems, strict=True)]
+    counts, paths = Counter(stems), set(relative)
+    shared = [counts[stem] > 1 or stem in paths for stem in stems]
+    ids = [r if keep else stem for r, stem, keep in zip(relative, stems, shared, strict=True)]
     what = "files differ from another in the suffix alone; their ids keep it"
-    return ids, [listing(what, shared)] if shared else []
+    told = [r for r, keep in zip(relative, shared, strict=True) if keep]
+    return ids, [listing(what, told)] if told else []
 
 
 @dataclass
@@ -87,7 +91,7 @@ def _read_captions(
 ) -> _Captions:
     table = read_table(path)
     found = _Captions({i: [] for i in ids}, problems=list(table.problems), notes=list(table.notes))
-    unknown, nameless, empty, duplicate, ambiguous, moved, no_text, broken = [], [], [], [], [], [], [], []
+    unknown, unread, nameless, empty, duplicate, ambiguous, moved, no_text, broken = [], [], [], [], [], [], [], [], []
     seen_ids: set[str] = set()
     for place, row in zip(table.places, table.rows, strict=True):
         name, text = as_name(row.get("image")), row.get("caption")
@@ -101,7 +105,7 @@ def _read_captions(
         elif image_id is None:
             ambiguous.append(name)
         elif not image_id:
-            unknown.append(name)
+            (unread if names.unread(name) else unknown).append(name)
         elif text is not None and not isinstance(text, str) and text == text:  # NaN is how pandas writes nothing
             no_text.append(where)
         elif not isinstance(text, str) or not text.strip():
@@ -115,14 +119,24 @@ def _read_captions(
             value = as_name(row.get("split")).strip()
             if value and found.splits.setdefault(image_id, value) != value:
                 moved.append(name)
-    if unknown and missing_images == "drop":
-        found.notes.append(listing("captions left out, their images are not in the folder", unknown))
-        unknown = []
+    unread_files = [names.unread(name) for name in unread]
+    if missing_images == "drop":
+        for what, wrong in (
+            ("captions left out, their images are not in the folder", unknown),
+            (f"captions left out, of {_UNREAD}", unread_files),
+        ):
+            if wrong:
+                found.notes.append(listing(what, wrong))
+        unknown, unread_files = [], []
+    if empty and missing_captions != "fail":
+        found.notes.append(listing("empty captions left out", empty))
+        empty = []
     for what, wrong in (
         ("captions of images that are not in the folder", unknown),
+        (f"captions of {_UNREAD}", unread_files),
         ("captions that name no image", nameless),
         ("captions whose image name fits several files (write the path below the folder)", ambiguous),
-        ("empty captions", empty),
+        ("empty captions (missing_captions: keep or drop goes on without them)", empty),
         ("rows with half a surrogate pair, as of an emoji cut in two (remove it)", broken),
         ("captions that are not text (write one row per caption)", no_text),
         ("caption ids that occur twice", duplicate),
@@ -130,7 +144,7 @@ def _read_captions(
     ):
         if wrong:
             found.problems.append(listing(what, wrong) + (names.hint(wrong[0]) if wrong is unknown else ""))
-    if unknown:
+    if unknown or unread_files:
         found.problems.append(_SET_MISSING_IMAGES)
     silent = [i for i in ids if not found.texts[i]]
     if silent and missing_captions == "fail":
@@ -183,7 +197,7 @@ def read_folder(
         split_files: by split, a text file with the name of one image per line, as in captions. Images that no file names
             get the split "unlisted": they are extracted, but belong to no split.
         missing_images: captions of images that are not there: "fail", or "drop" them. missing_captions: images without a
-            caption: "fail", "keep" them in the split "unlisted", or "drop" them.
+            caption, or with empty ones alone: "fail", "keep" them in the split "unlisted", or "drop" them.
 
     Raises:
         UserError: listing everything wrong at once.
@@ -192,6 +206,7 @@ def read_folder(
     if not root.is_dir():
         raise UserError(f"image folder {images} does not exist; set datasets.<name>.images to a folder")
     found, others = sort_files(images)
+    others = [Path(path).relative_to(root).as_posix() for path in others]
     files = [Path(path) for path in found]
     if not files:
         raise UserError(
@@ -202,7 +217,7 @@ def read_folder(
     if others:
         notes.append(left_out(others))
     problems = check_image_ids(ids)
-    names = Names(root, relative, ids, [Path(o).relative_to(root).as_posix() for o in others])
+    names = Names(root, relative, ids, others)
 
     texts: dict[str, list[tuple[str, str]]] = {i: [] for i in ids}
     chosen_split: dict[str, str] = {}

@@ -18,6 +18,7 @@ from catalog.layout import CAPTIONS_PER_IMAGE
 from core import layout
 from core.console import UserError, progress
 from core.files import atomic_path
+from core.kinds import other_kind
 
 INDEX_VERSION = "1"
 
@@ -158,7 +159,7 @@ def _describe(path: str) -> tuple[int, int, str, str | None]:
             if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) and not turned:
                 width, height = height, width
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for broken headers; each is a note in the index
-        return 0, 0, content_hash, f"not a readable image ({type(error).__name__})"
+        return 0, 0, content_hash, other_kind(path) or f"not a readable image ({type(error).__name__})"
     return width, height, content_hash, None
 
 

@@ -16,6 +16,7 @@ from catalog.index import check_image_ids, listing
 from catalog.names import normal
 from catalog.text import decode_text
 from core.console import UserError
+from core.kinds import other_kind
 
 CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first five
 # Every published result trains on COCO's `restval` images as well.
@@ -90,7 +91,7 @@ def read_karpathy(
                 empty.append(sentid)
             else:
                 texts.append((sentid, " ".join(raw.split())))
-        if not sentences:
+        if not sentences or (not texts and missing_captions != "fail"):
             silent.append(filename)
             if missing_captions == "drop":
                 continue
@@ -114,6 +115,9 @@ def read_karpathy(
         where = "left out" if missing_captions == "drop" else f"kept outside of all splits ({UNLISTED!r})"
         found.notes.append(listing(f"images without a caption {where}", silent))
         silent = []
+    if empty and missing_captions != "fail":
+        found.notes.append(listing("captions left out that are empty or no text", empty))
+        empty = []
     for what, names in (
         ("entries without filename, split, sentences, sentid or raw", malformed),
         (
@@ -123,7 +127,7 @@ def read_karpathy(
         (f"unknown splits (known are {', '.join(SPLITS)})", unknown_splits),
         ("images without a caption (missing_captions: keep or drop goes on)", silent),
         ("captions without an image: their imgid is another's", strangers),
-        ("captions that are empty or no text", empty),
+        ("captions that are empty or no text (missing_captions: keep or drop goes on without them)", empty),
         ("caption ids that occur twice", _repeats(found.caption_ids)),
     ):
         if names:
@@ -155,6 +159,8 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
                     )
                 data = archive.read(member)
         else:
+            if what := other_kind(annotations):
+                raise UserError(f"annotations {annotations} are {what}")
             data = Path(annotations).read_bytes()
         # JSON may be in UTF-16 or UTF-32 as well, which its parser sees by itself.
         text = data if b"\0" in data[:4] else decode_text(annotations, data)

@@ -58,8 +58,10 @@ class Names:
         parts = [normal(part) for part in Path(root).absolute().parts]
         #: What paths from elsewhere may begin with: `/data/mine/images/`, ..., `mine/images/`, `images/`.
         self._prefixes = {"/".join(parts[i:]).lstrip("/") + "/" for i in range(1, len(parts))}
-        self._others = {normal(other): other for other in others}
-        self._others |= {PurePosixPath(other).name: other for other in self._others}
+        self._others: dict[str, str] = {}
+        for other in map(normal, others):
+            for key in (other, PurePosixPath(other).name, other.rsplit(".", 1)[0], PurePosixPath(other).stem):
+                self._others.setdefault(key.casefold(), other)
 
     def find(self, value: object) -> str | None:
         """The id of the image called so: "" where none is, None where several could be meant."""
@@ -80,12 +82,13 @@ class Names:
         whole = re.fullmatch(r"(\d+)(?:\.0+)?", name)  # leading zeros are lost where a table is read as numbers
         return self._numbers.get(int(whole[1]), "") if whole else ""
 
+    def unread(self, value: object) -> str:
+        """The file of this name, with or without suffix, that is there but no image to us; "" if there is none."""
+        return self._others.get(normal(as_name(value)).casefold(), "")
+
     def hint(self, value: object) -> str:
         """Why an image is not found, as far as that can be said: "" or a clause in brackets."""
         name = normal(as_name(value))
-        if (other := self._others.get(name)) is not None:
-            kind = PurePosixPath(other).suffix or "no suffix"
-            return f" (the file is there, but {kind} is not read: convert it)"
         stem = self._folded.get(PurePosixPath(name).name.rsplit(".", 1)[0].casefold())
         if stem:
             return f" (there is {stem!r} with another suffix or in another folder)"

@@ -16,6 +16,7 @@ from catalog.index import listing
 from catalog.names import as_name
 from catalog.text import decode_text
 from core.console import UserError
+from core.kinds import other_kind
 
 COLUMNS = ("image", "caption", "caption_id", "split")
 SUFFIXES = (".csv", ".tsv", ".txt", ".token", ".jsonl", ".parquet")
@@ -216,7 +217,8 @@ def _parquet(path: Path) -> Table:
     try:
         columns = pq.read_schema(path).names
     except Exception as error:
-        raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
+        what = other_kind(path) or f"not a Parquet file ({error}); export it again"
+        raise UserError(f"{path} is {what}") from error
     columns = _columns(path, columns)
     try:
         content = pq.read_table(path).rename_columns(columns)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from core.console import UserError
+from core.kinds import other_kind
 
 _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -27,11 +28,14 @@ def decode_text(path: str | Path, data: bytes | None = None) -> str:
         path: the file. data: its bytes, where they have been read already (from an archive).
 
     Raises:
-        UserError: the line that is not UTF-8, or that holds what a conversion from a wrong encoding leaves, and how to
+        UserError: another kind of file; the line that is not UTF-8, or that holds what a conversion from a wrong encoding leaves, and how to
             convert the file.
     """
     path = Path(path)
-    data = path.read_bytes() if data is None else data
+    if data is None:
+        if what := other_kind(path):
+            raise UserError(f"{path} is {what}")
+        data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

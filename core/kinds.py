@@ -11,10 +11,9 @@ _STARTS = (
     (b"<html", f"a web page that was saved instead of the file; {_AGAIN}"),
     (b"<?xml", f"a server's message that was saved instead of the file; {_AGAIN}"),
     (b"\x1f\x8b", "an archive (gzip); unpack it"),
-    (b"bzh", "an archive (bzip2); unpack it"),
     (b"\xfd7zxz", "an archive (xz); unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "an archive (7z); unpack it"),
-    (b"rar!", "an archive (rar); unpack it"),
+    (b"rar!\x1a\x07", "an archive (rar); unpack it"),
 )  # fmt: skip
 _TEXTS = (b"{", b"[", b"not found", b"access denied", b"error", b"entry not found")
 _TENSORS = (".pth", ".pt", ".bin", ".pkl", ".safetensors", ".npy", ".npz", ".h5", ".hdf5")
@@ -35,6 +34,8 @@ def other_kind(path: str | os.PathLike[str]) -> str:
     for start, what in _STARTS:
         if plain.startswith(start):
             return what
+    if head[:3] == b"BZh" and head[4:10] == b"1AY&SY":
+        return "an archive (bzip2); unpack it"
     if head[257:262] == b"ustar":
         return "an archive (tar); unpack it"
     if os.fspath(path).lower().endswith(_TENSORS):

@@ -76,7 +76,9 @@ def test_what_cannot_be_unpacked_is_known_from_the_directory(pack, tmp_path, met
 
 def test_what_is_left_out_of_an_archive_is_told(pack, tmp_path, capsys):
     assert unpack_images(pack({"a.jfif": picture(), "b.heic": b"x", "c.txt": b"x"}), tmp_path / "images") == 1
-    assert "note: 2 files left out, no images by their suffix: 1 .heic, 1 .txt" in capsys.readouterr().out
+    assert (
+        "note: 2 files left out, no images by their suffix: 1 .heic (b.heic), 1 .txt (c.txt)" in capsys.readouterr().out
+    )
 
 
 def link(name: str) -> zipfile.ZipInfo:

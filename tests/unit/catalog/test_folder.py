@@ -88,7 +88,7 @@ def test_everything_wrong_is_listed_at_once(folder):
         read_folder(str(folder), captions(folder, rows))
     message = str(error.value)
     assert "1 captions of images that are not in the folder: 'z.jpg'" in message
-    assert "1 empty captions: 'line 4 (b.PNG)'" in message
+    assert "1 empty captions (missing_captions: keep or drop goes on without them): 'line 4 (b.PNG)'" in message
     assert "1 caption ids that occur twice: '1'" in message
     assert "1 images with captions in two splits: 'a.jpg'" in message
     assert "3 images without a caption" in message
@@ -154,17 +154,29 @@ def test_files_that_differ_in_the_suffix_alone_keep_it(folder):
     assert "2 files differ from another in the suffix alone; their ids keep it: 'a.jpg', 'a.png'" in found.notes
     with pytest.raises(UserError, match="1 captions whose image name fits several files .*'a'"):
         read_folder(str(folder), captions(folder, [*rows, {"image": "a", "caption": "which?"}]))
+    (folder / "b.PNG.jpg").write_bytes(b"x")  # its name without suffix is another file's
+    found = read_folder(str(folder), captions(folder, [*rows, {"image": "b.PNG.jpg", "caption": "copy"}]))
+    assert found.image_ids == ["a.jpg", "a.png", "b", "b.PNG.jpg", "more/c"] and found.texts[2:4] == ["ein Bär", "copy"]
 
 
 def test_other_files_are_told(folder):
     (folder / "d.heic").write_bytes(b"x")
     found = read_folder(str(folder), captions(folder, GOOD))
-    assert found.notes == ["2 files left out, no images by their suffix: 1 .heic, 1 .txt"]
-    rows = [*GOOD, {"image": "d.heic", "caption": "from a phone"}]
-    with pytest.raises(
-        UserError, match=r"not in the folder: 'd\.heic' \(the file is there, but \.heic is not read: convert it\)"
-    ):
+    assert found.notes == ["2 files left out, no images by their suffix: 1 .heic (d.heic), 1 .txt (notes.txt)"]
+    rows = [*GOOD, *({"image": name, "caption": "from a phone"} for name in ("d.heic", "D", "z.jpg"))]
+    with pytest.raises(UserError) as error:
         read_folder(str(folder), captions(folder, rows))
+    unread = (
+        "of files that are there, but of a type that is not read (convert them, to JPEG or PNG say): 'd.heic', 'd.heic'"
+    )
+    assert f"2 captions {unread}" in str(
+        error.value
+    ) and "1 captions of images that are not in the folder: 'z.jpg'" in str(error.value)
+    left = read_folder(str(folder), captions(folder, rows), missing_images="drop")
+    assert f"2 captions left out, {unread}" in left.notes
+    (folder.parent / "test.txt").write_text("d.heic\n")
+    with pytest.raises(UserError, match="test.txt: 1 names of files that are there, but of a type that is not read"):
+        read_folder(str(folder), split_files={"test": str(folder.parent / "test.txt")})
     for name in ("e.jfif", "f.jpe", "g.ppm", "h.avif", "i.jp2"):
         (folder / name).write_bytes(b"x")
     assert len(read_folder(str(folder)).image_ids) == 8
@@ -184,6 +196,11 @@ def test_going_on_without_what_is_missing(folder):
     left = read_folder(str(folder), path, {"train": 1.0}, missing_images="drop", missing_captions="drop")
     assert (left.image_ids, left.caption_images) == (["a", "b"], ["a", "a", "b"])
     assert left.paths == kept.paths[:2]
+    blank = read_folder(
+        str(folder), captions(folder, [*GOOD[:3], {"image": "more/c.webp", "caption": " "}]), missing_captions="drop"
+    )
+    assert (blank.image_ids, blank.notes[-2:]) == (["a", "b"], ["1 empty captions left out: 'line 5 (more/c.webp)'",
+        "1 images without a caption left out: 'more/c'"])  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -193,7 +210,7 @@ def test_going_on_without_what_is_missing(folder):
         ("A.JPEG", "x", "there is 'a' with another suffix"),
         ("more/b.PNG", "x", "'more/b.PNG' (there is 'b' with another suffix or in another folder)"),
         ("moree/c", "x", "'moree/c' (there is 'more/c' with another suffix or in another folder)"),
-        ("a", "  ", "1 empty captions: 'line 6 (a)'"),
+        ("a", "  ", "1 empty captions (missing_captions: keep or drop goes on without them): 'line 6 (a)'"),
     ],
 )
 def test_names_that_find_nothing_get_a_hint(folder, image, caption, line):

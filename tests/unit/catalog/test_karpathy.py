@@ -155,7 +155,7 @@ def test_everything_wrong_is_listed_at_once(coco):
         "1 unknown splits (known are train, restval, val, test): 'dev (COCO_val2014_000000000003.jpg)'",
         "1 images without a caption (missing_captions: keep or drop goes on): 'COCO_val2014_000000000002.jpg'",
         "1 captions without an image: their imgid is another's: '30'",
-        "1 captions that are empty or no text: '11'",
+        "1 captions that are empty or no text (missing_captions: keep or drop goes on without them): '11'",
         "10 caption ids that occur twice: '0', '1', '2', '3', '4', ...",
     ):
         assert sum(line.strip().startswith(expected) for line in lines) == 1, (expected, lines)

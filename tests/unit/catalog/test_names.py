@@ -58,8 +58,12 @@ def test_composed_and_decomposed_names_are_one():
 
 
 def test_hints(names):
-    assert names.hint("raw.heic") == " (the file is there, but .heic is not read: convert it)"
-    assert names.hint("notes") == " (the file is there, but no suffix is not read: convert it)"
+    assert (names.unread("raw.heic"), names.unread("RAW"), names.unread("notes")) == (
+        "more/raw.heic",
+        "more/raw.heic",
+        "notes",
+    )
+    assert names.unread("Dog.png") == ""
     assert names.hint("Dog.png") == " (there is 'Dog' with another suffix or in another folder)"
     assert names.hint("more/COCO_val2014_000000000043.jpg") == " (did you mean 'more/COCO_val2014_000000000042.jpg'?)"
     assert names.hint("quite another") == ""

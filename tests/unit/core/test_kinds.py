@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from catalog.index import ImageRows
+from catalog.archives import unpack_images
+from catalog.index import ImageRows, describe_images
+from catalog.karpathy import read_karpathy
 from catalog.precomputed import open_array
+from catalog.tables import read_table
 from core.console import UserError
 from core.kinds import other_kind
 from exchange.importing import open_reader
@@ -73,6 +76,23 @@ def test_every_reader_says_it_without_the_librarys_advice(tmp_path, what):
         with pytest.raises(UserError) as error:
             open_reader(feature, {"format": kind, "path": str(tmp_path)}, images)
         assert what in str(error.value)
+
+
+def test_so_do_readers_of_images_and_captions(tmp_path):
+    for what, content in list(SAVED.items())[:2]:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        for name in ("images/a.jpg", "c.csv", "c.jsonl", "c.parquet", "k.json", "i.zip"):
+            (tmp_path / name).write_bytes(content)
+        assert what in describe_images(["a"], [str(tmp_path / "images/a.jpg")], ["all"])["error"][0].as_py()
+        for read in (
+            *(lambda name=name: read_table(tmp_path / name) for name in ("c.csv", "c.jsonl", "c.parquet")),
+            lambda: read_karpathy(str(tmp_path / "k.json"), str(tmp_path / "images")),
+            lambda: unpack_images(tmp_path / "i.zip", tmp_path / "out"),
+        ):
+            with pytest.raises(UserError, match=what):
+                read()
+    (tmp_path / "c.csv").write_text("BZh,image,caption\n,a,x\n")
+    assert read_table(tmp_path / "c.csv").rows == [{"image": "a", "caption": "x"}]
 
 
 def test_weights_that_hold_code_are_refused_without_advice_to_run_it(tmp_path):
