@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -75,6 +76,12 @@ def strongest_parts(explanation: Explanation, count: int = _LISTED) -> list[int]
         if kind in ("region", "cell") and np.isfinite(explanation.places[number]).all()
     ]
     return sorted(visual, key=lambda number: -shares[number])[:count]
+
+
+def part_name(classes: Sequence[int] | np.ndarray | None, number: int, names: Sequence[str]) -> str:
+    """What a part is called by the number of its class, "" where that is not known."""
+    known = classes is not None and number < len(classes) and 0 <= classes[number] < len(names)
+    return names[classes[number]] if known else ""
 
 
 def draw(explanation: Explanation, image: str, output: str | Path) -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from core.features import Compression, Feature
 from core.kinds import other_kind
@@ -70,11 +70,21 @@ class PanopticKept(Section):
 class RegionNames(Section):
     """Files with the names of a detector's classes, one a line, where its weights do not say them: the report shows them.
 
-    Both ports of bottom-up attention publish Visual Genome's as `objects_vocab.txt` and `attributes_vocab.txt`.
+    Both ports of bottom-up attention publish Visual Genome's as `objects_vocab.txt` and `attributes_vocab.txt`; a folder with both,
+    or `published:visual-genome-names`, stands for the two.
     """
 
     objects: FilePath | None = None
     attributes: FilePath | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_folder(cls, value: Any) -> Any:
+        return (
+            {key: f"{value.rstrip('/')}/{key}_vocab.txt" for key in ("objects", "attributes")}
+            if isinstance(value, str)
+            else value
+        )
 
     def files(self) -> list[str]:
         return [file for file in (self.objects, self.attributes) if file is not None]
@@ -82,7 +92,7 @@ class RegionNames(Section):
     def missing(self) -> Iterator[str]:
         for key in ("objects", "attributes"):
             path = getattr(self, key)
-            if path is not None and not os.path.isfile(path):
+            if path is not None and not path.startswith(PREFIX) and not os.path.isfile(path):
                 yield f"{key}: file {path!r} does not exist; correct the path"
 
 

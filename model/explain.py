@@ -42,6 +42,7 @@ class Explanation:
         gates: (n,) float32, how far the semantic branch lets each region or cell through; None without one.
         attention: (n, H, W) float32, where on the class map the spatial branch looks for each; None without one.
         attended: (n, W) float32, how much words attend to each (or it to words), of networks that score so; else None.
+        classes: (n,) integers, the detector's class of each region, -1 unknown; None where the store has none.
     """
 
     score: float
@@ -53,6 +54,7 @@ class Explanation:
     gates: np.ndarray | None = None
     attention: np.ndarray | None = None
     attended: np.ndarray | None = None
+    classes: np.ndarray | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All but the attention, of which there is where each region looks most."""
@@ -180,7 +182,7 @@ def with_boxes(explanation: Explanation, boxes: np.ndarray, width: int, height: 
 def place_regions(
     explanations: Sequence[Explanation], features: Features, rows: np.ndarray, sizes: Sequence[tuple[int, int]]
 ) -> list[Explanation]:
-    """`with_boxes` from a store that has boxes; the same explanations from another.
+    """`with_boxes` from a store that has boxes, and classes where it has them; the same explanations from another.
 
     Args:
         sizes: (width, height) of each upright image.
@@ -189,7 +191,11 @@ def place_regions(
     if "boxes" not in visual.arrays:  # grids, and imported regions without boxes
         return list(explanations)
     boxes = visual.rows("boxes", rows)
-    return [with_boxes(e, box, *size) for e, box, size in zip(explanations, boxes, sizes, strict=True)]
+    placed = [with_boxes(e, box, *size) for e, box, size in zip(explanations, boxes, sizes, strict=True)]
+    if "class_ids" not in visual.arrays:
+        return placed
+    classes = visual.rows("class_ids", rows)
+    return [replace(e, classes=own[: e.kinds.count("region")]) for e, own in zip(placed, classes, strict=True)]
 
 
 def explain_image(

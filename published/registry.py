@@ -20,7 +20,12 @@ from urllib.parse import urlsplit
 from core.console import UserError
 
 PREFIX = "published:"  # marks a registry name where a configuration expects a path
-KINDS = {"detector": "detector", "backbone": "backbone", "text": "text encoder"}  # in words
+KINDS = {
+    "detector": "detector",
+    "backbone": "backbone",
+    "text": "text encoder",
+    "names": "names of classes",
+}  # in words
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,15 @@ class Entry:
     """Weights under one name.
 
     Args:
-        name: in the registry. files: of a detector or backbone one, of a text encoder those of its folder.
-        kind: "detector", "backbone" (ImageNet, to train a detector from) or "text". what: in words.
+        name: in the registry. files: of a detector or backbone one, of a text encoder and of names those of its folder.
+        kind: "detector", "backbone" (ImageNet, to train a detector from), "text", or "names" of a detector's classes. what: in words.
         licence: as stated where the weights are published. page: where that is.
         architecture: the key of `extractors.networks.architectures.ARCHITECTURES` that a detector fits, None for the others.
         note: what whoever fetches it is told.
     """
 
     name: str
-    kind: Literal["detector", "backbone", "text"]
+    kind: Literal["detector", "backbone", "text", "names"]
     what: str
     licence: str
     page: str
@@ -60,10 +65,15 @@ class Entry:
     architecture: str | None = None
     note: str = ""
 
+    @property
+    def in_folder(self) -> bool:
+        """Whether its folder stands for it, not its one file."""
+        return self.kind in ("text", "names")
+
     def path(self, folder: str | os.PathLike[str]) -> str:
-        """Where the weights are kept: of a text encoder its folder, else the file."""
+        """Where it is kept: the folder, or the one file."""
         own = os.path.join(folder, self.name)
-        return own if self.kind == "text" else os.path.join(own, self.files[0].name)
+        return own if self.in_folder else os.path.join(own, self.files[0].name)
 
     def file_path(self, file: File, folder: str | os.PathLike[str]) -> Path:
         """Where one of its files is kept."""
@@ -122,6 +132,10 @@ def _grid(model: str, file: str, what: str, architecture: str) -> Entry:
     return Entry(f"grid-feats-vqa-{model}", "detector", what, _REPOSITORY_LICENCE, _GRID_PAGE, files, architecture)
 
 
+# At its last commit; none of its files is larger than names need.
+_MILVLG_FILES = "https://raw.githubusercontent.com/MILVLG/bottom-up-attention.pytorch/4dbce869ad17117ca9f1df55bc5604cdbcd47f59/evaluation/"
+
+
 def _milvlg(name: str, what: str, architecture: str) -> Entry:
     files = (File(f"{name}.pth", None),)
     return Entry(name, "detector", what, _REPOSITORY_LICENCE, _MILVLG_PAGE, files, architecture)
@@ -175,6 +189,13 @@ ENTRIES: dict[str, Entry] = {
         _backbone("MSRA-R-50", "MSRA/R-50.pkl", "ImageNet ResNet-50, stride in 1x1"),
         _backbone("MSRA-R-101", "MSRA/R-101.pkl", "ImageNet ResNet-101, stride in 1x1"),
         _backbone("FAIR-X-101-32x8d", "FAIR/X-101-32x8d.pkl", "ImageNet ResNeXt-101 32x8d"),
+        Entry(
+            "visual-genome-names", "names", "Visual Genome's 1,600 objects and 400 attributes", _REPOSITORY_LICENCE, _MILVLG_PAGE,
+            (
+                File("objects_vocab.txt", f"{_MILVLG_FILES}objects_vocab.txt", 14381, "fe6070ce5b5406de3755f24afcc41251b77203674e1e9753244d40f75e53dace"),
+                File("attributes_vocab.txt", f"{_MILVLG_FILES}attributes_vocab.txt", 3494, "4d64f448c402d986e8671f328d092185ca2e559fb391ef86369f478ac1d90f20"),
+            ),
+        ),
         # Text.
         Entry(
             "bert-base-uncased", "text", "BERT, 12 layers, 768 wide, lower-cased English", "Apache-2.0", _BERT_PAGE,
@@ -202,26 +223,31 @@ def lookup(name: str) -> Entry:
 
 
 def named_entry(value: str | None) -> Entry | None:
-    """The entry that a configuration's `published:NAME` names; None for any other value, and where there is none."""
+    """The entry that a configuration's `published:NAME` or `published:NAME/FILE` names; None for any other value, and where there
+    is none."""
     name = (value or "").removeprefix(PREFIX)
-    return ENTRIES.get(name) if name != value else None
+    return ENTRIES.get(name.partition("/")[0]) if name != value else None
 
 
 def resolve(value: str, folder: str, files: Mapping[str, str]) -> str:
-    """The path that a configuration's `published:NAME` stands for; any other value stays.
+    """The path that a configuration's `published:NAME`, or `published:NAME/FILE` of a folder, stands for; any other value stays.
 
     Args:
         folder: of downloads. files: local paths by name, which replace downloads.
     """
     if not value.startswith(PREFIX):
         return value
-    name = value.removeprefix(PREFIX)
-    return files[name] if name in files else lookup(name).path(folder)
+    name, _, file = value.removeprefix(PREFIX).partition("/")
+    own = files[name] if name in files else lookup(name).path(folder)
+    return os.path.join(own, file) if file else own
 
 
 def entry_at(path: str | None, folder: str) -> Entry | None:
-    """The entry whose download `path` is, None for any other path."""
-    return next((entry for entry in ENTRIES.values() if entry.path(folder) == path), None)
+    """The entry whose download, or a file of it, `path` is; None for any other path."""
+    for entry in ENTRIES.values():
+        if path in (entry.path(folder), *(str(entry.file_path(file, folder)) for file in entry.files)):
+            return entry
+    return None
 
 
 def by_hand(entry: Entry, file: File, folder: str | os.PathLike[str]) -> str:

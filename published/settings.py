@@ -33,7 +33,7 @@ class Published(Section):
         for name, path in self.files.items():
             if name not in ENTRIES:
                 continue
-            what, there = ("folder", os.path.isdir) if ENTRIES[name].kind == "text" else ("file", os.path.isfile)
+            what, there = ("folder", os.path.isdir) if ENTRIES[name].in_folder else ("file", os.path.isfile)
             if not there(path):
                 yield f"files.{name}: {what} {path!r} does not exist; correct the path, or remove the key to download it"
 
@@ -46,6 +46,9 @@ class Published(Section):
             yield f"{value!r} - no published weights; {suggestion(value.removeprefix(PREFIX))}"
         elif entry.kind != kind:
             yield f"{value!r} is {entry.what}, no {KINDS[kind]}; `python -m published list` shows what there is"
+        elif kind == "names" and value.partition("/")[2] not in [file.name for file in entry.files]:
+            files = " or ".join(f"{PREFIX}{entry.name}/{file.name}" for file in entry.files)
+            yield f"{value!r} is no file of it; write {files}, or region_names: {PREFIX}{entry.name} for all"
         elif check_files and entry.name not in self.files:
             for file in entry.files:
                 there = entry.file_path(file, self.folder).is_file()

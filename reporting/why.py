@@ -14,7 +14,7 @@ import numpy as np
 from core.console import run_cli
 from core.files import write_json
 from core.flags import add_device, add_mapping, add_results, command
-from core.overlay import heat, layer, strongest_parts
+from core.overlay import heat, layer, part_name, strongest_parts
 from reporting.artefacts import WHY_VERSION, Artefacts
 
 SIDE = 28  # cells of a heat map a side
@@ -103,7 +103,10 @@ def _record(explanation: Any) -> dict[str, Any]:
         own = sorted(zip(explanation.shares[number], explanation.words, strict=True), reverse=True)[:_WORDS]
         said = ", ".join(f"{word} {share:+.3f}" for share, word in own)
         place = [round(float(value), 4) for value in explanation.places[number]]
-        frames.append({"place": place, "share": float(explanation.shares[number].sum()), "said": said})
+        frame = {"place": place, "share": float(explanation.shares[number].sum()), "said": said}
+        if explanation.classes is not None and number < len(explanation.classes):
+            frame["class"] = int(explanation.classes[number])
+        frames.append(frame)
     words = [[word, float(s)] for word, s in zip(explanation.words, explanation.shares.sum(0), strict=True)]
     return {
         "heat": " ".join(map(str, np.round(heat(explanation, SIDE) / _UNIT).astype(int).ravel().tolist())),
@@ -112,8 +115,11 @@ def _record(explanation: Any) -> dict[str, Any]:
     }
 
 
-def overlay(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def overlay(told: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> dict[str, Any]:
     """What the page paints over an image: the mean of what a system's runs say; frames and words of the first.
+
+    Args:
+        names: of the regions' classes.
 
     Returns:
         `png` (a data address), `frames` (x, y, width, height from 0 to 1, and text), `words` (text, share, level from -4 to 4).
@@ -125,13 +131,14 @@ def overlay(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     frames = []
     for frame in told[0]["frames"]:
         x0, y0, x1, y1 = frame["place"]
-        text = f"{frame['share']:+.3f}: {frame['said']}"
+        called = part_name([frame.get("class", -1)], 0, names)
+        text = f"{called + ' ' if called else ''}{frame['share']:+.3f}: {frame['said']}"
         frames.append({"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "text": text})
-    names = [word for word, _ in told[0]["words"]]
-    same = [one for one in told if [word for word, _ in one["words"]] == names]
+    spelt = [word for word, _ in told[0]["words"]]
+    same = [one for one in told if [word for word, _ in one["words"]] == spelt]
     shares = np.mean([[share for _, share in one["words"]] for one in same], axis=0)
     most = float(np.abs(shares).max(initial=0)) or 1.0
-    words = [(name, float(share), round(4 * float(share) / most)) for name, share in zip(names, shares, strict=True)]
+    words = [(name, float(share), round(4 * float(share) / most)) for name, share in zip(spelt, shares, strict=True)]
     return {"png": data_uri(picture, "PNG", optimize=True), "frames": frames, "words": words}
 
 

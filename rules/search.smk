@@ -27,7 +27,7 @@ rule build_search:
             --images {input.images:q} \
             --captions {input.captions:q} \
             --runs {params.runs:q} \
-            {params.captions} \
+            {params.captions:q} \
             --output {output.search:q} \
             --threads {threads} \
             > {log:q} 2>&1

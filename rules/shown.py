@@ -29,6 +29,7 @@ class Shown:
         ]
         read = {f for reads in search.reads(self.settings.runs).values() for f in reads.values()}
         return self.index(search.dataset) | {
+            "names": [file for file in [self.settings.region_names.objects] if file],
             "runs": files,
             "networks": [file for run in own for file in self._model_files(run).values()],
             "stores": [self.sealed(search.dataset, feature) for feature in FEATURES if feature in read],
@@ -46,7 +47,14 @@ class Shown:
         return json.dumps(found)
 
     def search_flags(self, wildcards: Wildcards) -> list[str]:
-        return [] if self.settings.search[wildcards.search].captions else ["--without-captions"]
+        names = self.settings.region_names.objects
+        flags = [] if self.settings.search[wildcards.search].captions else ["--without-captions"]
+        return flags + (["--region-names", names] if names else [])
+
+    def _names_files(self) -> list[str]:
+        """Files of the names of regions' classes."""
+        files = self.settings.region_names.files()
+        return [file if self._is_published(file) else self.ancient(file) for file in files]
 
     # --- tables and report
 
@@ -58,7 +66,7 @@ class Shown:
         return json.dumps(shown | {"testsets": benchmarks})
 
     def report_inputs(self, wildcards: Wildcards) -> list[str]:
-        files = self.all_indexes()
+        files = self.all_indexes() + self._names_files()
         for dataset, feature in self._used():
             files += [self.sealed(dataset, feature), *self._receipts(dataset, feature)]
         for run in self.settings.runs:

@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_index(building)
     add_mapping(building, "--runs", "for each run its folder and the stores visual and panoptic", required=True)
     building.add_argument("--without-captions", action="store_true", help="embed images alone")
+    building.add_argument("--region-names", type=Path, help="file of the names of regions' classes, one a line")
     building.add_argument("--output", required=True, type=Path, help="search.json to write; the rest lies beside it")
     building.add_argument("--batch-size", type=int, default=128)
     add_device(building)

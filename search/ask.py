@@ -20,6 +20,7 @@ from core.console import UserError
 from core.messages import did_you_mean
 from search.build import SEARCH_VERSION, THUMBNAILS, captions_file, images_file, thumbnail
 from search.vectors import nearest, read_vectors
+from stores.class_names import class_names
 
 if TYPE_CHECKING:
     from model.data import Features
@@ -54,6 +55,7 @@ class Search:
         about = _about(Path(path))
         self.name, self.dataset, self._runs = self.folder.name, about["dataset"], about["runs"]
         self.runs = list(self._runs)
+        self._region_names = about.get("region_names", ())
         self.images = pq.read_table(self.folder / layout.IMAGES).to_pylist()
         self.captions = pq.read_table(self.folder / layout.CAPTIONS).to_pylist()
         vectors = {run: read_vectors(self.folder / images_file(run)) for run in self.runs}
@@ -145,6 +147,11 @@ class Search:
             found = explain(network, tokenizer, features, in_store, sentence[:MAX_CHARACTERS])
             sizes = [(self.images[row]["width"] or 0, self.images[row]["height"] or 0) for row in rows]
             return place_regions(found, features, in_store, sizes)
+
+    def class_names(self, run: str | None) -> list[str]:
+        """Names of the classes that the regions of a run (of the first, where several answer) are of, as far as they are known."""
+        visual = self._features(self.chosen(run)[0]).stores["visual"]
+        return class_names(visual.attributes, self._region_names)
 
     # --- how
 

@@ -26,6 +26,7 @@ from core.files import atomic_path, digest_file, digest_json, write_json
 from core.pictures import load_upright
 from model.runs import CONFIG, VOCABULARY, WEIGHTS, check_same_extractor, load_run, read_config
 from search.vectors import KEY_BYTES, updated
+from stores.class_names import read_names
 from stores.schema import CONTENT_HASHES
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def build_search(
     runs: Mapping[str, Mapping[str, str]],
     output: Path,
     without_captions: bool = False,
+    region_names: Path | None = None,
     batch_size: int = 128,
     device: str = "auto",
     threads: int | None = None,
@@ -52,7 +54,7 @@ def build_search(
 
     Args:
         dataset: its name. images, captions: its index. runs: for each run its `folder`, and the stores `visual` and, where its
-            network needs it, `panoptic`. without_captions: embed none. batch_size: images at a time.
+            network needs it, `panoptic`. without_captions: embed none. region_names: file of the names of the regions' classes, for stores that do not know them. batch_size: images at a time.
 
     Raises:
         UserError: a run cannot be loaded, has no vocabulary, compares otherwise than by embeddings, or was trained on other
@@ -84,6 +86,8 @@ def build_search(
         with atomic_path(folder / name) as temporary:
             pq.write_table(content, temporary)
     about = {"dataset": dataset, "index_digest": digest, "images": len(shown), "captions": len(texts)}
+    if region_names is not None:
+        about["region_names"] = read_names(str(region_names))
     write_json(output, {"search_version": SEARCH_VERSION, **about, "runs": described})
     print(f"{output}: {len(shown)} images, {len(texts)} captions, {len(dropped)} images without features left out")
 

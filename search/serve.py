@@ -30,7 +30,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from core.console import UserError
-from core.overlay import heat, layer, strongest_parts
+from core.overlay import heat, layer, part_name, strongest_parts
 from core.pictures import load_upright
 from model.explain import Explanation
 from search.ask import MAX_CHARACTERS, Hit, Search, open_search
@@ -121,7 +121,7 @@ def make_app(search: Search, *, hosts: Sequence[str] = ("127.0.0.1", "localhost"
             hits = search.find(sentence, run=run, top=top)
             if wanted["why"] and hits:
                 found["explained"] = {
-                    number: _told(several)
+                    number: _told(several, search.class_names(run))
                     for number, several in explanations.of(sentence, [h.row for h in hits], run).items()
                 }
         else:
@@ -228,10 +228,11 @@ def _strongest(found: dict[int, list[Explanation]]) -> float:
     return float(np.quantile(values, 0.99)) or 1.0
 
 
-def _told(explanations: Sequence[Explanation]) -> dict[str, Any]:
+def _told(explanations: Sequence[Explanation], names: Sequence[str] = ()) -> dict[str, Any]:
     """What the page says of an image: frames with the words they answer to, and the words, each with a level from -4 to 4.
 
-    Of several runs, words have their mean; frames are the regions of the first run that has places for them.
+    Of several runs, words have their mean; frames are the regions of the first run that has places for them,
+    called by `names` of their classes.
     """
     first = next((one for one in explanations if strongest_parts(one, _FRAMES)), explanations[0])
     frames = []
@@ -239,8 +240,9 @@ def _told(explanations: Sequence[Explanation]) -> dict[str, Any]:
         x0, y0, x1, y1 = (float(value) for value in first.places[number])
         own = sorted(zip(first.shares[number], first.words, strict=True), reverse=True)[:3]
         said = ", ".join(f"{word} {share:+.3f}" for share, word in own)
-        share = float(first.shares[number].sum())
-        frames.append({"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "share": share, "said": said})
+        share, called = float(first.shares[number].sum()), part_name(first.classes, number, names)
+        frame = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}
+        frames.append(frame | {"share": share, "said": said, "called": called})
     same = all(one.words == explanations[0].words for one in explanations)
     used = explanations if same else explanations[:1]
     shares = sum(one.shares.sum(0) for one in used) / len(used)

@@ -60,18 +60,21 @@ class Settings(Section):
 
 
 def used_weights(settings: Settings) -> list[str]:
-    """What the extractors and text encoders start from: paths, names on a hub or `published:NAME`, each once."""
+    """What the extractors and text encoders start from, and files of names of classes: paths, names on a hub or `published:NAME`, each once."""
     values = [settings.features[feature].weights for feature in FEATURES]
     values += [run.text.pretrained for run in settings.runs.values() if run.checkpoint is None]
+    values += settings.region_names.files()
     return [value for value in dict.fromkeys(values) if value is not None]
 
 
 def _with_paths(settings: Settings) -> Settings:
     """The settings with paths instead of `published:NAME`."""
     published, content = settings.published, settings.model_dump()
-    for section, key in [(content["features"][feature], "weights") for feature in FEATURES] + [
-        (run["text"], "pretrained") for run in content["runs"].values()
-    ]:
+    for section, key in (
+        [(content["features"][feature], "weights") for feature in FEATURES]
+        + [(run["text"], "pretrained") for run in content["runs"].values()]
+        + [(content["region_names"], key) for key in content["region_names"]]
+    ):
         if section.get(key) is not None:
             section[key] = resolve(section[key], published.folder, published.files)
     return Settings.model_validate(content)

@@ -40,6 +40,8 @@ class CrossChecks:
             yield from self._dataset(name, dataset)
         yield from self._section("published", self.settings.published)
         yield from self._section("region_names", self.settings.region_names)
+        for file in self.settings.region_names.files():
+            yield from self._published("region_names", file, "names")
         if self.check_files:
             yield from unwritable(self.settings.results)
         for feature in FEATURES:

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catalog.index import Index
-from catalog.text import decode_text
 from core.console import UserError
 from evaluation.scores import Scored
 from reporting.artefacts import Artefacts, System
@@ -19,6 +18,7 @@ from reporting.gallery import FOUND, Answer, Hit, answer, caption_scores, choose
 from reporting.pictures import Area, Picture, encode_pictures, indexed_pictures, panoptic_overlay, top_boxes
 from reporting.why import overlay, pair
 from reporting.words import shorten
+from stores.class_names import class_names, read_names
 
 TITLE = "Gallery"
 
@@ -42,6 +42,7 @@ class _Shown:
     prefix: str
     pictures: dict[str, Picture] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    names: Sequence[str] = ()  # of the regions' classes
     why: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # of each run, by caption and image: see `reporting.why`
@@ -132,10 +133,11 @@ def _gallery(
     if found is None:
         return None
     candidates, best, answers = found.systems, found.best, found.answers
-    shown = _Shown(found.index, f"t{position}-", why=artefacts.why(testset))
+    dataset = str(settings.get("dataset"))
+    shown = _Shown(found.index, f"t{position}-", names=_region_names(artefacts, dataset), why=artefacts.why(testset))
     _collect(
         artefacts,
-        str(settings.get("dataset")),
+        dataset,
         shown,
         [members for *_, members in candidates],
         answers,
@@ -156,7 +158,7 @@ def _gallery(
         )
     return {
         "testset": testset,
-        "dataset": settings.get("dataset"),
+        "dataset": dataset,
         "split": settings.get("split", ""),
         "panels": panels,
         "reference": candidates[best][0].name,
@@ -238,15 +240,12 @@ def _collect(
     shown.pictures = {picture.image_id: picture for picture in pictures}
 
 
-def read_names(path: str | None) -> list[str]:
-    """Names of classes in a file, one a line, the first of several between commas; none without a file that can be read."""
-    try:
-        lines = decode_text(path).split("\n") if path else []
-    except (OSError, UserError):
-        return []
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return [line.split(",")[0].strip() for line in lines]
+def _region_names(artefacts: Artefacts, dataset: str) -> list[str]:
+    """Of the classes of a dataset's regions, as far as they are known."""
+    regions = artefacts.store(dataset, "regions")
+    return class_names(
+        regions.attributes if regions else {}, read_names(artefacts.section("region_names").get("objects"))
+    )
 
 
 def _add_layers(artefacts: Artefacts, dataset: str, pictures: Sequence[Picture], rows: np.ndarray) -> None:
@@ -256,11 +255,7 @@ def _add_layers(artefacts: Artefacts, dataset: str, pictures: Sequence[Picture],
     elif not {"boxes", "scores", "class_ids"} <= set(regions.arrays):
         artefacts.note(f"Dataset {dataset} has imported region features without boxes, scores or classes.")
     else:
-        names = (
-            regions.attributes.get("class_names")
-            or regions.attributes.get("extractor", {}).get("class_names")
-            or read_names(artefacts.section("region_names").get("objects"))
-        )
+        names = _region_names(artefacts, dataset)
         arrays = {name: regions.rows(name, rows) for name in ("boxes", "scores", "class_ids", "counts")}
         for number, picture in enumerate(pictures):
             n = int(arrays["counts"][number])
@@ -280,7 +275,7 @@ def _caption_query(
     for hit in hits_of(found):
         image = str(embeddings.image_ids[hit.row])
         told = [shown.why.get(run, {}).get(pair(query, image)) for run in system.members]
-        why = overlay(told) if all(told) else None
+        why = overlay(told, shown.names) if all(told) else None
         hits.append({"hit": hit, "picture": shown.pictures[image], "why": why})
     return {
         "text": shorten(shown.texts.get(query, ""), 600),

@@ -12,7 +12,7 @@ def test_every_entry_is_complete():
     for name, entry in ENTRIES.items():
         assert name == entry.name and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
         assert entry.what and entry.licence and entry.page.startswith("https://")
-        assert len(entry.files) == 1 or entry.kind == "text"
+        assert len(entry.files) == 1 or entry.in_folder
         assert (entry.architecture is not None) == (entry.kind == "detector")
         for file in entry.files:
             assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.name)
@@ -57,6 +57,10 @@ def test_names_resolve_to_paths():
     assert resolve("bert-base-uncased", "w", {}) == "bert-base-uncased"
     assert entry_at(resolve(zoo, "w", {}), "w") is ENTRIES["panoptic_fpn_R_50_3x"]
     assert entry_at("mine.pkl", "w") is None
+    names = "published:visual-genome-names/objects_vocab.txt"
+    assert resolve(names, "w", {}) == "w/visual-genome-names/objects_vocab.txt"
+    assert resolve(names, "w", {"visual-genome-names": "mine"}) == "mine/objects_vocab.txt"
+    assert entry_at(resolve(names, "w", {}), "w") is ENTRIES["visual-genome-names"]
     with pytest.raises(UserError, match="did you mean 'panoptic_fpn_R_50_3x'"):
         lookup("panoptic_fpn_r50_3x")
 

@@ -3,8 +3,10 @@
 import pytest
 
 from core.console import UserError
-from reporting.sections.gallery import read_names
+from reporting.why import SIDE, overlay
+from rules.plan import Plan
 from settings import load_settings
+from stores.class_names import class_names, read_names
 
 
 def test_names_are_lines_the_first_of_several(tmp_path):
@@ -22,3 +24,42 @@ def test_files_are_looked_for_at_the_start(tmp_path):
         load_settings(config)
     (tmp_path / "x").touch()
     assert load_settings(config).region_names.files() == [str(tmp_path / "x")]
+
+
+def test_published_names_and_folders(tmp_path):
+    config = {
+        "datasets": {"s": {"source": "scenes", "splits": {"test": 1}}},
+        "region_names": "published:visual-genome-names",
+    }
+    folder = "published_weights/visual-genome-names"
+    assert load_settings(config).region_names.files() == [
+        f"{folder}/objects_vocab.txt",
+        f"{folder}/attributes_vocab.txt",
+    ]
+    for value, message in (
+        ("published:visual-genome-nams", "did you mean 'visual-genome-names'"),
+        (
+            {"objects": "published:visual-genome-names/x.txt"},
+            "is no file of it; write published:visual-genome-names/objects_vocab.txt",
+        ),
+        ({"objects": "published:visual-genome-names"}, "or region_names: published:visual-genome-names for all"),
+        ("published:bert-base-uncased", "no names of classes"),
+        (str(tmp_path), "region_names.objects: file .*objects_vocab.txt' does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_settings(config | {"region_names": value})
+    for name in ("objects", "attributes"):
+        (tmp_path / f"{name}_vocab.txt").touch()
+    assert (
+        load_settings(config | {"region_names": str(tmp_path)}).region_names.objects == f"{tmp_path}/objects_vocab.txt"
+    )
+    used = Plan(load_settings(config | {"search": {}}), lock=str(tmp_path / "lock.json"))
+    assert f"{folder}/objects_vocab.txt" in used.report_inputs(None)
+
+
+def test_names_stand_in_the_overlays():
+    told = [{"heat": " ".join(["1"] * SIDE * SIDE), "words": [["dog", 1.0]],
+             "frames": [{"place": [0, 0, 1, 1], "share": 0.5, "said": "dog +0.5", "class": number} for number in (1, 7, -1)]}]  # fmt: skip
+    texts = [frame["text"] for frame in overlay(told, ["yolk", "goal"])["frames"]]
+    assert texts == ["goal +0.500: dog +0.5", "+0.500: dog +0.5", "+0.500: dog +0.5"]
+    assert class_names({}, ["goal"]) == ["goal"] and class_names({"class_names": ["own"]}, ["goal"]) == ["own"]

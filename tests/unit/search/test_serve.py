@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from urllib.parse import quote
 
 import numpy as np
@@ -16,7 +17,7 @@ from core.console import UserError
 from search.__main__ import main
 from search.ask import Search
 from search.serve import is_loopback, make_app
-from tests.unit.search.conftest import HOSTILE
+from tests.unit.search.conftest import HOSTILE, write_stores
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,24 @@ def test_highlights_name_words_and_frame_regions(client):
         alpha = np.asarray(Image.open(io.BytesIO(picture.content)))[..., 3]
         assert alpha.max() > 0
     assert not soup(client.get("/", params={"q": "a blue cat"})).select("svg, .words")
+
+
+def test_framed_regions_are_called_by_their_classes(searchable, tmp_path):
+    searchable.world.visual.arrays["class_ids"] = np.tile(
+        np.array([1, 0, -1, 7, 1, 0], np.int16), (len(searchable.world.ids), 1)
+    )
+    shutil.rmtree(tmp_path / "visual.zarr")
+    shutil.rmtree(tmp_path / "panoptic.zarr")
+    write_stores(searchable.world, tmp_path)
+    (tmp_path / "objects.txt").write_text("yolk\ngoal,goals\n")
+    searchable.build(region_names=tmp_path / "objects.txt")
+    page = soup(
+        TestClient(make_app(Search(searchable.output)), base_url="http://127.0.0.1").get(
+            "/", params={"q": "a blue cat", "why": "1", "top": "3"}
+        )
+    )
+    called = {title.text.partition(" ")[0] for title in page.select("rect title")}
+    assert called & {"yolk", "goal"} and page.select(".framed")
 
 
 def test_images_are_made_anew(client, built):

@@ -1,0 +1,26 @@
+"""What a detector's classes are called: by the store, or by a file of the user's or of whoever published its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from catalog.text import decode_text
+from core.console import UserError
+
+
+def read_names(path: str | None) -> list[str]:
+    """Names of classes in a file, one a line, the first of several between commas; none without a file that can be read."""
+    try:
+        lines = decode_text(path).split("\n") if path else []
+    except (OSError, UserError):
+        return []
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return [line.split(",")[0].strip() for line in lines]
+
+
+def class_names(attributes: Mapping[str, Any], otherwise: Sequence[str] = ()) -> list[str]:
+    """Names by class number that a store's attributes hold, else those of `otherwise`; empty where nobody knows them."""
+    own = attributes.get("class_names") or attributes.get("extractor", {}).get("class_names")
+    return [str(name) for name in own or otherwise]
