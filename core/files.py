@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +37,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, waiting: str | None = None) -> Iterator[None]:
+    """Hold the lock `path` against other processes (and threads); `waiting` is shown if somebody has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with open(path, "a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting:
+                    print(waiting, file=sys.stderr)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            # Who had it before has removed this file, and a lock on it is a lock on nothing.
+            if os.fstat(handle.fileno()).st_nlink == 0:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def _umask() -> int:

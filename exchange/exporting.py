@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from catalog.index import listing, read_index
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, PANOPTIC_FILES, array_path
 from catalog.precomputed import standardised
 from core.console import UserError, progress
-from core.files import atomic_path
+from core.features import VISUAL
+from core.files import atomic_path, exclusive
 from stores.places import Location
 from stores.reader import Store, open_store
 
@@ -35,7 +39,8 @@ def export_dataset(
     """Write `{split}_ims.npy`, `_caps.txt`, `_ids.txt`, `_capids.txt` of every split; `_boxes.npy`, and 3SHNet's
     `_seg_maps.npy`, `_cat_onehots.npy` and `_segmentations.npy`, where the stores have them. All arrays are float32.
 
-    float16 fits into float32, so importing the files again gives the same stores. Unused regions are rows of zeros; void
+    3SHNet's arrays are the same beside regions and beside grids: what the other of the two folders holds already is linked, not
+    written again. float16 fits into float32, so importing the files again gives the same stores. Unused regions are rows of zeros; void
     in maps is 133, as 3SHNet's position after its classes.
 
     Args:
@@ -78,13 +83,20 @@ def export_dataset(
     jobs: list[tuple[Store, str, str, Callable[[np.ndarray], np.ndarray]]] = [(stores[0], "features", "ims", _plain)]
     if "boxes" in stores[0].arrays:
         jobs.append((stores[0], "boxes", BOXES_FILE, _plain))
+    shared: list[tuple[Store, str, str, Callable[[np.ndarray], np.ndarray]]] = []
     if panoptic is not None:
         converters = _panoptic_converters(class_order, seg_maps)
-        jobs += [(stores[1], array, name, converters[array]) for array, name in PANOPTIC_FILES.items()]
+        shared = [(stores[1], array, name, converters[array]) for array, name in PANOPTIC_FILES.items()]
+    twins = [output.with_name(name) for name in VISUAL if output.name in VISUAL and name != output.name]
     for split, own in rows.items():
         prefix = prefixes[split]
         for store, array, name, convert in jobs:
             _write_array(array_path(output, prefix, name), store, array, np.array(own), convert, times)
+        # Both folders may be made at once.
+        with exclusive(output.with_name(".panoptic.lock")) if shared and twins else contextlib.nullcontext():
+            for store, array, name, convert in shared:
+                path = array_path(output, prefix, name)
+                _write_array(path, store, array, np.array(own), convert, times, [twin / path.name for twin in twins])
         lines = {"ids": [ids[row] for row in own]}
         if captions:
             pairs = [pair for row in own for pair in captions[ids[row]][:CAPTIONS_PER_IMAGE]]
@@ -115,14 +127,46 @@ def _panoptic_converters(class_order: str, seg_maps: str) -> dict[str, Callable[
     }
 
 
-def _write_array(path: Path, store: Store, array: str, rows: np.ndarray, convert: Any, times: int) -> None:
-    """Write an array as `np.save` would, block by block."""
+def _write_array(
+    path: Path, store: Store, array: str, rows: np.ndarray, convert: Any, times: int, twins: Iterable[Path] = ()
+) -> None:
+    """Write an array as `np.save` would, block by block; or link one of the `twins`, if it holds the same bytes."""
     shape = store.shape(array)[1:]
     size = max(1, _BLOCK_BYTES // (4 * times * max(1, int(np.prod(shape, dtype=np.int64)))))
     starts = range(0, len(rows), size)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows) * times, *shape)}
-        np.lib.format.write_array_header_1_0(file, header)
+    header = io.BytesIO()
+    described = {"descr": "<f4", "fortran_order": False, "shape": (len(rows) * times, *shape)}
+    np.lib.format.write_array_header_1_0(header, described)
+    length = header.tell() + 4 * len(rows) * times * int(np.prod(shape, dtype=np.int64))
+
+    def parts() -> Iterator[bytes]:
+        yield header.getvalue()
         for start in progress(starts, total=len(starts), desc=path.name, unit="block"):
             block = convert(store.rows(array, rows[start : start + size])).astype("<f4")
-            file.write(np.ascontiguousarray(np.repeat(block, times, axis=0)))
+            yield np.repeat(block, times, axis=0).tobytes()
+
+    for twin in twins:
+        if twin.is_file() and twin.stat().st_size == length and _holds(twin, parts()) and _linked(twin, path):
+            return
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        for part in parts():
+            file.write(part)
+
+
+def _holds(path: Path, parts: Iterable[bytes]) -> bool:
+    """Whether a file begins with these bytes."""
+    with open(path, "rb") as file:
+        return all(file.read(len(part)) == part for part in parts)
+
+
+def _linked(twin: Path, path: Path) -> bool:
+    """Whether `path` could be made a second name of the file `twin`."""
+    if path.exists() and path.samefile(twin):
+        return True
+    try:
+        with atomic_path(path) as temporary:
+            temporary.unlink()
+            os.link(twin, temporary)
+    except OSError:  # a file system without links, or with too many
+        return False
+    return True

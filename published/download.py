@@ -8,7 +8,6 @@ file are written when it is first seen.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from typing import IO, Any, NoReturn
 import requests
 
 from core.console import UserError, progress
-from core.files import write_json
+from core.files import exclusive, write_json
 from published.registry import Entry, File, by_hand
 
 LOCK_FILE = "published.lock.json"
@@ -75,7 +74,7 @@ def fetch(
     """
     kept = _Kept(entry, file, Path(folder), Path(lock))
     try:
-        with _exclusive(kept.path.parent / ".lock", f"{kept.path}: another process is fetching it; waiting"):
+        with exclusive(kept.path.parent / ".lock", f"{kept.path}: another process is fetching it; waiting"):
             known = kept.known(accept)
             if kept.path.is_file():
                 digests = _digest(kept.path)
@@ -142,7 +141,7 @@ def record(entry: Entry, file: File, digests: Digests, *, lock: str | os.PathLik
     if read_lock(lock).get(key) == seen:
         return
     try:
-        with _exclusive(Path(lock).with_name(f".{Path(lock).name}.lock")):
+        with exclusive(Path(lock).with_name(f".{Path(lock).name}.lock")):
             files = read_lock(lock) | {key: seen}
             write_json(lock, {"version": LOCK_VERSION, "files": dict(sorted(files.items()))})
     except OSError as error:
@@ -242,28 +241,6 @@ def _remembered_digests(path: Path) -> Digests | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path, waiting: str | None = None) -> Iterator[None]:
-    """Hold the lock `path` against other processes (and threads); `waiting` is shown if somebody has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with open(path, "a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting:
-                    print(waiting, file=sys.stderr)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            # Who had it before has removed this file, and a lock on it is a lock on nothing.
-            if os.fstat(handle.fileno()).st_nlink == 0:
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
 
 
 # The download.

@@ -182,6 +182,24 @@ def test_files_that_do_not_fit(scan, tmp_path):
         READERS["scan"]("panoptic", images, folder=str(folder), splits=SPLITS, features=FEATURES)
 
 
+def test_panoptic_arrays_are_written_once(imported, tmp_path):
+    index, _, _ = imported
+    for feature in ("regions", "grids"):  # whichever visual store, they are the same
+        export(index, tmp_path / "export" / feature, "--names", "{}")
+    files = {name: [tmp_path / "export" / feature / f"train_{name}.npy" for feature in ("regions", "grids")]
+             for name in ("ims", "seg_maps", "cat_onehots", "segmentations")}  # fmt: skip
+    assert {name for name, (one, other) in files.items() if one.samefile(other)} == files.keys() - {"ims"}
+    first = files["seg_maps"][0].read_bytes()
+    export(index, tmp_path / "export" / "grids", "--names", "{}", "--seg-maps", "standardised")  # no longer the same
+    one, other = files["seg_maps"]
+    assert one.read_bytes() == first != other.read_bytes() and files["segmentations"][0].samefile(
+        files["segmentations"][1]
+    )
+    export(index, tmp_path / "export" / "grids", "--names", "{}")
+    assert one.samefile(other)
+    assert not [path for path in (tmp_path / "export").rglob(".*")], "no lock or temporary file is left"
+
+
 def test_an_export_needs_five_captions(imported, tmp_path):
     import pyarrow.parquet as pq
 
