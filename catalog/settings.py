@@ -149,15 +149,15 @@ class FileImport(Section):
 
 
 class RegionImport(RegionsKept, FileImport):
-    """Region features of other programs: bottom-up-attention's `.npz` per image or LXMERT's `.tsv`."""
+    """Region features of other programs: bottom-up-attention's `.npz` per image, LXMERT's `.tsv`, a captioning code's `.h5`."""
 
-    format: Literal["npz", "tsv", "npy"]
+    format: Literal["npz", "tsv", "npy", "h5"]
 
 
 class GridImport(GridKept, FileImport):
     """Grid features of other programs: grid-feats-vqa's `.pth` per image."""
 
-    format: Literal["pth", "npy"]
+    format: Literal["pth", "npy", "h5"]
 
 
 class Imports(Section):

@@ -21,11 +21,11 @@ def open_reader(feature: Feature, source: Mapping[str, Any], images: ImageRows) 
     """The reader that `source` (`format` and its options) asks for. UserError: unknown format or options, unusable files."""
     options = dict(source)
     kind = options.pop("format", None)
-    known = [name for name, reader in READERS.items() if feature in reader.features]
+    known = [name for name, of in READERS if of == feature]
     if kind not in known:
         raise UserError(f"{feature} cannot be imported from format {kind!r}; choose {' or '.join(known)}")
     try:
-        return READERS[kind](feature, images, **options)
+        return READERS[kind, feature](feature, images, **options)
     except TypeError as error:
         raise UserError(f"--source of format {kind}: {error}") from error
 

@@ -14,17 +14,31 @@ from catalog.index import read_images
 from core.console import UserError, progress
 from core.features import Feature
 from core.files import atomic_path
+from stores.class_names import class_names
 from stores.places import Location
 from stores.reader import Store, open_store
 
 _ROWS_AT_ONCE = 64
-_ARRAYS = ("features", "counts", "boxes", "class_ids", "scores", "attribute_ids", "attribute_scores", "grid_shapes")
+_ARRAYS = (
+    "features",
+    "counts",
+    "boxes",
+    "class_ids",
+    "scores",
+    "class_scores",
+    "attribute_ids",
+    "attribute_scores",
+    "grid_shapes",
+)
 #: Which feature a format is of; the field's program keeps no other in it.
 FORMATS: dict[str, tuple[Feature, ...]] = {
     "npz": ("regions",),
     "tsv": ("regions",),
     "pth": ("grids",),
     "coco": ("regions", "grids"),
+    "h5": ("regions", "grids"),
+    "h5_arrays": ("regions", "grids"),
+    "h5_table": ("regions", "grids"),
 }
 
 
@@ -35,6 +49,7 @@ def export_images(*, formats: Iterable[str], index: Path, visual: Location, outp
         tsv   features.tsv of LXMERT, an image a line
         pth   {id}.pth of grid-feats-vqa: a float32 tensor (1, D, h, w)
         coco  {id}.npy of 3SHNet's COCO branch, float32 (tokens, D), in coco_region_features/ or coco_grid_features/
+        h5, h5_arrays, h5_table    of captioning codes, see `exchange.h5_files`
 
     All numbers are float32, which holds float16: importing the files gives the same store. Images without features have no file.
     Classes or attributes that a store does not know are -1, their scores 0.
@@ -69,6 +84,8 @@ def export_images(*, formats: Iterable[str], index: Path, visual: Location, outp
         if "tsv" in wanted:
             lines = stack.enter_context(open(stack.enter_context(atomic_path(output / "features.tsv")), "wb"))
             writers["tsv"] = lambda image_id, image: lines.write(_line(image_id, image))
+        for name, opened in _h5(wanted, output, store, [ids[row] for row in rows]):
+            writers[name] = stack.enter_context(opened)
         starts = range(0, len(rows), _ROWS_AT_ONCE)
         for start in progress(starts, total=len(starts), desc=", ".join(wanted), unit="block") if wanted else ():
             for row, image in _images(store, rows[start : start + _ROWS_AT_ONCE]):
@@ -76,6 +93,30 @@ def export_images(*, formats: Iterable[str], index: Path, visual: Location, outp
                 for name in wanted:
                     writers[name](ids[row], image)
     return {name: len(rows) for name in wanted}
+
+
+def _h5(wanted: Iterable[str], output: Path, store: Store, ids: list[str]) -> Iterator[tuple[str, Any]]:
+    """Writers of HDF5 files by format, to be entered; h5py is imported for them alone."""
+    if not any(name.startswith("h5") for name in wanted):
+        return
+    from exchange.h5_files import as_table, by_array, by_image
+
+    feature = store.attributes["feature"]
+    if "h5" in wanted:
+        yield "h5", by_image(output, feature, _classes(store))
+    if "h5_arrays" in wanted:
+        yield "h5_arrays", by_array(output)
+    if "h5_table" in wanted:
+        yield "h5_table", as_table(output, ids, store.shape("features")[1])
+
+
+def _classes(store: Store) -> int:
+    """How many classes the detector of a regions store tells apart: by their names, or by the largest number."""
+    names = class_names(store.attributes)
+    if "class_ids" not in store.arrays:
+        return 0
+    blocks = (range(start, min(start + 4096, len(store))) for start in range(0, len(store), 4096))
+    return max([len(names), *(1 + int(store.rows("class_ids", np.array(block)).max()) for block in blocks)])
 
 
 def _images(store: Store, rows: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:

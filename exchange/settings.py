@@ -14,7 +14,9 @@ class Export(Section):
     """How target `export` writes features: `npy` is the layout of SCAN, VSE-infinity and 3SHNet, the others are a file (or
     line) for each image, see `exchange.per_image`."""
 
-    formats: Annotated[list[Literal["npy", "npz", "tsv", "pth", "coco"]], Field(min_length=1)] = ["npy"]
+    formats: Annotated[
+        list[Literal["npy", "npz", "tsv", "pth", "coco", "h5", "h5_arrays", "h5_table"]], Field(min_length=1)
+    ] = ["npy"]
     features: Annotated[list[Feature], Field(min_length=1)] = list(FEATURES)
     names: dict[Name, Name] = {"val": "dev"}
     class_order: Literal["upsnet", "coco"] = "upsnet"

@@ -31,6 +31,13 @@ def feature_rows(values: np.ndarray, count: int | None, transposed: bool | None 
     raise ValueError(f"features have shape {shape}, which fits {count} boxes in no direction")
 
 
+def upright_regions(values: np.ndarray) -> np.ndarray:
+    """Features as (regions, width) where no boxes tell which axis is which: no image has 256 regions and more, few networks
+    fewer numbers a region. ValueError: see `feature_rows`."""
+    values = feature_rows(values, None)
+    return values.T if len(values) >= 256 > values.shape[1] else values
+
+
 def box_rows(values: np.ndarray) -> np.ndarray:
     """Boxes as (regions, 4), from that layout or from (4, regions). ValueError: it is neither."""
     if values.ndim == 3 and values.shape[0] == 1:

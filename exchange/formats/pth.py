@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import numpy as np
 
 from catalog.index import ImageRows
 from core.features import Feature
 from core.kinds import other_kind
-from exchange.formats.base import PerImageReader, Rows, named_files
-from exchange.formats.checks import channels_first
-from stores.features import grid_arrays, grid_cells, grid_shape
+from exchange.formats.base import named_files
+from exchange.formats.grids import GridReader, as_map
 
 
-class PthReader(PerImageReader):
-    """Tensors (1, D, h, w) or (1, h, w, D) in the folder `path`; cells are pooled as our extractor pools its own.
+class PthReader(GridReader):
+    """Tensors (1, D, h, w) or (1, h, w, D) in the folder `path`."""
 
-    Args:
-        grid, max_cells: see `extractors.grids`.
-    """
-
-    format, features = "pth", ("grids",)
+    format = "pth"
 
     def __init__(
         self,
@@ -31,15 +26,12 @@ class PthReader(PerImageReader):
         max_cells: int = 608,
         provenance: str = "unknown",
     ) -> None:
-        super().__init__(images, path, provenance, grid=grid, max_cells=max_cells)
-        self.grid, self.max_cells = grid, max_cells
-        self._files, digest = named_files(path, ".pth")
-        self.attributes = {"grid": grid, "files_digest": digest}
-        nothing = f"{path} has no usable .pth file for any image of the index"
-        self.arrays = grid_arrays(grid_cells(grid, max_cells), len(self.example(nothing)))
+        super().__init__(images, path, grid, max_cells, provenance)
+        self._files, self.attributes["files_digest"] = named_files(path, ".pth")
+        self.describe(self.example(f"{path} has no usable .pth file for any image of the index"))
 
-    def load(self, row: int) -> Any:
-        """(D, h, w) float32 tensor. ValueError: what is wrong with the file."""
+    def load(self, row: int) -> np.ndarray:
+        """See `GridReader.load`."""
         import torch
 
         file = self.find(row, self._files, "{}.pth")
@@ -54,23 +46,4 @@ class PthReader(PerImageReader):
             raise ValueError(f"{file} holds {len(content)} images")
         if not content.is_floating_point() or 0 in content.shape:
             raise ValueError(f"{file} holds {content.dtype} {tuple(content.shape)}, no map of features")
-        content = content.reshape(content.shape[-3:]).float()
-        if not content.isfinite().all():
-            raise ValueError(f"{file} holds values that are not finite (NaN or infinite)")
-        if not content.any():
-            raise ValueError(f"{file} is all zero: whoever wrote it failed")
-        return content if channels_first(content.shape) else content.permute(2, 0, 1)
-
-    def put(self, row: int, result: Rows, at: int) -> None:
-        """See `PerImageReader.put`."""
-        from torch.nn import functional as F
-
-        content = self.load(row)
-        if len(content) != self.arrays["features"].shape[1]:
-            raise ValueError(f"has width {len(content)} instead of {self.arrays['features'].shape[1]}")
-        shape = grid_shape(*content.shape[1:], self.grid, self.max_cells)
-        count = shape[0] * shape[1]
-        pooled = F.adaptive_avg_pool2d(content, shape).flatten(1).T.numpy()
-        result["features"][at, :count] = self.rounded(row, pooled)
-        result["counts"][at] = count
-        result["grid_shapes"][at] = shape
+        return as_map(content.float().numpy(), file)

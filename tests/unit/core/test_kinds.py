@@ -70,7 +70,7 @@ def test_every_reader_says_it_without_the_librarys_advice(tmp_path, what):
     with pytest.raises(UserError) as error:
         open_array(tmp_path / "dev_ims.npy")
     assert what in str(error.value)
-    for kind, feature in (("npz", "regions"), ("pth", "grids")):
+    for kind, feature in (("npz", "regions"), ("pth", "grids"), ("h5", "regions")):
         (tmp_path / f"a.{kind}").write_bytes(SAVED[what])
         images = ImageRows(["a"], "x", ["a.jpg"], [(1, 1)])
         with pytest.raises(UserError) as error:

@@ -48,7 +48,7 @@ def test_what_cannot_be(tmp_path):
     for values, message in (
         (np.full((3, 8), np.nan, np.float32), "not finite"),
         (np.zeros((3, 8), np.float32), "all zero"),
-        (np.ones((3, 9), np.float32), "has width 9 instead of 8"),
+        (np.ones((3, 9), np.float32), "features has shape (3, 9) instead of (3, 8)"),
         (np.ones((40, 8), np.float32), "raise imports.regions.num_regions"),
         (np.array([{"features": 1}], object), "not an array of numbers"),
         (np.ones(8, np.float32), "instead of (regions, width)"),

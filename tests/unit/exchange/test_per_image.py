@@ -67,6 +67,12 @@ def exported(tmp_path):
         ("regions", "npz", {"format": "npz", "num_regions": 6}, "npz"),
         ("regions", "tsv", {"format": "tsv", "num_regions": 6}, "features.tsv"),
         ("regions", "coco", {"format": "npy", "num_regions": 6}, "coco_region_features"),
+        ("regions", "h5", {"format": "h5", "num_regions": 6}, "features.h5"),
+        ("regions", "h5_arrays", {"format": "h5", "num_regions": 6}, ""),
+        ("regions", "h5_table", {"format": "h5", "num_regions": 6}, "features_table.h5"),
+        ("grids", "h5", {"format": "h5", "grid": "native", "max_cells": 6}, "features.h5"),
+        ("grids", "h5_arrays", {"format": "h5", "grid": "native", "max_cells": 6}, ""),
+        ("grids", "h5_table", {"format": "h5", "grid": "native", "max_cells": 6}, "features_table.h5"),
         ("grids", "pth", {"format": "pth", "grid": "native", "max_cells": 6}, "pth"),
     ],
 )
@@ -79,9 +85,14 @@ def test_back_and_forth_is_bit_exact(exported, feature, format, reading, place):
     found, failures = reader.read(range(4))
     assert [row for row, _ in failures] == [3], "the image without features has no file"
     compared = set(found) & set(arrays[feature])
-    assert {"features", "counts"} <= compared and (
-        format not in ("npz", "tsv") or {"boxes", "scores", "class_ids"} <= compared
+    boxes = {"npz", "tsv", "h5", "h5_table", "h5_arrays"} if feature == "regions" else set()
+    expected = (
+        {"features", "counts"}
+        | ({"boxes"} if format in boxes else set())
+        | ({"grid_shapes"} if feature == "grids" else set())
     )
+    expected |= {"scores", "class_ids"} if format in boxes - {"h5_arrays"} else set()
+    assert expected <= compared
     for name in compared:
         assert np.array_equal(found[name][:3], arrays[feature][name][:3]), name
     assert reader.rounding.rounded == 0

@@ -175,11 +175,11 @@ def test_files_that_do_not_fit(scan, tmp_path):
     images = ImageRows([f"{i}" for i in range(12)], "digest")
     np.save(folder / "dev_ims.npy", np.zeros((4, 7, 16), np.float32))
     with pytest.raises(UserError, match="have different shapes per image"):
-        READERS["scan"]("regions", images, folder=str(folder), splits=SPLITS, features=FEATURES)
+        READERS["scan", "regions"]("regions", images, folder=str(folder), splits=SPLITS, features=FEATURES)
     np.save(folder / "dev_cat_onehots.npy", np.zeros((4, 80), np.float32))
     np.save(folder / "train_cat_onehots.npy", np.zeros((8, 80), np.float32))
     with pytest.raises(UserError, match=r"category_onehots: \(80,\) per image instead of \(133,\)"):
-        READERS["scan"]("panoptic", images, folder=str(folder), splits=SPLITS, features=FEATURES)
+        READERS["scan", "panoptic"]("panoptic", images, folder=str(folder), splits=SPLITS, features=FEATURES)
 
 
 def test_panoptic_arrays_are_written_once(imported, tmp_path):
@@ -278,4 +278,4 @@ def test_values_that_cannot_be_are_refused(tmp_path, name, values, message):
     feature = "panoptic" if name == "segmentations" else "regions"
     options = {"folder": str(tmp_path), "splits": {"val": "dev"}, "features": ["regions", "panoptic"]}
     with pytest.raises(UserError, match=message):
-        READERS["scan"](feature, ImageRows([str(i) for i in range(4)], "x"), **options).read(range(4))
+        READERS["scan", feature](feature, ImageRows([str(i) for i in range(4)], "x"), **options).read(range(4))

@@ -1,0 +1,74 @@
+"""What formats of grid features per image share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from catalog.index import ImageRows
+from exchange.formats.base import PerImageReader, Rows
+from exchange.formats.checks import channels_first, check_regions
+from stores.features import grid_arrays, grid_cells, grid_shape
+
+
+class GridReader(PerImageReader):
+    """Rows of the `grids` store from files with one map of cells per image, pooled as our extractor pools its own.
+
+    Args:
+        grid, max_cells: see `extractors.grids`.
+    """
+
+    features = ("grids",)
+
+    def __init__(self, images: ImageRows, path: str, grid: int | str, max_cells: int, provenance: str) -> None:
+        super().__init__(images, path, provenance, grid=grid, max_cells=max_cells)
+        self.grid, self.max_cells = grid, max_cells
+        self.attributes["grid"] = grid
+
+    def load(self, row: int) -> np.ndarray:
+        """An image's map (width, h, w). ValueError: what is wrong with it."""
+        raise NotImplementedError
+
+    def describe(self, example: np.ndarray) -> None:
+        """Set `arrays` to those of maps like this one."""
+        self.arrays = grid_arrays(grid_cells(self.grid, self.max_cells), len(example))
+
+    def put(self, row: int, result: Rows, at: int) -> None:
+        """See `PerImageReader.put`."""
+        import torch
+        from torch.nn import functional as F
+
+        content, width = self.load(row), self.arrays["features"].shape[1]
+        if len(content) != width:
+            raise ValueError(f"has width {len(content)} instead of {width}")
+        shape = grid_shape(*content.shape[1:], self.grid, self.max_cells)
+        cells = F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(content, np.float32)), shape)
+        count = shape[0] * shape[1]
+        result["features"][at, :count] = self.rounded(row, cells.flatten(1).T.numpy())
+        result["counts"][at] = count
+        result["grid_shapes"][at] = shape
+
+
+def as_map(values: np.ndarray, place: str, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """(width, h, w) from (cells, width), (width, h, w) or (h, w, width), with or without a leading axis of 1.
+
+    Args:
+        place: for messages. shape: (h, w) of (cells, width), where it is known; else a square, or all cells in one row.
+
+    Raises:
+        ValueError: it is no map, or its numbers cannot be features.
+    """
+    if values.ndim == 4 and len(values) == 1:
+        values = values[0]
+    if values.ndim == 2:
+        cells = len(values)
+        side = round(cells**0.5)
+        shape = shape or ((side, side) if side * side == cells else (1, cells))
+        if shape[0] * shape[1] != cells:
+            raise ValueError(f"{place} has {cells} cells, which are no {shape[0]} x {shape[1]} grid")
+        values = values.T.reshape(-1, *shape)
+    elif values.ndim == 3 and not channels_first(values.shape):
+        values = values.transpose(2, 0, 1)
+    if values.ndim != 3:
+        raise ValueError(f"{place} has shape {values.shape}, no grid of features")
+    check_regions({"features": values.reshape(len(values), -1).T}, None)
+    return values
