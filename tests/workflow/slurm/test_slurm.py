@@ -35,7 +35,8 @@ def start(
         "--profile",
         str(workflow.repository / "profiles" / profile),
     ]
-    # Jobs last seconds here, and the machine is smaller than a node.
+    # Jobs last seconds here, and the machine is smaller than a node; files of a failed job will not come, however long one waits.
+    command += ["--latency-wait", "5"]
     if profile == "slurm":
         command += ["--slurm-init-seconds-before-status-checks", "1"]
     command += ["--set-threads", *(f"{rule}=1" for rule in ("extract_shard", "train_model", "encode_testset"))]
