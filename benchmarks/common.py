@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.data import VOCABULARY_SIZE
 from catalog.categories import NUM_CATEGORIES
-from core.devices import open_device
+from core.devices import matmul_precision, open_device
 from core.files import write_json
 from model.bert import Bert, BertConfig
 from model.build import new_image_encoder
@@ -102,6 +104,43 @@ def synchronise(device: torch.device) -> None:
 def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
     """How many times faster `name` is than `base`: the median over the repetitions."""
     return statistics.median(b / a for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def operations(run: Callable[[], Any]) -> int:
+    """Floating point operations of a call's matrix products, convolutions and attentions, as torch counts them (a recurrent
+    layer's are not among them)."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@functools.cache
+def product_rate(device: torch.device, precision: str, *, size: int | None = None, repetitions: int = 5) -> float:
+    """Floating point operations per second of torch's own product of two square matrices here: the best of several calls.
+
+    Args:
+        precision: fp32, tf32 or bf16. size: of the matrices (default: 1,024, on CUDA 8,192).
+    """
+    size = size or (8192 if device.type == "cuda" else 1024)
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else matmul_precision(device.type))
+    try:
+        seconds = interleaved({"product": lambda: a @ b}, repetitions, device)["product"]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return 2 * size**3 / min(seconds)
+
+
+def share_of_peak(what: str, count: int, seconds: float, rate: float) -> dict[str, Any]:
+    """A row of the report: operations per second of a part, as a share of `product_rate`, where its limit lies."""
+    return {
+        "what": f"{what}: of this machine's matrix-product rate",
+        "ours": 100 * count / seconds / rate,
+        "unit": "%",
+        "note": f"{count / 1e9:.4g} GFLOP in {seconds:.3g} s; a product of two matrices makes {rate / 1e9:.4g} GFLOP/s",
+    }
 
 
 class PeakMemory:

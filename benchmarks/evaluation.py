@@ -82,6 +82,10 @@ def measure_encoding(
         {"what": "  of it images", "ours": statistics.median(taken["images"])},
         {"what": "  of it captions", "ours": statistics.median(taken["captions"])},
     ]
+    rate = common.product_rate(device, args.precision)
+    for name, run in {"images": ours_images, "captions": ours_captions}.items():
+        seconds_taken = statistics.median(taken[name])
+        rows.append(common.share_of_peak(f"  {name}", common.operations(run), seconds_taken, rate))
     kinds = ("host", "device") if device.type == "cuda" else ("host",)
     for kind in kinds:
         peaks = {name: getattr(peak, kind) / 2**30 for name, peak in memory.items()}

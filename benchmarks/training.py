@@ -126,6 +126,9 @@ def measure(part: str, args: argparse.Namespace, device: torch.device) -> list[d
         if option == TARGETS[device.type][0]:
             row["target"] = TARGETS[device.type][1]
         rows.append(row)
+        if not option.endswith("compile"):  # a compiled step hides its products from the counter
+            rate, taken = common.product_rate(device, option), statistics.median(seconds[option])
+            rows.append(common.share_of_peak(f"{PARTS[part]}, {option}", common.operations(runs[option]), taken, rate))
         kind = "device" if device.type == "cuda" else "host"
         rows.append(
             {

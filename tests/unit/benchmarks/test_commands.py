@@ -46,6 +46,8 @@ def test_training(monkeypatch, tmp_path, capsys):
         assert row["target"] == 1.5 and row["met"] == (row["ratio"] >= 1.5)
         assert len(row["seconds"]["ours"]) == len(row["seconds"]["baseline"]) == 3
         assert "target" not in rows[f"{part}, bf16"]
+        share = rows[f"{part}, fp32: of this machine's matrix-product rate"]
+        assert 0 < share["ours"] < 100 and "GFLOP in" in share["note"]
         # At this size the process may take nothing new from the system: memory that earlier steps gave back will do.
         assert 0 <= rows[f"{part}, fp32: host memory on top of weights and optimiser"]["baseline"] < 8
     printed = capsys.readouterr().out
@@ -68,6 +70,8 @@ def test_evaluation(monkeypatch, tmp_path, capsys):
     ]
     run(monkeypatch, "evaluation", *arguments)
     rows = rows_of(out)
+    for side in ("images", "captions"):
+        assert 0 < rows[f"{side}: of this machine's matrix-product rate"]["ours"] < 100
     whole = rows["whole evaluation, 6 images"]
     assert "NOT measured in full: encoding was measured on 3 of 6 images" in whole["note"]
     encoding, metrics = (
@@ -129,6 +133,21 @@ def test_search(tmp_path, capsys):
     if importlib.util.find_spec("faiss"):
         assert "100% of the 10 nearest" in rows["300 x 8: against lists"]["note"], "all lists are looked into"
         assert "500 x 8: against lists" not in rows
+
+
+def test_operations_are_counted_and_shared():
+    """By the formula of a layer; the same in the mode in which networks are evaluated."""
+    import torch
+
+    from benchmarks import common
+
+    layer, rows = torch.nn.Linear(64, 32), torch.randn(10, 64)
+    with torch.inference_mode():
+        assert common.operations(lambda: layer(rows)) == 2 * 10 * 64 * 32
+    for precision in ("fp32", "bf16"):
+        assert common.product_rate(torch.device("cpu"), precision, size=64, repetitions=2) > 0
+    row = common.share_of_peak("layer", 30, seconds=2.0, rate=60.0)
+    assert row["ours"] == 25.0 and row["unit"] == "%"
 
 
 def test_startup(tmp_path, monkeypatch):
