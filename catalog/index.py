@@ -213,7 +213,7 @@ def check_image_ids(image_ids: Sequence[str]) -> list[str]:
     if collisions:
         problems.append(
             listing(
-                "image ids that occur twice (files of one name with different suffixes?); rename or remove one",
+                "image ids that occur twice, or differ in Unicode form alone; rename or remove one",
                 collisions,
             )
         )

@@ -7,13 +7,13 @@ import os
 import unicodedata
 import zipfile
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from catalog.annotations import UNLISTED, Annotations
 from catalog.files import image_files
 from catalog.index import check_image_ids, listing
-from catalog.names import normal
+from catalog.names import NUMBER, normal
 from catalog.text import decode_text
 from core.console import UserError
 from core.kinds import other_kind
@@ -53,12 +53,15 @@ def read_karpathy(
     root = Path(images)
     on_disk = {normal(name): name for name in (Path(path).relative_to(root).as_posix() for path in image_files(images))}
     by_name: dict[str, str | None] = {}
+    by_number: dict[int, str | None] = {}
     for name in on_disk:
-        base = name.rpartition("/")[2]
-        by_name[base] = None if base in by_name else name
+        stem = PurePosixPath(name).stem
+        by_name[stem.casefold()] = None if stem.casefold() in by_name else name
+        if number := NUMBER.fullmatch(stem):
+            by_number[int(number[1])] = None if int(number[1]) in by_number else name
 
     found = Annotations([], [], [], [], [], [])
-    renamed, beyond = 0, {}
+    renamed, moved, beyond = 0, 0, {}
     malformed, missing, unknown_splits, silent, strangers, empty = [], [], [], [], [], []
     for number, entry in enumerate(entries):
         try:
@@ -74,9 +77,12 @@ def read_karpathy(
         names = [f"{entry['filepath']}/{filename}", filename] if entry.get("filepath") else [filename]
         # Only names that the walk came upon are ever used: one with `../` in it is a missing file.
         name = next((on_disk[n] for n in map(normal, names) if n in on_disk), None)
+        if name is None:  # in another folder, or converted to another type
+            name = on_disk.get(by_name.get(PurePosixPath(normal(filename)).stem.casefold()) or "")
+            moved += name is not None
         if name is None and (number := str(entry.get("cocoid", ""))).isdecimal():
             # COCO 2017 holds the same pictures in other folders, under the number alone.
-            name = on_disk.get(by_name.get(f"{int(number):012d}.jpg") or "")
+            name = on_disk.get(by_number.get(int(number)) or "")
             renamed += name is not None
         if name is None:
             missing.append(names[0])
@@ -134,6 +140,8 @@ def read_karpathy(
             problems.append(listing(what, names))
     if problems:
         raise UserError(f"annotations {annotations} with images in {images}:\n  " + "\n  ".join(problems))
+    if moved:
+        found.notes.append(f"{moved} images found by their name alone, in another folder or with another suffix")
     if renamed:
         found.notes.append(f"{renamed} images found by their COCO number, under the names of COCO 2017")
     if beyond:
@@ -164,7 +172,7 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
             data = Path(annotations).read_bytes()
         # JSON may be in UTF-16 or UTF-32 as well, which its parser sees by itself.
         text = data if b"\0" in data[:4] else decode_text(annotations, data)
-        content = json.loads(text, object_hook=_without_tokens)
+        content = json.loads(text, object_pairs_hook=_without_tokens)
     except FileNotFoundError as error:
         raise UserError(f"annotations {annotations} do not exist; set datasets.<name>.annotations to a file") from error
     except (ValueError, zipfile.BadZipFile, OSError, RuntimeError) as error:
@@ -175,8 +183,12 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
     return entries
 
 
-def _without_tokens(value: dict[str, Any]) -> dict[str, Any]:
-    """Drops the tokenised captions while parsing: they are most of the file and nobody reads them."""
+def _without_tokens(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Drops the tokenised captions while parsing: they are most of the file and nobody reads them. ValueError: a key stands twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        raise ValueError(f"the key {twice!r} stands twice in an object")
     value.pop("tokens", None)
     return value
 

@@ -135,6 +135,8 @@ def read_precomputed(
         found.caption_ids += caption_ids
         found.caption_images += [i for i in ids for _ in range(part.captions)]
         found.texts += captions
+    if len(found.image_ids) != len(found.splits):  # an `_ids.txt` of another length
+        raise UserError(f"precomputed features in {folder}:\n  " + "\n  ".join(problems))
     repeated = _repeated_ids(parts, found)
     problems += repeated or check_image_ids(found.image_ids)
     if not repeated and len(set(found.caption_ids)) < len(found.caption_ids):

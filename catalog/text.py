@@ -18,6 +18,7 @@ _BOMS = (
 # Windows' cp1252 has letters and quotes at 0x80-0x9f, where latin1 has control characters; elsewhere the two agree.
 _WINDOWS = re.compile(rb"[\x80-\x9f]")
 _NOT_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+_WESTERN = ("cp1252", "latin1")
 _CONTROL = re.compile("[\x80-\x84\x86-\x9f]")  # U+0085 is a line end of old systems
 
 
@@ -55,7 +56,12 @@ def decode_text(path: str | Path, data: bytes | None = None) -> str:
     line = data.count(b"\n", 0, at) + 1
     encoding = _encoding(data)
     fix = (
-        f"(for example: iconv -f {encoding} -t utf-8 {path.name} > new.{path.name})"
+        f"(for example: iconv -f {encoding} -t utf-8 {path.name} > new.{path.name}"
+        + (
+            "; where letters come out wrong, from the encoding of its language, such as cp1250)"
+            if encoding in _WESTERN
+            else ")"
+        )
         if encoding
         else "(it is in none of the usual encodings of Europe; the program that wrote it can say in which)"
     )

@@ -100,13 +100,15 @@ def keys_given_twice(text: str, place: str) -> list[str]:
                 yield from twice(item, above)
         if not isinstance(node, yaml.MappingNode):
             return
-        lines: dict[str, int] = {}
+        lines: dict[object, int] = {}
         for key, value in node.value:
             name, line = str(getattr(key, "value", "")), key.start_mark.line + 1
-            if name in lines and name != "<<":
-                where = f"line {line}" if lines[name] == line else f"lines {lines[name]} and {line}"
+            # `yes` and `true` are one key.
+            meant = yaml.safe_load(name) if key.tag == "tag:yaml.org,2002:bool" else name
+            if meant in lines and name != "<<":
+                where = f"line {line}" if lines[meant] == line else f"lines {lines[meant]} and {line}"
                 yield f"{'.'.join((*above, name))}: stands twice in {place}, {where}; keep one, or rename it"
-            lines.setdefault(name, line)
+            lines.setdefault(meant, line)
             yield from twice(value, (*above, name))
 
     try:

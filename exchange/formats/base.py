@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,10 +102,21 @@ class PerImageReader(Reader):
         if not found:
             tried = ", ".join(repr(what.format(name)) for name in self.names[row])
             raise ValueError(f"nothing for it in {self.path}; looked for {tried}")
-        if len(set(found.values())) > 1:  # a file in a subfolder is found by its path and by its name
+        first, *others = dict.fromkeys(found.values())
+        # A file in a subfolder is found by its path and by its name; the same content under two names is one.
+        if not all(self.same(first, other) for other in others):
             several = " and ".join(repr(what.format(name)) for name in found)
             raise ValueError(f"{several} in {self.path} could both be of it; remove one")
-        return next(iter(found.values()))
+        return first
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two entries that could be of an image hold the same, so that either is right."""
+        return (
+            isinstance(one, str)
+            and os.path.isfile(one)
+            and os.path.isfile(other)
+            and filecmp.cmp(one, other, shallow=False)
+        )
 
     def load(self, row: int) -> Any:
         """What the files hold of an image. ValueError: what is wrong with it."""
@@ -172,11 +184,11 @@ def named_files(folder: str, suffix: str) -> tuple[dict[str, str], str]:
     found = dict(sorted(_files_below(folder, suffix)))
     digest = digest_json({name: size for name, (_, size) in found.items()})
     bare = Counter(PurePosixPath(name).name for name in found)
-    named = {normal(name).removesuffix(suffix): path for name, (path, _) in found.items()}
+    named = {normal(name)[: -len(suffix)]: path for name, (path, _) in found.items()}
     for name, (path, _) in found.items():
         own = PurePosixPath(normal(name)).name
         if bare[PurePosixPath(name).name] == 1:
-            named.setdefault(own.removesuffix(suffix), path)
+            named.setdefault(own[: -len(suffix)], path)
     return named, digest
 
 
@@ -188,5 +200,5 @@ def _files_below(folder: str, suffix: str, above: str = "") -> Iterator[tuple[st
                 continue
             if entry.is_dir():
                 yield from _files_below(entry.path, suffix, f"{above}{entry.name}/")
-            elif entry.name.endswith(suffix):
+            elif entry.name.lower().endswith(suffix):
                 yield above + entry.name, (entry.path, entry.stat().st_size)

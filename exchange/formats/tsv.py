@@ -12,6 +12,7 @@ from catalog.names import normal
 from core.console import UserError
 from core.features import Feature
 from core.files import digest_json
+from core.kinds import other_kind
 from exchange.formats.base import Rows
 from exchange.formats.checks import check_regions
 from exchange.formats.regions import RegionReader
@@ -50,6 +51,8 @@ class TsvReader(RegionReader):
             raise UserError(f"imports.path: {path} cannot be read ({error.strerror})") from error
         self._offsets = self._one_each(lines)
         self.attributes["files_digest"] = digest_json(self._offsets | {"": offset})
+        if not self._offsets.keys() & {name for own in self.names for name in own} and (what := other_kind(path)):
+            raise UserError(f"imports.path: {path} is {what}")
         nothing = f"{path} has no usable line for any image of the index"
         self.describe(self.example(nothing)[0])
 
@@ -83,6 +86,10 @@ class TsvReader(RegionReader):
     def load(self, row: int) -> tuple[Rows, tuple[int, int]]:
         """See `RegionReader.load`."""
         return self._parsed(self.find(row, self._offsets, "{}"))
+
+    def same(self, one: int, other: int) -> bool:
+        """See `PerImageReader.same`."""
+        return self._line(one).partition(b"\t")[2] == self._line(other).partition(b"\t")[2]
 
     def _parsed(self, offset: int) -> tuple[Rows, tuple[int, int]]:
         cells = self._line(offset).split(b"\t")

@@ -83,6 +83,34 @@ def test_the_pictures_under_the_names_of_coco_2017(coco, tmp_path):
         read_karpathy(write([entry(0), entry(1), entry(2)]), str(tmp_path / "2017"))
 
 
+def test_pictures_in_another_folder_or_of_another_type(coco, tmp_path):
+    write, _ = coco
+    for name in ("all/COCO_val2014_000000000000.JPG", "all/COCO_val2014_000000000001.png", "all/1002.webp"):
+        (tmp_path / "other" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3)).save(tmp_path / "other" / name)
+    found = read_karpathy(write([entry(0), entry(1), entry(2)]), str(tmp_path / "other"))
+    assert [path.rpartition("all/")[2] for path in found.paths] == [
+        "COCO_val2014_000000000000.JPG",
+        "COCO_val2014_000000000001.png",
+        "1002.webp",
+    ]
+    assert found.notes[0] == "2 images found by their name alone, in another folder or with another suffix"
+    (tmp_path / "other/more").mkdir()
+    Image.new("RGB", (4, 3)).save(tmp_path / "other/more/COCO_val2014_000000000000.jpg")  # which of the two?
+    with pytest.raises(UserError, match="1 files that are not in"):
+        read_karpathy(write([entry(0)]), str(tmp_path / "other"))
+
+
+def test_a_key_that_stands_twice(coco):
+    write, images = coco
+    path = write([entry(0)])
+    text = open(path).read()
+    with open(path, "w") as file:
+        file.write(text.replace('"split": ', '"split": "val", "split": ', 1))
+    with pytest.raises(UserError, match="the key 'split' stands twice in an object"):
+        read_karpathy(path, str(images))
+
+
 def test_annotations_in_another_encoding(coco, tmp_path):
     write, images = coco
     path = write([entry(0)])

@@ -76,6 +76,9 @@ def test_ids_captions_and_repeats_are_checked(folder):
     assert "2 empty captions in train_caps.txt: 'line 14', 'line 15'" in str(error.value)
     assert "1 image ids that occur twice in train_ids.txt: 'a'. Write ids that differ" in str(error.value)
 
+    (folder / "train_ids.txt").write_text("id\na\nb\nc\n")
+    with pytest.raises(UserError, match="train_ids.txt has 4 lines for 3 images; remove or correct the file"):
+        read_precomputed(str(folder), SPLITS, ["regions"])
     write(folder, "train", 3)
     (folder / "train_ids.txt").unlink()
     rows = np.load(folder / "dev_ims.npy")

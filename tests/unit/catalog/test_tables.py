@@ -42,6 +42,15 @@ def test_empty_rows_are_told(tmp_path):
     assert found.notes == [f"{tmp_path / 'captions.csv'}: 2 empty rows passed over"]
 
 
+def test_what_cannot_be_seen_and_what_was_converted_twice(tmp_path):
+    text = "image,\u200bcaption\na.jpg,a dog’s ball in a café\nb.jpg,Ça va\n"
+    (tmp_path / "c.csv").write_text(text)
+    assert read_table(tmp_path / "c.csv").notes == []
+    (tmp_path / "c.csv").write_text(text.replace("dog’s", "dog’s".encode().decode("cp1252")))
+    (note,) = read_table(tmp_path / "c.csv").notes
+    assert "1 captions look as if they had been converted to UTF-8 twice; iconv" in note and note.endswith("'line 2'")
+
+
 def test_flickrs_token_files(tmp_path):
     text = "1.jpg#0\tA dog .\n1.jpg#1\tIt runs\tfast .\n\nbroken\n"
     for name in ("results.token", "captions.txt"):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from core.console import UserError, progress, run_cli
-from core.files import atomic_path, digest_file, digest_json, read_mapping, write_json
+from core.files import atomic_path, digest_file, digest_json, keys_given_twice, read_mapping, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -82,5 +82,8 @@ def test_a_key_that_stands_twice(tmp_path):
     (tmp_path / "c.json").write_text('{"a": {"b": 1,\n"b": 2}}')
     with pytest.raises(UserError, match=r"a\.b: stands twice in --config .*c\.json, lines 1 and 2; keep one"):
         read_mapping(str(tmp_path / "c.json"), flag="--config")
+    assert keys_given_twice("yes: 1\ntrue: 2\n'yes': 3\n", "c.yaml") == [
+        "true: stands twice in c.yaml, lines 1 and 2; keep one, or rename it"
+    ]
     with pytest.raises(UserError, match="a: stands twice in --settings, line 1"):
         read_mapping('{"a": 1, "a": 2}', flag="--settings")

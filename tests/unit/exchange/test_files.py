@@ -195,9 +195,30 @@ def test_names_that_files_have(tmp_path):
     images = ImageRows(ids, "digest", paths, [(0, 0)] * 3)
     _, failures = open_reader("regions", source, images).read(range(3))
     assert [row for row, _ in failures] == [1] and "looked for 'b/x.npz', 'x.png.npz'" in failures[0][1]
-    write_npz(tmp_path / "000000000042.npz", IMAGES[0], SIZES[0])
+    write_npz(tmp_path / "000000000042.npz", IMAGES[1], SIZES[0])
     _, failures = open_reader("regions", source, images).read(range(3))
     assert failures[-1][0] == 2 and "could both be of it; remove one" in failures[-1][1]
+
+
+def test_the_same_content_under_two_names_is_one(tmp_path):
+    for name in ("42.NPZ", "42.jpg.npz"):
+        write_npz(tmp_path / "42.npz", IMAGES[0], SIZES[0])
+        (tmp_path / "42.npz").rename(tmp_path / name)
+    images = ImageRows(["42"], "digest", ["42.jpg"], SIZES[:1])
+    assert open_reader("regions", {"format": "npz", "path": str(tmp_path)}, images).read(range(1))[1] == []
+    write_npz(tmp_path / "42.jpg.npz", IMAGES[1], SIZES[0])
+    with pytest.raises(UserError, match="could both be of it; remove one"):
+        open_reader("regions", {"format": "npz", "path": str(tmp_path)}, images)
+    write_tsv(tmp_path / "f.tsv", [IMAGES[0], IMAGES[0], IMAGES[1]], ["42", "42.jpg", "7"])
+    (tmp_path / "f.tsv").write_text(
+        "".join(line for line in (tmp_path / "f.tsv").open() if "7\t" not in line[:3]).replace(
+            "\t300\t400\t", "\t480\t640\t"
+        )
+    )
+    assert open_reader("regions", {"format": "tsv", "path": str(tmp_path / "f.tsv")}, images).read(range(1))[1] == []
+    (tmp_path / "f.tsv").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="f.tsv is a git-lfs pointer"):
+        open_reader("regions", {"format": "tsv", "path": str(tmp_path / "f.tsv")}, images)
 
 
 def test_features_the_other_way_round_are_turned(tmp_path):
