@@ -21,6 +21,8 @@ rule encode_testset:
         precision=PLAN.ask("testsets.{testset}.precision"),
         stores=PLAN.encode_stores,
         contents=PLAN.model_contents,
+    message:
+        "Embeds test set {wildcards.testset} by run {wildcards.run}"
     shell:
         """
         python -m evaluation.encode \
@@ -45,6 +47,8 @@ use rule encode_testset as score_pairs with:
     benchmark:
         layout.benchmark(WORK, "score_pairs/{run}/{testset}")
     threads: PLAN.training_threads
+    message:
+        "Scores all pairs of test set {wildcards.testset} by run {wildcards.run}"
 
 
 rule compute_metrics:
@@ -63,6 +67,8 @@ rule compute_metrics:
         folds=PLAN.ask("testsets.{testset}.folds"),
         protocols=PLAN.protocol_flags,
         contents=PLAN.protocol_contents,
+    message:
+        "Scores run {wildcards.run} on {wildcards.testset}"
     shell:
         """
         python -m evaluation.metrics \
@@ -90,6 +96,8 @@ rule compute_ensemble:
         folds=PLAN.ask("testsets.{testset}.folds"),
         protocols=PLAN.protocol_flags,
         contents=PLAN.protocol_contents,
+    message:
+        "Scores ensemble {wildcards.ensemble} on {wildcards.testset}"
     shell:
         """
         python -m evaluation.ensemble \
@@ -116,6 +124,8 @@ rule write_tables:
     threads: 1
     params:
         settings=PLAN.table_settings,
+    message:
+        "Writes the tables of all scores"
     shell:
         """
         python -m evaluation.table \

@@ -24,6 +24,8 @@ rule import_shard:
         shards=PLAN.shards,
         store=PLAN.store,
         compression=PLAN.compression,
+    message:
+        "Imports {wildcards.feature} of {wildcards.dataset}, shard {wildcards.shard}"
     shell:
         """
         python -m exchange import \
@@ -54,6 +56,8 @@ rule export_features:
     params:
         stores=PLAN.export_stores,
         options=PLAN.export_flags(),
+    message:
+        "Exports {wildcards.feature} of {wildcards.dataset}"
     shell:
         """
         python -m exchange export \

@@ -27,6 +27,8 @@ rule extract_shard:
         shards=PLAN.shards,
         store=PLAN.store,
         compression=PLAN.compression,
+    message:
+        "Extracts {wildcards.feature} of {wildcards.dataset}, shard {wildcards.shard}"
     shell:
         """
         python -m extractors.run \
@@ -61,6 +63,8 @@ rule seal_store:
         store=PLAN.store,
         on_bad_image=PLAN.on_bad_image,
         unwanted=PLAN.unwanted,
+    message:
+        "Checks and seals the {wildcards.feature} of {wildcards.dataset}"
     shell:
         """
         python -m stores.seal \
@@ -90,6 +94,8 @@ rule verify_store:
         store=PLAN.store,
         # Never the same: what was whole yesterday need not be whole today.
         asked=PLAN.this_moment,
+    message:
+        "Verifies the {wildcards.feature} of {wildcards.dataset}"
     shell:
         """
         python -m stores.verify \

@@ -12,6 +12,8 @@ rule render_scenes:
     threads: 1
     params:
         settings=PLAN.ask("datasets.{dataset}.render_settings"),
+    message:
+        "Draws the scenes of {wildcards.dataset}"
     shell:
         """
         python -m catalog.run render \
@@ -37,6 +39,8 @@ rule unpack_images:
     threads: 1
     params:
         content=PLAN.archive_content,
+    message:
+        "Unpacks the images of {wildcards.dataset}"
     shell:
         """
         python -m catalog.run unpack \
@@ -64,6 +68,8 @@ rule index_dataset:
         annotations=PLAN.index_flags,
         files=PLAN.ask("datasets.{dataset}.state"),
         contents=PLAN.index_contents,
+    message:
+        "Indexes {wildcards.dataset}"
     shell:
         """
         python -m catalog.run index \

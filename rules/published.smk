@@ -15,6 +15,8 @@ rule fetch_published:
     params:
         settings=PLAN.published_settings,
         lock=PLAN.published_lock,
+    message:
+        "Fetches {wildcards.published}"
     shell:
         """
         python -m published fetch {wildcards.published:q} \

@@ -15,6 +15,8 @@ rule explain_gallery:
     params:
         settings=PLAN.why_settings,
         stores=PLAN.results_folder,
+    message:
+        "Explains the matches in the report's gallery"
     shell:
         """
         python -m reporting.why \
@@ -43,6 +45,8 @@ rule build_report:
         settings=PLAN.report_settings,
         names=PLAN.names_contents,
         stores=PLAN.results_folder,
+    message:
+        "Writes the report"
     shell:
         """
         python -m reporting.run \

@@ -20,6 +20,8 @@ rule build_search:
         dataset=PLAN.ask("search.{search}.dataset"),
         runs=PLAN.search_runs,
         captions=PLAN.search_flags,
+    message:
+        "Makes {wildcards.search} searchable"
     shell:
         """
         python -m search build \

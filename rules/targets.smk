@@ -78,6 +78,8 @@ rule check:
     threads: 1
     params:
         settings=PLAN.check_configuration,
+    message:
+        "Checks all that can be checked without computing"
     shell:
         """
         python -m rules.check --config {params.settings:q} --plan 2>&1 | tee {log:q}

@@ -30,6 +30,8 @@ rule train_model:
         contents=PLAN.run_contents,
         stores=PLAN.run_stores,
         state=layout.run_state(WORK),
+    message:
+        "Trains run {wildcards.run}"
     shell:
         """
         {resources.launcher} python -m model.train \
@@ -63,6 +65,8 @@ rule import_run:
     threads: 1
     params:
         flags=PLAN.checkpoint_flags,
+    message:
+        "Reads the checkpoint of run {wildcards.run}"
     shell:
         """
         python -m model.checkpoint import \

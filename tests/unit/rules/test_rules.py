@@ -13,7 +13,7 @@ from settings import load_settings
 
 ORDER = (
     (
-        "input output log benchmark wildcard_constraints localrule conda threads resources params shell"  # as read from above
+        "input output log benchmark wildcard_constraints localrule conda threads resources params message shell"  # as read from above
     ).split()
 )
 
@@ -37,6 +37,19 @@ def test_each_file_says_what_it_is_about(files):
 
 def test_each_rule_says_what_it_is_for(rules):
     assert not [name for name, body in rules.items() if not re.match(r'    "+[A-Z].+\.', body)]
+
+
+def test_each_job_announces_itself_in_a_line(rules):
+    """Else Snakemake prints a dozen lines for each; a line that left out the shard would not tell two jobs apart."""
+    working = {name: body for name, body in rules.items() if "    shell:" in body}
+    assert len(working) > 15
+    for name, body in working.items():
+        message = re.search(r'^    message:\n        "([A-Z].+[^.])"$', body, re.M)
+        assert message, name
+        # The log's path names every wildcard of the rule.
+        log = re.search(r'layout\.log\(WORK, "(.+?)"', body)
+        if log:
+            assert set(re.findall(r"\{(\w+)\}", log[1])) == set(re.findall(r"\{wildcards\.(\w+)\}", message[1])), name
 
 
 def test_each_rule_is_in_the_one_order(rules):
