@@ -63,7 +63,7 @@ class Reasons:
         return contents(self._positives(wildcards.testset))
 
     def names_contents(self, wildcards: Wildcards) -> str:
-        return contents(self.settings.region_names.files())
+        return self._own_contents(self.settings.region_names.files())
 
     # --- stores that are there
 
