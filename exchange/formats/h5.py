@@ -8,7 +8,7 @@ import numpy as np
 
 from catalog.index import ImageRows
 from core.features import Feature
-from exchange.formats.base import PerImageReader, Rows
+from exchange.formats.base import Rows
 from exchange.formats.checks import box_rows, check_numbers, feature_rows, upright_regions
 from exchange.formats.grids import GridReader, as_map
 from exchange.formats.h5_layouts import GRID_SHAPE, Parts, open_layouts
@@ -31,11 +31,13 @@ class H5Regions(RegionReader):
     ) -> None:
         super().__init__(images, path, num_regions, provenance)
         self._found, self.attributes["files_digest"] = open_layouts(path)
+        self._names = {name: name for name in self._found}
         self.describe(self.example(f"{path} has no usable regions of any image of the index")[0])
 
     def load(self, row: int) -> tuple[Rows, tuple[int, int] | None]:
         """See `RegionReader.load`."""
-        parts, place = _parts(self, row, self._found)
+        name = self.find(row, self._names, "{}")
+        parts, place = self._found[name], f"{name!r} in {self.path}"
         features = _named(place, parts, "features")
         if "boxes" in parts:
             found = {"boxes": _checked(place, box_rows, parts["boxes"].read())}
@@ -69,23 +71,19 @@ class H5Grids(GridReader):
     ) -> None:
         super().__init__(images, path, grid, max_cells, provenance)
         self._found, self.attributes["files_digest"] = open_layouts(path)
+        self._names = {name: name for name in self._found}
         self.describe(self.example(f"{path} has no usable grid of any image of the index"))
 
     def load(self, row: int) -> np.ndarray:
         """See `GridReader.load`."""
-        parts, place = _parts(self, row, self._found)
+        name = self.find(row, self._names, "{}")
+        parts, place = self._found[name], f"{name!r} in {self.path}"
         if "grids" not in parts and "boxes" in parts:
             raise ValueError(f"{place} has boxes: its features are regions, not a grid; import it as imports.regions")
         name = "grids" if "grids" in parts else "features"
         values = _named(place, parts, name)
         shape = parts[name].attribute(GRID_SHAPE)
         return as_map(values, place, None if shape is None else (int(shape[0]), int(shape[1])))
-
-
-def _parts(reader: PerImageReader, row: int, found: dict[str, Parts]) -> tuple[Parts, str]:
-    """What the files hold of an image, and what to call the place."""
-    name = reader.find(row, {name: name for name in found}, "{}")
-    return found[name], f"{name!r} in {reader.path}"
 
 
 def _named(place: str, parts: Parts, name: str) -> np.ndarray:
