@@ -85,3 +85,17 @@ def test_what_rules_ask_for_is_there(files, repository, monkeypatch):
         plan.ask(place)(job)
     public = {name for name, _ in inspect.getmembers(Plan, inspect.isfunction) if not name.startswith("_")}
     assert public - methods <= {"sealed", "run_file", "index", "embeddings", "needed_features"}, "asked for by no rule"
+
+
+@pytest.mark.parametrize("profile", ["slurm", "generic", "kubernetes"])
+def test_cluster_profiles_name_every_heavy_rule(profile, rules, files, repository):
+    """What a profile does not name runs with the default: little memory, one thread, no GPU."""
+    heavy = {name for name, body in rules.items() if "gpu=GPUS_PER_JOB" in body}
+    copies = re.findall(r"^use rule (\w+) as (\w+) with:", "\n".join(files.values()), re.M)
+    heavy |= {copy for origin, copy in copies if origin in heavy}
+    assert heavy >= {"extract_shard", "train_model", "encode_testset", "score_pairs", "build_search"}
+    content = yaml.safe_load((repository / "profiles" / profile / "config.yaml").read_text())
+    named, also = content["set-resources"], {"seal_store", "compute_metrics", "compute_ensemble"}
+    assert heavy | also <= named.keys() and heavy <= content["set-threads"].keys()
+    assert all(named[rule]["gpu"] == 1 and named[rule]["mem_mb"] for rule in heavy)
+    assert profile == "kubernetes" or named["score_pairs"]["runtime"]
