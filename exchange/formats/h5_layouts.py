@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import h5py
 
 SUFFIXES = (".h5", ".hdf5", ".he5", ".hdf")
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # what the library raises of a damaged file
+_MOST = 1 << 27  # numbers of one image; damage may say any
 GRID_SHAPE = "grid_shape"  # attribute of a grid's cells in our own files
 # Array by what files call it. Not `classes`: from where they are counted no file says.
 _PARTS = {
@@ -86,11 +88,11 @@ class Part:
         try:
             if isinstance(self.group.get(self.name, getlink=True), h5py.HardLink):
                 found = self.group[self.name]
-                if isinstance(found, h5py.Dataset):
+                if isinstance(found, h5py.Dataset) and found.size is not None and found.size <= _MOST:
                     return found
-        except (OSError, RuntimeError, KeyError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{self.path}: {self.name} is damaged ({error}); copy the file again") from error
-        raise ValueError(f"{self.path}: {self.name} is no dataset of this file")
+        raise ValueError(f"{self.path}: {self.name} is no dataset of this file, or not of one image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ def _parts_of(path: str, *, alone: bool) -> Iterator[tuple[str, str, Part | Row]
             return
         called = _BY_FILE.fullmatch(Path(path).stem.lower())
         yield from _walk(file, path, "", _PARTS[called[1]] if called else "features" if alone else None)
-    except (OSError, RuntimeError, KeyError) as error:
+    except _DAMAGE as error:
         raise UserError(f"imports.path: {path} is damaged ({error}); copy it again") from error
 
 

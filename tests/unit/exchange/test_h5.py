@@ -248,6 +248,14 @@ def test_files_that_cannot_be_of_the_dataset(tmp_path, content, message):
         read(tmp_path / "a.h5")
 
 
+def test_sizes_that_cannot_be_are_not_read(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        by_image(file, "42", *ARRAYS[0])
+        file.create_dataset("7_features", (10**9, 2048), np.float32, chunks=(1, 2048))  # nothing of it is in the file
+    _, _, failures = read(tmp_path / "a.h5")
+    assert [row for row, _ in failures] == [1] and "not of one image" in failures[0][1]
+
+
 def test_links_lead_nowhere_and_regions_are_no_grid(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["secret"] = ARRAYS[1][0]
