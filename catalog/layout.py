@@ -9,6 +9,8 @@ VISUAL_FILES = {"features": "ims"}
 PANOPTIC_FILES = {"seg_maps": "seg_maps", "category_onehots": "cat_onehots", "seg_features": "segmentations"}
 BOXES_FILE = "boxes"
 CAPTIONS_PER_IMAGE = 5
+# Of an HDF5 file NAME.h5 whose rows are images, NAME + one of these says whose, where the file itself does not.
+H5_IDS = ("_imgid2idx.pkl", "_imgid2idx.json", "_ids.json", "_ids.txt")
 
 
 def layout_files(feature: str) -> dict[str, str]:

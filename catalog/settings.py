@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 from pydantic import Field, field_validator
 
 from catalog.files import folder_state, is_archive
-from catalog.layout import BOXES_FILE, array_path, layout_files
+from catalog.layout import BOXES_FILE, H5_IDS, array_path, layout_files
 from core.features import FEATURES, VISUAL, Feature
 from core.section import FilePath, GridKept, Name, Positive, RegionsKept, Section, canonical
 
@@ -147,6 +147,11 @@ class FileImport(Section):
     path: FilePath
     provenance: str = "unknown"  # in words, which detector they are from
 
+    def files(self) -> list[str]:
+        """What is read: `path`, and beside an HDF5 file the ids of its rows."""
+        stem = os.path.splitext(self.path)[0]
+        return [self.path, *_existing(stem + end for end in (H5_IDS if self.format == "h5" else ()))]
+
 
 class RegionImport(RegionsKept, FileImport):
     """Region features of other programs: bottom-up-attention's `.npz` per image, LXMERT's `.tsv`, a captioning code's `.h5`."""
@@ -199,7 +204,7 @@ class ImagesDataset(DatasetSection):
         return self.imports.given()
 
     def feature_files(self, feature: Feature) -> list[str]:
-        return [self.imports[feature].path]
+        return self.imports[feature].files()
 
     def import_source(self, feature: Feature) -> str:
         return canonical(self.imports[feature])

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from catalog.layout import H5_IDS
 from catalog.names import as_name, normal
 from core.console import UserError
 from core.files import digest_json
@@ -303,12 +304,12 @@ def _ids(own: dict[str, Any], path: str) -> tuple[list[str], str]:
         values = own[key][()].reshape(-1).tolist()
         return [v.decode("utf-8", "replace") if isinstance(v, bytes) else as_name(v) for v in values], key
     stem = str(Path(path).with_suffix(""))
-    for beside in (f"{stem}_imgid2idx.pkl", f"{stem}_imgid2idx.json", f"{stem}_ids.json", f"{stem}_ids.txt"):
+    for beside in (stem + end for end in H5_IDS):
         if os.path.isfile(beside):
             return _ids_beside(beside), os.path.basename(beside)
     raise UserError(
         f"imports.path: {path} has rows of images ({', '.join(sorted(own))}) but no ids: neither a dataset {', '.join(_IDS[:3])} ... "
-        f"in it nor {os.path.basename(stem)}_imgid2idx.pkl, _imgid2idx.json, _ids.json or _ids.txt beside it; add one"
+        f"in it nor {os.path.basename(stem)}{', '.join(H5_IDS)} beside it; add one"
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from catalog.index import ImageRows
+from catalog.settings import RegionImport
 from core.console import UserError
 from exchange.importing import open_reader
 from exchange.per_image import export_images
@@ -127,6 +128,10 @@ def test_ids_beside_the_file_and_no_code_in_them(tmp_path):
     ids = tmp_path / "val36_imgid2idx.pkl"
     ids.write_bytes(pickle.dumps({7: 1, 42: 0}))
     check(*read(tmp_path)[1:])
+    assert RegionImport(format="h5", path=str(tmp_path / "val36.hdf5")).files() == [
+        str(tmp_path / "val36.hdf5"),
+        str(ids),
+    ]
     ids.write_bytes(pickle.dumps(print))
     with pytest.raises(UserError, match="asks for builtins.print"):
         read(tmp_path)
