@@ -260,6 +260,10 @@ class Training(Section):
     save_every: Positive = 200  # steps between saved states; one is also saved after each epoch
     compile: bool = False  # torch.compile for the layers of the text encoder
 
+    def validates_after(self, epoch: int) -> bool:
+        """Whether the validation split is scored after this epoch (from 1)."""
+        return epoch % self.validate_every == 0 or epoch == self.epochs
+
     def mistakes(self) -> Iterator[str]:
         ascending = sorted(set(self.lr_decay_epochs))
         if self.lr_decay_epochs != ascending:

@@ -9,7 +9,7 @@ statistics and its hardest negatives are those of one process, and so is the res
 dropout masks).
 
 Killed at any moment and started again with the same settings and data, training goes on from the last saved step (see
-`model.training`).
+`model.training`); so does one that has ended, when `epochs` is raised.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def train_run(
         keep_last=recipe.keep_last_batch,
         seed=seed,
     )
+    pretrained = {"pretrained": provenance(settings.text.pretrained)} if settings.text.pretrained else {}
     train(
         network,
         pairs,
@@ -102,9 +103,9 @@ def train_run(
             "features": features.describe(),
             "training_images": len(training.image_rows),
             "training_captions": len(training.captions),
-            **({"pretrained": provenance(settings.text.pretrained)} if settings.text.pretrained else {}),
+            **pretrained,
         },
-        origin={"text": settings.text.model_dump()},
+        origin={"text": settings.text.model_dump(), **pretrained},
         validation=validation,
         seed=seed,
         device=device,

@@ -1,7 +1,8 @@
 """The training loop: epochs of steps, validation, saved states.
 
 Killed at any moment and called again with the same arguments, training goes on from the last saved step; on a CPU it ends
-with the weights of an uninterrupted run, as every batch and every dropout mask depends on seed and step alone.
+with the weights of an uninterrupted run, as every batch and every dropout mask depends on seed and step alone. So does a
+training that has ended, called again with more epochs.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def train(
         network: with the weights to start from.
         pairs: training pairs, in batches of the size to train with.
         recipe: its numbers are explained where they are declared.
-        output: run folder. state: folder of the resume state; removed when training has ended.
+        output: run folder. state: folder of the resume state; it stays when training has ended, to go on with more epochs.
         run: name, for messages and the config. config: recorded in the run's config.
         origin: where the first weights come from, besides seed and shape: from another origin a state is not gone on with.
         validation: split whose rSum picks the weights that are kept; without one the last weights are kept.
@@ -73,7 +74,7 @@ def train(
     network.to(place)
     optimizer = new_optimizer(network, recipe)
     saved = SavedState(state, fingerprint(network, pairs, validation, recipe, seed=seed, origin=origin), run=run)
-    found = saved.load(network, optimizer)
+    found = saved.load(network, optimizer, recipe, validates=validation is not None)
     now = found or Progress()
     if recipe.compile:
         network.compile_layers()
@@ -109,8 +110,7 @@ def train(
             rate = set_rate(optimizer, recipe, epoch=now.epoch, step=now.step - 1)
             row = {"epoch": now.epoch + 1, "step": now.step, "lr": rate}
             row["train_loss"] = now.loss_sum / pairs.per_epoch
-            last = now.epoch + 1 == recipe.epochs
-            if validation is not None and ((now.epoch + 1) % recipe.validate_every == 0 or last):
+            if validation is not None and recipe.validates_after(now.epoch + 1):
                 with request.at_once(), memory_explained("validation", pairs.batch_size, recipe.precision):
                     scores = validate(network, pairs, validation, run=run, workers=recipe.workers)
                 row |= {f"{way}_{key}": value for way in DIRECTIONS for key, value in scores[way].items()}

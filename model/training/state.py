@@ -1,10 +1,12 @@
 """The resume state: where training stands, with the weights and the optimiser, and the best weights so far.
 
-It lies outside the run folder, because a workflow manager deletes the outputs of a job that failed.
+It lies outside the run folder, because a workflow manager deletes the outputs of a job that failed or is about to run again.
+It stays when training has ended: with more epochs the same training goes on from there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -13,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from core.console import UserError
@@ -25,8 +28,8 @@ from model.runs import save_run
 from model.settings import Training
 from model.tokenizer import CaptionTokenizer
 
-STATE_VERSION = 3
-STATE_FILE = "state.pt"
+STATE_VERSION = 4
+STATE_FILE, FINISHED = "state.pt", "finished"
 
 
 @dataclass
@@ -57,7 +60,7 @@ def fingerprint(
     seed: int,
     origin: Mapping[str, Any] | None,
 ) -> str:
-    """Digest of everything that a saved state must agree with for training to go on from it."""
+    """Digest of everything but the epochs that a saved state must agree with for training to go on from it."""
 
     def of(split: Split | None) -> Any:
         return split and [split.index_digest, split.image_ids, split.captions]
@@ -66,14 +69,21 @@ def fingerprint(
         {
             "network": described(network),
             "origin": dict(origin or {}),
-            "features": pairs.features.describe(),
+            "features": [pairs.features.describe(), _some_rows(pairs)],
             "splits": [of(pairs.split), of(validation)],
             "pairs": [pairs.batch_size, pairs.token_drop, pairs.word_augmentation, pairs.seed],
             "vocabulary": pairs.tokenizer.vocabulary,
-            "recipe": recipe.model_dump(exclude=Training.WITHOUT_EFFECT),
+            "recipe": recipe.model_dump(exclude=Training.WITHOUT_EFFECT | {"epochs"}),
             "seed": seed,
         }
     )
+
+
+def _some_rows(pairs: TrainingPairs) -> str:
+    """Digest of a few images' features: imported ones may be others though the store says the same of itself."""
+    rows = np.unique(pairs.split.image_rows)
+    values = pairs.features.rows(rows[:: max(1, len(rows) // 32)])
+    return hashlib.sha256(b"".join(values[name].tobytes() for name in sorted(values))).hexdigest()
 
 
 class SavedState:
@@ -100,8 +110,10 @@ class SavedState:
         with atomic_path(self._best(now)) as temporary:
             save_file({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, temporary)
 
-    def load(self, network: RetrievalNetwork, optimizer: torch.optim.Optimizer) -> Progress | None:
-        """Go on from the saved state, if there is one of this training; every process reads it."""
+    def load(
+        self, network: RetrievalNetwork, optimizer: torch.optim.Optimizer, recipe: Training, *, validates: bool
+    ) -> Progress | None:
+        """Go on from the saved state, if there is one of this training or its first epochs; every process reads it."""
         content, stale = None, None
         if self.path.exists():
             try:
@@ -114,6 +126,8 @@ class SavedState:
                 stale = "was saved by another version of this program"
             elif content["fingerprint"] != self._mark["fingerprint"]:
                 stale = "is of other settings or data"
+            else:
+                stale = self._aside(Progress(**content["now"]), recipe, validates=validates)
         now = Progress(**content["now"]) if content and not stale else None
         # Nothing is removed before every process has read.
         found = everyones((now and now.step, bool(stale)))
@@ -124,6 +138,7 @@ class SavedState:
             )
         if process() == 0:
             remove_leftovers(self._folder)
+            (self._folder / FINISHED).unlink(missing_ok=True)
             if stale:
                 print(f"{self._run}: the state in {self._folder} {stale}; starting afresh", file=sys.stderr)
                 shutil.rmtree(self._folder)
@@ -144,7 +159,7 @@ class SavedState:
         *,
         config: Mapping[str, Any] | None,
     ) -> None:
-        """Training has ended: the run folder gets the weights that are kept, and the state goes."""
+        """Training has ended: the run folder gets the weights that are kept; the state stays."""
         from safetensors.torch import load_file
 
         kept = now.epoch - 1
@@ -153,9 +168,31 @@ class SavedState:
             network.load_state_dict(load_file(self._best(now)))
         recorded = {"run": self._run, **(config or {}), "kept": now.history[kept]}
         save_run(output, network, tokenizer, config=recorded)
-        # The state first: killed in between, what is left must not look like a state whose best weights are lost.
-        self.path.unlink(missing_ok=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        (self._folder / FINISHED).touch()
+
+    def _aside(self, now: Progress, recipe: Training, *, validates: bool) -> str | None:
+        """Why a state that differs in `epochs` at most is not on the way to this recipe's last one; None if it is.
+
+        Rates and losses depend on step and epoch alone; that the last epoch is always validated does not.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if now.epoch > recipe.epochs or (now.epoch == recipe.epochs and now.position):
+            return f"has gone beyond epochs: {recipe.epochs}"
+        if now.epoch == recipe.epochs and (self._folder / FINISHED).exists():
+            return f"is of a finished training of epochs: {recipe.epochs}"
+        for row in now.history if validates else ():
+            if ("rsum" in row) != recipe.validates_after(row["epoch"]):
+                was, does = ("was", "does not") if "rsum" in row else ("was not", "does")
+                numbers = f"epochs: {recipe.epochs} with validate_every: {recipe.validate_every}"
+                return f"{was} validated after epoch {row['epoch']}, as a training of {numbers} {does}"
+        if now.best_epoch is not None:
+            try:
+                with safe_open(self._best(now), "pt"):  # its length is compared with what it should hold
+                    pass
+            except (OSError, SafetensorError) as error:
+                return f"has lost its best weights ({self._best(now).name}: {error})"
+        return None
 
     def _best(self, now: Progress) -> Path:
         return self._folder / f"best-{now.best_epoch}.safetensors"

@@ -74,6 +74,11 @@ def weights(folder):
     return load_run(folder / "run")[0].state_dict()
 
 
+def equal(a, b):
+    """Whether two sets of weights are the same to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
 def write_store(path, store, version):
     """A sealed store on disk, with the arrays and attributes of one in memory."""
     import zarr

@@ -235,7 +235,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
         double = train_in_double(world, tmp_path / "one/double")
     np.testing.assert_allclose(losses_and_scores(tmp_path / "two"), losses_and_scores(tmp_path / "one"), rtol=1e-5)
     assert_close_weights(weights(tmp_path / "two"), weights(tmp_path / "one"))
-    assert not (tmp_path / "two/state").exists()
+    assert (tmp_path / "two/state/finished").exists()
     for process in (0, 1):
         for key, found in torch.load(tmp_path / f"two/double{process}.pt").items():
             torch.testing.assert_close(found, double[key], rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")

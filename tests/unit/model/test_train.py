@@ -23,13 +23,9 @@ from model.settings import Recipe
 from model.training import loop, state
 from model.training.optimizer import new_optimizer
 from model.training.processes import connect
-from tests.unit.model.helpers import one_step, prepare, run, small_recipe, weights, write_store
+from tests.unit.model.helpers import equal, one_step, prepare, run, small_recipe, weights, write_store
 
 ROOT = Path(__file__).parents[3]
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_training_learns_and_leaves_a_whole_run(world, tmp_path):
@@ -55,7 +51,6 @@ def test_training_learns_and_leaves_a_whole_run(world, tmp_path):
     scores = loop.validate(network, prepare(world)[1], split, run="again", workers=0)
     assert scores["rsum"] == max(sums)  # the best weights, not the last, are what is kept
     assert tokenizer.max_tokens == 16
-    assert not (tmp_path / "state").exists()
     assert list((tmp_path / "run/tensorboard").glob("events.*"))
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "model.safetensors", "config.json", "vocab.txt", "history.csv", "tensorboard",
@@ -278,19 +273,6 @@ def test_killed_while_the_run_folder_is_written(world, tmp_path, monkeypatch):
     assert not (tmp_path / "parts/run/model.safetensors").exists()
     run(world, tmp_path / "parts", stop_after=0)  # nothing is left to train
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-
-
-def test_killed_while_the_state_is_removed(world, tmp_path, monkeypatch):
-    """Whatever part of the state is gone, the next start must not fail over it."""
-    removed = []
-    monkeypatch.setattr(state.shutil, "rmtree", lambda path, **options: removed.append(path))
-    run(world, tmp_path, epochs=1)
-    assert removed[-1] == tmp_path / "state" and not (tmp_path / "state/state.pt").exists()
-    first = weights(tmp_path)
-    (tmp_path / "state/.state.pt.abc.tmp").write_bytes(b"half a file")
-    run(world, tmp_path, epochs=1)
-    assert equal(weights(tmp_path), first)
-    assert not (tmp_path / "state/.state.pt.abc.tmp").exists()
 
 
 def losses_and_gradients(world, precision):

@@ -1,0 +1,75 @@
+"""A training that has ended goes on when `epochs` is raised, or says why it starts afresh."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from model.training import state
+from tests.unit.model.helpers import equal, run, weights
+
+
+def goes_on(world, folder, capsys, **numbers):
+    """What a start says of the state that it finds."""
+    capsys.readouterr()
+    run(world, folder, **numbers)
+    return next((line for line in capsys.readouterr().err.splitlines() if "going on" in line or "afresh" in line), "")
+
+
+def rows_of(folder):
+    with open(folder / "run/history.csv") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_more_epochs_go_on_from_a_training_that_has_ended(world, tmp_path, capsys):
+    schedule = {"lr_warmup_steps": 7, "lr_decay_epochs": [1, 3], "lr_decay_factor": 0.5, "all_negatives_epochs": 3}
+    run(world, tmp_path / "whole", epochs=5, **schedule)
+    for epochs, said in ((2, ""), (4, "going on from epoch 3, step 10"), (5, "going on from epoch 5, step 20")):
+        assert said in goes_on(world, tmp_path / "parts", capsys, epochs=epochs, **schedule)
+        for file in (tmp_path / "parts/run").glob("*.*"):  # as Snakemake does before a job
+            if epochs < 5:
+                file.unlink()
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
+    configs = [json.loads((tmp_path / name / "run/config.json").read_text())["kept"] for name in ("whole", "parts")]
+    assert configs[0] | {"seconds": 0} == configs[1] | {"seconds": 0}
+
+
+def test_where_more_or_fewer_epochs_start_afresh(world, tmp_path, capsys):
+    run(world, tmp_path, epochs=3, validate=False)
+    whole = weights(tmp_path)
+    assert "is of a finished training of epochs: 3; starting afresh" in goes_on(
+        world, tmp_path, capsys, epochs=3, validate=False
+    )
+    assert equal(weights(tmp_path), whole)
+    assert "has gone beyond epochs: 2; starting afresh" in goes_on(world, tmp_path, capsys, epochs=2, validate=False)
+    said = goes_on(world, tmp_path, capsys, epochs=3, margin=0.3)
+    assert "is of other settings or data; starting afresh" in said
+    world.visual.arrays["features"] = world.visual.arrays["features"] * 2  # imported features have no other digest
+    assert "is of other settings or data" in goes_on(world, tmp_path, capsys, epochs=4, margin=0.3)
+    # Validated out of turn, as its last: with more epochs that one would not be among the best.
+    goes_on(world, tmp_path, capsys, epochs=1, margin=0.3, validate_every=2)
+    said = goes_on(world, tmp_path, capsys, epochs=2, margin=0.3, validate_every=2)
+    assert "was validated after epoch 1, as a training of epochs: 2 with validate_every: 2 does not;" in said
+
+
+def test_a_state_without_its_best_weights_is_not_gone_on_from(world, tmp_path, capsys):
+    run(world, tmp_path, epochs=2)
+    (best,) = (tmp_path / "state").glob("best-*.safetensors")
+    best.write_bytes(best.read_bytes()[:-5])
+    assert f"has lost its best weights ({best.name}: " in goes_on(world, tmp_path, capsys, epochs=3)
+    run(world, tmp_path / "whole", epochs=3)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path))
+
+
+def test_killed_after_the_last_step_of_more_epochs(world, tmp_path, monkeypatch):
+    """It had ended once: what is left then is no finished training."""
+    run(world, tmp_path, epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(state, "save_run", lambda *given, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(world, tmp_path, epochs=2)
+    run(world, tmp_path, epochs=2, stop_after=0)  # nothing is left to train
+    run(world, tmp_path / "whole", epochs=2)
+    assert equal(weights(tmp_path), weights(tmp_path / "whole"))
