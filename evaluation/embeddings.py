@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,11 +99,24 @@ def write_group(
             array = group.create_array(name, shape=(len(values),), dtype=str, chunks=chunks, dimension_names=[axis])
             if len(values):
                 array[:] = np.asarray(values, dtype=np.dtypes.StringDType())
+        _list_members(built)
         if path.exists():
             os.replace(path, temporary / "old")
         os.replace(built, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _list_members(built: Path) -> None:
+    """The root's metadata hold those of its arrays, so that who lists them looks at no other file in the folder.
+
+    Snakemake puts one of its own there (`.snakemake_timestamp`), which Zarr would warn of.
+    """
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(str(built))
 
 
 def open_group(path: str | os.PathLike[str], what: str, version: int) -> Any:

@@ -1,12 +1,14 @@
 """Scores of pairs in place of embeddings: the same numbers wherever both say the same, and damage is noticed."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
+import zarr
 
 from core.console import UserError
-from evaluation.embeddings import Embeddings
+from evaluation.embeddings import Embeddings, write_embeddings
 from evaluation.ensemble import ensemble_metrics
 from evaluation.metrics import all_metrics
 from evaluation.positives import Positives
@@ -80,3 +82,15 @@ def test_scores_are_written_read_and_checked(both, tmp_path):
     write_scores(path, dataclasses.replace(scores, similarity=similarity))
     with pytest.raises(UserError, match="not finite"):
         read_scored(path)
+
+
+def test_zarr_warns_of_nothing_beside_snakemakes_own_file(both, tmp_path):
+    for write, one, name in zip((write_embeddings, write_scores), both, ("images", "similarity"), strict=True):
+        path = tmp_path / f"{name}.zarr"
+        write(path, one)
+        (path / ".snakemake_timestamp").touch()  # as in every folder that is a rule's output
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = dict(zarr.open_group(path, mode="r").members())
+        assert {name, "caption_image", "image_ids", "caption_ids"} <= found.keys()
+        assert found["image_ids"][3] == "3"

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -208,3 +209,9 @@ def test_missing_and_cut_off_shards_are_errors(sealed):
     shutil.rmtree(sealed.store / "counts")
     with pytest.raises(UserError, match="no array 'counts'"):
         open_store(sealed.store).rows("counts", [0])
+
+
+def test_zarr_opens_a_store_without_a_warning(intact):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert set(dict(zarr.open_group(intact.store, mode="r").members())) == {*intact.values, "image_ids"}
