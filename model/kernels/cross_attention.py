@@ -4,7 +4,7 @@
     weights[q, :] = softmax_a(sharpness * norm_q(s))[q, :]            norm over the queries of each attended item
     score = aggregate_q cos(query q, sum_a weights[q, a] attended a)
 
-The reference is one pair as the paper has it. The fast way never builds the weighted sums: with G the products of the
+The reference goes pair by pair, as the paper has it. The fast way never builds the weighted sums: with G the products of the
 attended items with each other, <query, sum> is the weighted sum of s and |sum|^2 is weights G weights^T. So all that is
 left per pair is the one product s, and everything else stays in a processor's cache. Items of one count are scored
 together: nothing is padded, nothing is masked.
@@ -14,6 +14,7 @@ Source: "Stacked cross attention for image-text matching" (SCAN), `model.py`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -51,21 +52,27 @@ def _unit(values: Tensor, dim: int) -> Tensor:
 
 
 def reference(
-    regions: Tensor,
-    words: Tensor,
+    images: Tensor,
+    image_lengths: Tensor,
+    captions: Tensor,
+    caption_lengths: Tensor,
     *,
     direction: Direction,
-    norm: Norm,
-    aggregate: Aggregate,
-    sharpness: float,
-    lse: float,
+    norm: Norm = "clipped_l2norm",
+    aggregate: Aggregate = "LogSumExp",
+    sharpness: float = 9.0,
+    lse: float = 6.0,
 ) -> Tensor:
-    """The score of one image (R, E) and one caption (n, E), a scalar; arguments as `pair_scores`."""
-    queries, attended = (words, regions) if direction == "t2i" else (regions, words)
-    weights = torch.softmax(sharpness * NORMS[norm](queries @ attended.T, 0), dim=1)
-    context = weights @ attended
-    lengths = queries.norm(dim=1) * context.norm(dim=1)
-    return AGGREGATES[aggregate]((queries * context).sum(1) / lengths.clamp(min=_EPS), 0, lse)
+    """The scores of all pairs, one after the other as the formula says; arguments and result as of `pair_scores`."""
+    scores = images.new_zeros(len(images), len(captions))
+    for i, j in itertools.product(range(len(images)), range(len(captions))):
+        regions, words = images[i, : image_lengths[i]], captions[j, : caption_lengths[j]]
+        queries, attended = (words, regions) if direction == "t2i" else (regions, words)
+        weights = torch.softmax(sharpness * NORMS[norm](queries @ attended.T, 0), dim=1)
+        context = weights @ attended
+        lengths = (queries.norm(dim=1) * context.norm(dim=1)).clamp(min=_EPS)
+        scores[i, j] = AGGREGATES[aggregate]((queries * context).sum(1) / lengths, 0, lse)
+    return scores
 
 
 def pair_shares(
@@ -78,7 +85,7 @@ def pair_shares(
     sharpness: float,
     lse: float,
 ) -> tuple[Tensor, Tensor]:
-    """Where the score of one image (R, E) and one caption (n, E) comes from; arguments as `reference`.
+    """Where the score of one image (R, E) and one caption (n, E) comes from; arguments as `pair_scores`.
 
     <query q, context q> is a sum over the attended items, so the cosines are. The mean and the sum of cosines are sums again;
     the largest is one of them; and LogSumExp is, with the weights p = softmax(lse * cosines),
