@@ -14,6 +14,7 @@ from torch import Tensor
 from core.console import UserError
 from core.kinds import other_kind
 from model.bert import canonical_weights, config_from_weights
+from model.build import network_from
 from model.network import RetrievalNetwork
 from model.text import WordEncoder
 from model.tokenizer import read_vocabulary
@@ -182,24 +183,30 @@ def _harmless_globals() -> list[Any]:
     return [argparse.Namespace, np.dtype, *kinds, _codecs.encode, *((reconstruct, name) for name in names)]
 
 
-def fill(
-    network: RetrievalNetwork,
-    image: Mapping[str, Tensor],
-    text: Mapping[str, Tensor],
+def loaded(
+    kind: str,
+    image: tuple[Mapping[str, Any], Mapping[str, Tensor]],
+    text: tuple[Mapping[str, Any], Mapping[str, Tensor]],
     *,
     path: str | Path,
     problems: list[str],
-) -> None:
-    """Load both sides' weights, under our names, into a network of their shape.
+    vocabulary: str | Path | None = None,
+    masked: bool = False,
+) -> Any:
+    """A network of a kind with its weights in place, in eval mode.
 
     Args:
+        image, text: each side's sizes, and its weights under our names.
         problems: what is known to be wrong already, a line each.
+        vocabulary, masked: of its words, to be checked against it; see `word_tokenizer_of`.
 
     Raises:
-        UserError: the file does not fit; all of what is missing, unexpected or of another shape is listed.
+        UserError: the file does not fit; all of what is missing, unexpected or of another shape is listed. Or the vocabulary
+            does not.
     """
-    weights = {f"image.{key}": value for key, value in image.items()}
-    weights |= {f"text.{key}": value for key, value in text.items()}
+    network = network_from({"kind": kind, "image": image[0], "text": text[0]})
+    weights = {f"image.{key}": value for key, value in image[1].items()}
+    weights |= {f"text.{key}": value for key, value in text[1].items()}
     expected = network.state_dict()
     # Files of very old torch versions lack this counter, which nothing reads.
     for key in expected:
@@ -215,6 +222,9 @@ def fill(
     if problems:
         raise misfit(path, problems)
     network.load_state_dict(weights)
+    if vocabulary is not None:
+        word_tokenizer_of(network, vocabulary, path, masked=masked)
+    return network.eval()
 
 
 def misfit(path: str | Path, problems: list[str]) -> UserError:

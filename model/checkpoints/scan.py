@@ -8,15 +8,13 @@ from typing import Any
 
 from core.console import UserError
 from core.messages import validated
-from model.build import network_from
 from model.checkpoints.reading import (
     family,
-    fill,
+    loaded,
     misfit,
     read_checkpoint,
     read_text,
     renamed,
-    word_tokenizer_of,
     wrong_family,
 )
 from model.scan import SCAN
@@ -78,8 +76,4 @@ def load_scan(
     except KeyError as error:
         problems.append(f"missing the weights for {error}")
         raise misfit(path, problems) from error
-    network = network_from({"kind": "scan", "image": sizes, "text": text_sizes})
-    fill(network, image, text, path=path, problems=problems)
-    if vocabulary is not None:
-        word_tokenizer_of(network, vocabulary, path, masked=False)
-    return network.eval()
+    return loaded("scan", (sizes, image), (text_sizes, text), path=path, problems=problems, vocabulary=vocabulary)

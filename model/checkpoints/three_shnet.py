@@ -6,8 +6,7 @@ from pathlib import Path
 
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO
 from core.console import UserError
-from model.build import network_from
-from model.checkpoints.reading import family, fill, misfit, pool_sizes, read_states, read_text, renamed, wrong_family
+from model.checkpoints.reading import family, loaded, misfit, pool_sizes, read_states, read_text, renamed, wrong_family
 from model.highlighting import CLASS_ORDERS, SEG_MAP_ENCODINGS
 from model.settings import ThreeSHNetModel
 from model.three_shnet import ThreeSHNet
@@ -100,6 +99,4 @@ def load_reference(
             permuted = image[key].clone()
             permuted[:, list(UPSNET_TO_COCO)] = image[key]
             image[key] = permuted
-    network = network_from({"image": image_sizes, "text": text_sizes})
-    fill(network, image, text, path=path, problems=problems)
-    return network.eval()
+    return loaded("3shnet", (image_sizes, image), (text_sizes, text), path=path, problems=problems)

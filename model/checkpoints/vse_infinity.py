@@ -8,16 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from model.build import network_from
 from model.checkpoints.reading import (
     family,
-    fill,
+    loaded,
     misfit,
     pool_sizes,
     read_checkpoint,
     read_text,
     renamed,
-    word_tokenizer_of,
     wrong_family,
 )
 from model.vse_infinity import VSEInfinity
@@ -76,11 +74,15 @@ def load_vse_infinity(
     except KeyError as error:
         problems.append(f"missing the weights for {error}")
         raise misfit(path, problems) from error
-    network = network_from({"kind": "vse_infinity", "image": image_sizes, "text": text_sizes})
-    fill(network, image, text, path=path, problems=problems)
-    if vocabulary is not None:
-        word_tokenizer_of(network, vocabulary, path, masked=True)
-    return network.eval()
+    return loaded(
+        "vse_infinity",
+        (image_sizes, image),
+        (text_sizes, text),
+        path=path,
+        problems=problems,
+        vocabulary=vocabulary,
+        masked=True,
+    )
 
 
 def cnn_problems(state: Mapping[str, Tensor]) -> list[str]:
