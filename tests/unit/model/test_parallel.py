@@ -19,6 +19,8 @@ import torch
 from core.console import UserError
 from model import parallel
 from model import train as training
+from model.build import new_network
+from model.data import Features, TrainingPairs, read_split
 from model.parallel import share
 from model.settings import Recipe
 from stores.schema import SCHEMA_VERSION
@@ -176,7 +178,7 @@ from pathlib import Path
 import torch
 
 from tests.unit.model.conftest import make_world
-from tests.unit.model.test_parallel import train_exactly, train_in_double
+from tests.unit.model.test_parallel import train_exactly, train_in_double, train_scan_in_double
 
 torch.set_num_threads(1)
 world = Path(sys.argv[1]) / f"world{os.environ['RANK']}"
@@ -185,6 +187,8 @@ world = make_world(world)
 train_exactly(world, Path(sys.argv[1]))
 weights = train_in_double(world, Path(sys.argv[1]) / "double")
 torch.save(weights, Path(sys.argv[1]) / f"double{os.environ['RANK']}.pt")
+weights = train_scan_in_double(world, Path(sys.argv[1]) / "scan")
+torch.save(weights, Path(sys.argv[1]) / f"scan{os.environ['RANK']}.pt")
 """
 
 
@@ -210,6 +214,17 @@ def train_in_double(world, folder):
     return network.state_dict()
 
 
+def train_scan_in_double(world, folder):
+    """The same of SCAN, whose sets of regions and words the processes put together; the last batch is smaller."""
+    recipe = Recipe(model={"kind": "scan", "embed_size": 16}, text={"kind": "bigru", "word_size": 8, "min_count": 1})
+    split, features = read_split(world.images, world.captions, "train"), Features(world.visual, None)
+    torch.manual_seed(0)
+    network, tokenizer = new_network(recipe, split.captions, img_dim=features.img_dim)
+    pairs = TrainingPairs(split, features, tokenizer, batch_size=25, keep_last=True)
+    run(world, folder, prepared=(network.double(), pairs), epochs=3, learning_rate=3e-3)
+    return network.state_dict()
+
+
 def losses_and_scores(folder):
     with open(folder / "run/history.csv") as file:
         return [[float(row["train_loss"]), float(row["rsum"])] for row in csv.DictReader(file)]
@@ -228,17 +243,21 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path):
     script.write_text(TRAIN)
     done = launch(2, script, tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("epoch 3/3: loss") == 2  # of two runs: one process speaks for both
+    assert done.stderr.count("epoch 3/3: loss") == 3  # of three runs: one process speaks for both
     world = make_world(tmp_path / "one")
     with one_thread():
         train_exactly(world, tmp_path / "one")
         double = train_in_double(world, tmp_path / "one/double")
-    np.testing.assert_allclose(losses_and_scores(tmp_path / "two"), losses_and_scores(tmp_path / "one"), rtol=1e-5)
+        scan = train_scan_in_double(world, tmp_path / "one/scan")
+    for place in ("", "scan"):
+        found, alone = (losses_and_scores(tmp_path / number / place) for number in ("two", "one"))
+        np.testing.assert_allclose(found, alone, rtol=1e-5)
     assert_close_weights(weights(tmp_path / "two"), weights(tmp_path / "one"))
     assert (tmp_path / "two/state/finished").exists()
-    for process in (0, 1):
-        for key, found in torch.load(tmp_path / f"two/double{process}.pt").items():
-            torch.testing.assert_close(found, double[key], rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
+    # Of the run with a validation, process 0 alone goes back to the best epoch's weights: it writes them.
+    for name, alone in (("double0", double), ("double1", double), ("scan0", scan)):
+        for key, found in torch.load(tmp_path / f"two/{name}.pt").items():
+            torch.testing.assert_close(found, alone[key], rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
     start = prepare(world, dropout=0.0)[0].state_dict()
     moved = [(weights(tmp_path / "two")[key] - start[key]).abs().max() for key in ("image.fusion_mlp.output.weight",)]
     assert min(moved) > 2e-4
