@@ -21,6 +21,7 @@ from evaluation.published import IMAGES, PRINTED, PUBLISHED
 WAYS = {"i2t": "image -> text", "t2i": "text -> image"}
 WITHIN = {"i2i": "image -> image", "t2t": "text -> text"}
 RECALL = {f"r{k}": f"R@{k}" for k in CUTOFFS}
+RANKS = {"medr": "Med r", "meanr": "Mean r"}
 PRECISION = {"map_at_r": "mAP@R", "r_precision": "R-P", "r1": "R@1"}
 BENCHMARKS = {"coco": "MS-COCO", "flickr30k": "Flickr30K"}
 
@@ -32,27 +33,34 @@ class Layout:
     Attributes:
         directions: two, each with its heading. metrics: of each direction, with their headings.
         rsum: whether rSum follows. protocol: its name in titles, none for the standard one.
+        ranks: further metrics of each direction, which only tables with room for them show.
     """
 
     directions: dict[str, str]
     metrics: dict[str, str]
     rsum: bool
     protocol: str = ""
+    ranks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """`metrics` and `ranks`: the columns of one direction."""
+        return self.metrics | self.ranks
 
     @property
     def places(self) -> list[tuple[str, str]]:
         """(direction, metric) of every column but rSum's."""
-        return [(direction, metric) for direction in self.directions for metric in self.metrics]
+        return [(direction, metric) for direction in self.directions for metric in self.columns]
 
     @property
     def headings(self) -> list[str]:
-        """Of the metrics, once for each direction, and of rSum."""
-        return [*self.metrics.values()] * len(self.directions) + ["rSum"] * self.rsum
+        """Of the columns, once for each direction, and of rSum."""
+        return [*self.columns.values()] * len(self.directions) + ["rSum"] * self.rsum
 
 
 LAYOUTS = {
-    "recall": Layout(WAYS, RECALL, rsum=True),
-    "folds": Layout(WAYS, RECALL, rsum=True),
+    "recall": Layout(WAYS, RECALL, rsum=True, ranks=RANKS),
+    "folds": Layout(WAYS, RECALL, rsum=True, ranks=RANKS),
     "cxc": Layout(WAYS, RECALL, rsum=True, protocol="Crisscrossed Captions"),
     "cxc_intra": Layout(WITHIN, RECALL, rsum=False, protocol="Crisscrossed Captions"),
     "eccv": Layout(WAYS, PRECISION, rsum=False, protocol="ECCV Caption"),
@@ -183,14 +191,16 @@ def _published(name: str, benchmark: str | None, metrics: dict[str, Any]) -> lis
     if name == "folds":
         same = same and (folds["count"], folds["images_per_fold"]) == (5, 1000)
     rows = [row for row in PUBLISHED if same and (row.benchmark, row.block) == (benchmark, name)]
-    return [Line(row.system, "published", _placed(row.values), source=row.source) for row in rows]
+    return [Line(row.system, "published", _placed(row.values, LAYOUTS[name]), source=row.source) for row in rows]
 
 
-def _placed(values: Sequence[float | None]) -> list[float | None]:
+def _placed(values: Sequence[float | None], columns: Layout) -> list[float | None]:
     """Published values under the columns of ours, None where a source does not print one."""
     each = len(PRINTED)
     ways = [dict(zip(PRINTED, values[start : start + each], strict=True)) for start in (0, each)]
-    return [way.get(k) for way in ways for k in CUTOFFS] + list(values[2 * each :])
+    unknown = [None] * len(columns.ranks)
+    placed = [value for way in ways for value in [*(way.get(k) for k in CUTOFFS), *unknown]]
+    return placed + list(values[2 * each :])
 
 
 def blocks_of(entries: Sequence[Entry]) -> list[Block]:

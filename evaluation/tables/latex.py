@@ -25,7 +25,7 @@ def render(entries: Sequence[Entry]) -> str:
 
 
 def _head(block: Block) -> list[str]:
-    headings, each = block.layout.headings, len(block.layout.metrics)
+    headings, each = block.layout.headings, len(block.layout.columns)
     ways = [rf"\multicolumn{{{each}}}{{c}}{{{escape(way)}}}" for way in block.layout.directions.values()]
     return [
         "",

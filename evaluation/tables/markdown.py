@@ -10,7 +10,7 @@ from evaluation.tables.blocks import Entry, Sources, blocks_of, cells, interval_
 def render(entries: Sequence[Entry]) -> str:
     text, sources = [], Sources()
     for block in blocks_of(entries):
-        ways, metrics = block.layout.directions.values(), block.layout.metrics.values()
+        ways, metrics = block.layout.directions.values(), block.layout.columns.values()
         headings = [f"{way.replace('->', '→')} {metric}" for way in ways for metric in metrics]
         headings += ["rSum"] * block.layout.rsum
         text += [f"### {block.title}", "", _row("", headings), "|---|" + "---:|" * len(headings)]

@@ -79,8 +79,10 @@ def _below(block: Block) -> str:
 
 
 def _row(label: str, block: Block, line: Line) -> _Row:
-    values = cells(line.values, "-")
+    shown = [metric in block.layout.metrics for _, metric in block.layout.places]
+    values = [cell for cell, wanted in zip(cells(line.values, "-"), shown, strict=False) if wanted]
     if not block.layout.rsum:
         return _Row(label, values)
     interval = "  [{:.1f}, {:.1f}]".format(*line.bounds[-1]) if line.bounds else ""
-    return _Row(label, values[:-1], f"{values[-1]:>8}", interval)
+    (rsum,) = cells(line.values[-1:], "-")
+    return _Row(label, values, f"{rsum:>8}", interval)

@@ -162,7 +162,7 @@ def test_markdown(coco):
     tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("| |")]
     for table in tables:
         assert len({line.count("|") for line in table}) == 1, "every line has all columns"
-    assert "| my_run | 41.0 | 61.0 | 71.0 | 35.8 | 61.0 | 71.0 | 340.8 |" in tables[0]
+    assert "| my_run | 41.0 | 61.0 | 71.0 | 3.0 | 9.5 | 35.8 | 61.0 | 71.0 | 3.0 | 9.5 | 340.8 |" in tables[0]
     assert tables[0][-1].startswith("| 95 % interval | [40.0, 44.0] |")
     assert "| both (ensemble) | 42.0 |" in "\n".join(tables[0])
     numbers = set(re.findall(r"published (\[\d\])", text))
@@ -172,10 +172,10 @@ def test_markdown(coco):
 def test_latex(coco):
     text = latex.render(coco_entries(coco))
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5
-    assert r"my\_run & 41.0 & 61.0 & 71.0 & 35.8 & 61.0 & 71.0 & 340.8 \\" in text
-    assert r"VSE$\infty$ grid (published [" in text and r"\multicolumn{3}{c}{image $\to$ text}" in text
+    assert r"my\_run & 41.0 & 61.0 & 71.0 & 3.0 & 9.5 & 35.8 & 61.0 & 71.0 & 3.0 & 9.5 & 340.8 \\" in text
+    assert r"VSE$\infty$ grid (published [" in text and r"\multicolumn{5}{c}{image $\to$ text}" in text
     for part in text.split(r"\begin{tabular}")[1:]:
-        columns = 1 + int(re.match(r"\{l\*\{(\d)\}", part).group(1))
+        columns = 1 + int(re.match(r"\{l\*\{(\d+)\}", part).group(1))
         rows = [line for line in part.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert len(rows) >= 3 and {line.count("&") for line in rows} == {columns - 1}
     assert not re.search(r"(?<!\\)[_#]", re.sub(r"^%.*$", "", text, flags=re.M))
@@ -186,6 +186,7 @@ def test_csv(coco):
     mine = {r["protocol"]: r for r in rows if r["system"] == "my_run" and r["kind"] == "run"}
     assert set(mine) == {"recall", "folds", "cxc", "cxc_intra", "eccv"}
     recall = mine["recall"]
+    assert [recall[key] for key in ("t2i_medr", "i2t_meanr", "i2t_meanr_high")] == ["3.0", "9.5", "11.5"]
     assert [float(recall[key]) for key in ("i2t_r1", "t2i_r1_low", "rsum", "rsum_high")] == [41, 33.75, 340.75, 349.75]
     assert mine["cxc_intra"]["i2i_r1"] == "44.0" and mine["cxc_intra"]["i2t_r1"] == ""
     assert mine["eccv"]["t2i_map_at_r"] == "21.25"
