@@ -18,7 +18,7 @@ RESERVED = ("runs", "evaluation", "ensembles", "tables", "report", "search", "ve
 IMAGES, CAPTIONS = "images.parquet", "captions.parquet"
 #: Files of a run.
 WEIGHTS, CONFIG, VOCABULARY, HISTORY = "model.safetensors", "config.json", "vocab.txt", "history.csv"
-METRICS = "metrics.json"
+METRICS, RANKS = "metrics.json", "ranks.safetensors"
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
@@ -109,6 +109,15 @@ def metrics(results: Root, run: str = "{run}", testset: str = "{testset}") -> st
 
 def ensemble_metrics(results: Root, ensemble: str = "{ensemble}", testset: str = "{testset}") -> str:
     return f"{results}/ensembles/{ensemble}/{testset}/{METRICS}"
+
+
+def ranks(results: Root, run: str = "{run}", testset: str = "{testset}") -> str:
+    """Of every image and caption, beside the metrics that sum them up."""
+    return f"{results}/evaluation/{run}/{testset}/{RANKS}"
+
+
+def ensemble_ranks(results: Root, ensemble: str = "{ensemble}", testset: str = "{testset}") -> str:
+    return f"{results}/ensembles/{ensemble}/{testset}/{RANKS}"
 
 
 # --- summaries -------------------------------------------------------------------------------------------------------

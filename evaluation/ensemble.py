@@ -17,7 +17,8 @@ from core.console import UserError, run_cli
 from core.files import write_json
 from core.flags import command
 from evaluation.embeddings import Embeddings
-from evaluation.metrics import add_metrics, all_metrics, metric_options
+from evaluation.metrics import add_metrics, metric_options, metrics_and_ranks
+from evaluation.ranks import Ranked, write_ranks
 from evaluation.scores import PairScores, Scored, read_scored
 from model.ranking import equal_rows
 
@@ -99,10 +100,17 @@ def combine_scores(members: Iterable[Scored], count: int) -> PairScores:
 def ensemble_metrics(
     members: Sequence[Scored], names: Sequence[str], *, folds: int = 0, seed: int = 0, **options: Any
 ) -> dict[str, Any]:
-    """The metrics file's content for the mean of the members' similarities.
+    """The metrics file's content for the mean of the members' similarities: see `ensemble_ranks`."""
+    return ensemble_ranks(members, names, folds=folds, seed=seed, **options)[0]
+
+
+def ensemble_ranks(
+    members: Sequence[Scored], names: Sequence[str], *, folds: int = 0, seed: int = 0, **options: Any
+) -> tuple[dict[str, Any], Ranked]:
+    """The metrics file's content for the mean of the members' similarities, and their ranks.
 
     Args:
-        members: of any number of runs. names: theirs, for errors. folds, seed, options: see `all_metrics`.
+        members: of any number of runs. names: theirs, for errors. folds, seed, options: see `metrics_and_ranks`.
 
     Raises:
         UserError: fewer than one member, or members of different items.
@@ -112,18 +120,20 @@ def ensemble_metrics(
     check_same_items(members, names)
     pairs = any(isinstance(member, PairScores) for member in members)
     mean = combine_scores(members, len(members)) if pairs else combine(members)
-    return all_metrics(mean, folds=folds, seed=seed, **options)
+    return metrics_and_ranks(mean, folds=folds, seed=seed, **options)
 
 
-def score(*, embeddings: Sequence[str], output: str, **flags: Any) -> None:
-    """Write the metrics of several runs' mean similarity."""
+def score(*, embeddings: Sequence[str], output: str, ranks: str | None = None, **flags: Any) -> None:
+    """Write the metrics of several runs' mean similarity, and the ranks if wanted."""
     options = metric_options(**flags)
     members = [read_scored(path) for path in embeddings]
-    metrics = ensemble_metrics(members, embeddings, **options)
+    metrics, ranked = ensemble_ranks(members, embeddings, **options)
     metrics["runs"] = [member.attributes.get("run", path) for member, path in zip(members, embeddings, strict=True)]
     for name in ("split", "index_digest"):
         if name in members[0].attributes:
             metrics[name] = members[0].attributes[name]
+    if ranks:
+        write_ranks(ranks, ranked)
     write_json(output, metrics)
 
 

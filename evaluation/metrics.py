@@ -22,6 +22,7 @@ from evaluation.bootstrap import LEVEL, RESAMPLES, interval, resample_ranks
 from evaluation.galleries import Gallery, Vectors, gallery_of
 from evaluation.positives import PROTOCOLS, Positives, read_positives
 from evaluation.protocols import protocol_metrics
+from evaluation.ranks import Ranked, items_digest, write_ranks
 from evaluation.scores import Scored, read_scored
 from model.ranking import ranks_from_embeddings, ranks_from_similarity, retrieval_scores
 
@@ -186,7 +187,19 @@ def all_metrics(
     resamples: int = RESAMPLES,
     positives: Sequence[Positives] = (),
 ) -> dict[str, Any]:
-    """Everything that goes into a metrics file: the whole test set, its folds and protocols, the control and chance.
+    """Everything that goes into a metrics file: `metrics_and_ranks` without the ranks."""
+    return metrics_and_ranks(embeddings, folds=folds, seed=seed, resamples=resamples, positives=positives)[0]
+
+
+def metrics_and_ranks(
+    embeddings: Scored,
+    *,
+    folds: int,
+    seed: int,
+    resamples: int = RESAMPLES,
+    positives: Sequence[Positives] = (),
+) -> tuple[dict[str, Any], Ranked]:
+    """The whole test set, its folds and protocols, the control and chance; and the ranks on the whole test set.
 
     Images without a caption cannot be scored: they are left out and counted under `images_without_captions`.
 
@@ -207,7 +220,9 @@ def all_metrics(
     protocols = {one.protocol: protocol_metrics(embeddings, one, resamples=resamples, seed=seed) for one in positives}
     counts = np.bincount(owner, minlength=images)
     captioned = counts > 0
+    image_ids = embeddings.image_ids
     if not captioned.all():
+        image_ids = image_ids[captioned]
         gallery = gallery.part(captioned, slice(None))
         owner = (np.cumsum(captioned) - 1)[owner]
         counts = counts[captioned]
@@ -225,7 +240,7 @@ def all_metrics(
     if control := _control_metrics(gallery, owner, seed):
         result["control"] = control
     result["chance"] = chance_metrics(counts)
-    return result
+    return result, Ranked(*ranks, owner, items_digest(image_ids, embeddings.caption_ids, owner))
 
 
 def add_metrics(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +253,7 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the intervals; 0: no intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the control's shuffles and of the resamples")
     parser.add_argument("--output", required=True, help="metrics.json to write")
+    parser.add_argument("--ranks", help="also write the ranks behind it, to compare systems by")
 
 
 def metric_options(
@@ -282,14 +298,16 @@ def _mean_scores(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**mean, "rsum": _rsum(mean["i2t"], mean["t2i"])}
 
 
-def score(*, embeddings: str, output: str, **flags: Any) -> None:
-    """Write the metrics of one run's embeddings or pair scores."""
+def score(*, embeddings: str, output: str, ranks: str | None = None, **flags: Any) -> None:
+    """Write the metrics of one run's embeddings or pair scores, and the ranks if wanted."""
     options = metric_options(**flags)
     found = read_scored(embeddings)
-    metrics = all_metrics(found, **options)
+    metrics, ranked = metrics_and_ranks(found, **options)
     for name in ("run", "split", "index_digest"):
         if name in found.attributes:
             metrics[name] = found.attributes[name]
+    if ranks:
+        write_ranks(ranks, ranked)
     write_json(output, metrics)
 
 

@@ -58,6 +58,7 @@ rule compute_metrics:
         positives=PLAN.protocol_files,
     output:
         metrics=kept(layout.metrics(RESULTS)),
+        ranks=kept(layout.ranks(RESULTS)),
     log:
         layout.log(WORK, "compute_metrics/{run}/{testset}"),
     conda:
@@ -75,6 +76,7 @@ rule compute_metrics:
             --embeddings {input.embeddings:q} \
             --folds {params.folds} \
             {params.protocols:q} \
+            --ranks {output.ranks:q} \
             --output {output.metrics:q} \
             > {log:q} 2>&1
         """
@@ -87,6 +89,7 @@ rule compute_ensemble:
         positives=PLAN.protocol_files,
     output:
         metrics=kept(layout.ensemble_metrics(RESULTS)),
+        ranks=kept(layout.ensemble_ranks(RESULTS)),
     log:
         layout.log(WORK, "compute_ensemble/{ensemble}/{testset}"),
     conda:
@@ -104,6 +107,7 @@ rule compute_ensemble:
             --embeddings {input.embeddings:q} \
             --folds {params.folds} \
             {params.protocols:q} \
+            --ranks {output.ranks:q} \
             --output {output.metrics:q} \
             > {log:q} 2>&1
         """

@@ -179,8 +179,15 @@ class Plan(Shown, Reasons):
 
     def all_metrics(self) -> list[str]:
         """Of every run and ensemble on every test set."""
-        scored = [(layout.metrics, run) for run in self.settings.runs]
-        scored += [(layout.ensemble_metrics, ensemble) for ensemble in self.settings.ensembles]
+        return self._of_systems(layout.metrics, layout.ensemble_metrics)
+
+    def _ranks(self) -> list[str]:
+        """Those behind `all_metrics`."""
+        return self._of_systems(layout.ranks, layout.ensemble_ranks)
+
+    def _of_systems(self, of_run: Callable[..., str], of_ensemble: Callable[..., str]) -> list[str]:
+        scored = [(of_run, run) for run in self.settings.runs]
+        scored += [(of_ensemble, ensemble) for ensemble in self.settings.ensembles]
         return [self.kept(where(self.results, name, t)) for where, name in scored for t in self.settings.testsets]
 
     def all_tables(self) -> list[str]:

@@ -33,6 +33,8 @@ def test_what_other_tools_rely_on():
     assert layout.run_file(results, layout.HISTORY, "a") == "results/runs/a/history.csv"
     assert layout.metrics(results, "a", "t") == "results/evaluation/a/t/metrics.json"
     assert layout.ensemble_metrics(results, "e", "t") == "results/ensembles/e/t/metrics.json"
+    assert layout.ranks(results, "a", "t") == "results/evaluation/a/t/ranks.safetensors"
+    assert layout.ensemble_ranks(results, "e", "t") == "results/ensembles/e/t/ranks.safetensors"
     assert layout.report(results) == "results/report/index.html"
 
 
