@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from core import layout
+from core.embedded import SOURCE
 from core.features import FEATURES
 from settings import Settings
 
@@ -47,9 +48,10 @@ class Shown:
         return json.dumps(found)
 
     def search_flags(self, wildcards: Wildcards) -> list[str]:
-        names = self.settings.region_names.objects
-        flags = [] if self.settings.search[wildcards.search].captions else ["--without-captions"]
-        return flags + (["--region-names", names] if names else [])
+        search, names = self.settings.search[wildcards.search], self.settings.region_names.objects
+        flags = [] if search.captions else ["--without-captions"]
+        flags += ["--region-names", names] if names else []
+        return flags if self.settings.datasets[search.dataset].source == SOURCE else [*flags, "--photographs"]
 
     def _names_files(self) -> list[str]:
         """Files of the names of regions' classes."""
@@ -73,7 +75,7 @@ class Shown:
             history = [layout.HISTORY] if self._origin(run) == "trained" else []
             files += [self.run_file(name, run) for name in (layout.CONFIG, *history)]
             files += [self._scored(run, testset) for testset in self.settings.testsets]
-        return files + self.all_metrics() + self._why()
+        return files + self.all_metrics() + self._ranks() + self._why()
 
     def _why(self) -> list[str]:
         """Explanations of what the gallery shows, if it shows anything."""

@@ -76,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_mapping(building, "--runs", "for each run its folder and the stores visual and panoptic", required=True)
     building.add_argument("--without-captions", action="store_true", help="embed images alone")
     building.add_argument("--region-names", type=Path, help="file of the names of regions' classes, one a line")
+    building.add_argument(
+        "--photographs",
+        action="store_true",
+        help="the images are not drawings of the embedded renderer: warn on the page",
+    )
     building.add_argument("--output", required=True, type=Path, help="search.json to write; the rest lies beside it")
     building.add_argument("--batch-size", type=int, default=128)
     add_device(building)

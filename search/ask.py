@@ -42,7 +42,7 @@ class Search:
     """One `search.json` and what lies beside it. Methods may be called from several threads.
 
     Attributes:
-        name: of the folder. dataset: which is searched. runs: names, in the configuration's order.
+        name: of the folder. dataset: which is searched. runs: names, in the configuration's order. warning: for who sees the page.
         images: (N) records image_id, path, width, height, content_hash, row, thumbnail. captions: (M) records caption_id, text,
             image.
 
@@ -56,6 +56,7 @@ class Search:
         self.name, self.dataset, self._runs = self.folder.name, about["dataset"], about["runs"]
         self.runs = list(self._runs)
         self._region_names = about.get("region_names", ())
+        self.warning: str = about.get("warning", "")
         self.images = pq.read_table(self.folder / layout.IMAGES).to_pylist()
         self.captions = pq.read_table(self.folder / layout.CAPTIONS).to_pylist()
         vectors = {run: read_vectors(self.folder / images_file(run)) for run in self.runs}

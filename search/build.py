@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from catalog.index import read_captions, read_images
 from core import layout
 from core.console import UserError, progress
+from core.embedded import knows_drawings_only, warning
 from core.files import atomic_path, digest_file, digest_json, write_json
 from core.pictures import load_upright
 from model.runs import CONFIG, VOCABULARY, WEIGHTS, check_same_extractor, load_run, read_config
@@ -46,6 +47,7 @@ def build_search(
     output: Path,
     without_captions: bool = False,
     region_names: Path | None = None,
+    photographs: bool = False,
     batch_size: int = 128,
     device: str = "auto",
     threads: int | None = None,
@@ -54,7 +56,9 @@ def build_search(
 
     Args:
         dataset: its name. images, captions: its index. runs: for each run its `folder`, and the stores `visual` and, where its
-            network needs it, `panoptic`. without_captions: embed none. region_names: file of the names of the regions' classes, for stores that do not know them. batch_size: images at a time.
+            network needs it, `panoptic`. without_captions: embed none. batch_size: images at a time.
+        region_names: file of the names of the regions' classes, for stores that do not know them.
+        photographs: the images are not drawings of the embedded renderer, so the page warns where its detectors made the features.
 
     Raises:
         UserError: a run cannot be loaded, has no vocabulary, compares otherwise than by embeddings, or was trained on other
@@ -88,6 +92,7 @@ def build_search(
     about = {"dataset": dataset, "index_digest": digest, "images": len(shown), "captions": len(texts)}
     if region_names is not None:
         about["region_names"] = read_names(str(region_names))
+    about |= {"warning": _warning(dataset, [features for *_, features in loaded.values()])} if photographs else {}
     write_json(output, {"search_version": SEARCH_VERSION, **about, "runs": described})
     print(f"{output}: {len(shown)} images, {len(texts)} captions, {len(dropped)} images without features left out")
 
@@ -114,6 +119,13 @@ def _load(name: str, run: Mapping[str, str], digest: str) -> tuple[Any, dict[str
             f"run {name} takes features of width {network.image.sizes.img_dim}, those of {run['visual']} have {features.img_dim}"
         )
     return network, config, tokenizer, features
+
+
+def _warning(dataset: str, read: Sequence[Features]) -> str:
+    """What to say of features that the embedded detectors made of photographs; "" where they made none."""
+    stores = [store.attributes for features in read for store in features.stores.values()]
+    made = [about["feature"] for about in stores if knows_drawings_only(about.get("weights_digest"))]
+    return warning(dataset, dict.fromkeys(made)) if made else ""
 
 
 def _shown_images(table: pa.Table, rows: np.ndarray) -> pa.Table:

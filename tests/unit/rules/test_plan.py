@@ -57,6 +57,8 @@ def test_targets_are_files_of_the_results(default):
     systems = ("evaluation/region", "evaluation/grid", "ensembles/region_grid")
     tests = ("scenes_test", "dusk_test")
     assert asked.all_metrics() == [f"results/{s}/{t}/metrics.json" for s in systems for t in tests]
+    ranks = [f"results/{s}/{t}/ranks.safetensors" for s in systems for t in tests]
+    assert set(ranks) <= set(asked.report_inputs(W()))
     assert asked.all_tables() == [f"results/tables/results.{suffix}" for suffix in ("csv", "md", "tex")]
     exported = [f"results/{d}/export/{f}" for d in ("scenes", "scenes_dusk") for f in ("regions", "grids")]
     assert asked.all_exports() == exported
@@ -437,3 +439,13 @@ def test_mistakes_in_a_kind_are_told(kinds, run, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         plan(kinds)
     assert "runs.t2i" in str(caught.value)
+
+
+@pytest.mark.parametrize(("source", "flags"), [("scenes", []), ("folder", ["--photographs"])])
+def test_a_search_of_other_pictures_than_drawings_is_told_so(folder, source, flags):
+    photos(folder, "a.jpg", "b.jpg")
+    own = {"source": "folder", "images": str(folder)}
+    runs = {"run": {"dataset": "drawn", "visual": "grids", **OWN_TEXT}}
+    config = {"datasets": {"drawn": SCENES, "mine": SCENES if source == "scenes" else own}, "runs": runs}
+    asked = plan(config | {"search": {"mine": {"dataset": "mine", "runs": ["run"]}}})
+    assert asked.search_flags(W(search="mine")) == flags

@@ -175,3 +175,39 @@ def test_a_photo_that_is_gone_is_told(searchable):
         page = soup(client.get("/?image=4"))
         assert "No captions were embedded" in page.text
         assert client.get(f"/?q={quote('a dog')}").status_code == 200
+
+
+def test_long_captions_are_folded(tmp_path):
+    import pyarrow.parquet as pq
+
+    from catalog.index import read_captions, read_images, write_index
+    from tests.unit.search.conftest import make_searchable
+
+    made = make_searchable(tmp_path, runs=("first",))
+    long = "a dog " * 200
+    captions = read_captions(made.world.captions).replace_schema_metadata(None)
+    captions = captions.set_column(2, "text", pq.pa.array([long] * len(captions)))
+    write_index(
+        made.world.images,
+        made.world.captions,
+        read_images(made.world.images)[0].replace_schema_metadata(None),
+        captions,
+    )
+    made.build()
+    with TestClient(make_app(Search(made.output)), base_url="http://localhost") as client:
+        page = soup(client.get("/?image=0"))
+        for entry in page.select(".sentences li"):
+            assert len(entry.a.text) <= 205 and entry.select_one(".whole p").text == long
+        assert all(one.summary.text == long for one in page.select("details li .long"))
+        assert page.select("details li .long") and all(len(image["alt"]) <= 205 for image in page.select("img"))
+
+
+def test_detectors_of_drawings_are_told_on_photographs(searchable, monkeypatch):
+    searchable.build(photographs=True)
+    with TestClient(make_app(Search(searchable.output)), base_url="http://localhost") as client:
+        assert not soup(client.get("/")).select(".warning"), "these stores are of other weights"
+    monkeypatch.setattr("search.build.knows_drawings_only", lambda digest: True)
+    for options, told in (({"photographs": True}, True), ({}, False)):
+        searchable.build(**options)
+        with TestClient(make_app(Search(searchable.output)), base_url="http://localhost") as client:
+            assert [one["role"] for one in soup(client.get("/")).select(".warning")] == ["note"] * told
