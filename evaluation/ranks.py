@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ def write_ranks(path: str | os.PathLike[str], ranked: Ranked) -> None:
     """Write them to `path`, atomically; equal ranks give equal bytes."""
     arrays = {name: np.ascontiguousarray(getattr(ranked, name), dtype=np.int32) for name in _ARRAYS}
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, {"ranks_version": RANKS_VERSION, "items": ranked.items})
+        # One entry: safetensors writes several in an order of its own.
+        save_file(arrays, temporary, {"ranks": json.dumps({"version": RANKS_VERSION, "items": ranked.items})})
 
 
 def read_ranks(path: str | os.PathLike[str]) -> Ranked:
@@ -52,11 +54,11 @@ def read_ranks(path: str | os.PathLike[str]) -> Ranked:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("ranks", "{}"))
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path} holds no ranks ({error}): delete it and run the evaluation again") from error
-    if (version := about.get("ranks_version")) != RANKS_VERSION:
+    if (version := about.get("version")) != RANKS_VERSION:
         raise UserError(
             f"{path} has ranks version {version}, this program reads {RANKS_VERSION}: run the evaluation again"
         )

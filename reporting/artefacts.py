@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from catalog.index import Index, read_index
-from core import layout
+from core import embedded, layout
 from core.console import UserError
+from evaluation.ranks import Ranked, read_ranks
 from evaluation.scores import Scored, read_scored
 from stores import open_store
 from stores.reader import Store
@@ -32,13 +33,21 @@ class System:
 
 @dataclass(frozen=True)
 class Stage:
-    """One feature of one dataset, summed over its shards; times are seconds summed over jobs."""
+    """One feature of one dataset, summed over its shards; times are seconds summed over jobs.
+
+    Attributes:
+        reused: images whose rows came from a former store. extracted: images that a network has seen, in `working` seconds without
+            the start of the programs; shards in which none has seen any count in neither.
+    """
 
     dataset: str
     feature: str
     shards: int
     images: int
     seconds: dict[str, float]
+    reused: int
+    extracted: int
+    working: float
     devices: tuple[str, ...]
     failures: tuple[dict[str, str], ...]
     dropped: tuple[str, ...]
@@ -46,9 +55,8 @@ class Stage:
 
     @property
     def images_per_second(self) -> float | None:
-        """Throughput once the programs have started; None where nothing was timed."""
-        working = self.seconds.get("total", 0.0) - self.seconds.get("startup", 0.0)
-        return self.images / working if working > 0 else None
+        """Throughput once the programs have started; None where nothing was extracted or timed."""
+        return self.extracted / self.working if self.extracted and self.working > 0 else None
 
     @property
     def parts(self) -> list[tuple[str, float]]:
@@ -89,6 +97,7 @@ class Artefacts:
     notes: list[str] = field(default_factory=list)
     _indexes: dict[str, Index | None] = field(default_factory=dict)
     _stores: dict[tuple[str, str], Store | None] = field(default_factory=dict)
+    _stages: dict[tuple[str, str], Stage | None] = field(default_factory=dict)
 
     def section(self, name: str) -> dict[str, Any]:
         """A section of the configuration; empty if absent."""
@@ -124,6 +133,12 @@ class Artefacts:
             raise UserError(f"{path} is not a metrics file: i2t, t2i or rsum is missing; run the evaluation again")
         return metrics
 
+    def ranks(self, system: System, testset: str) -> Ranked | None:
+        """The ranks behind a system's metrics; None where they were not kept."""
+        where = layout.ensemble_ranks if system.ensemble else layout.ranks
+        path = Path(where(self.results, system.name, testset))
+        return read_ranks(path) if path.is_file() else None
+
     def index(self, dataset: str) -> Index | None:
         """The index of a dataset; None (and a note) if it does not exist."""
         if dataset not in self._indexes:
@@ -142,8 +157,25 @@ class Artefacts:
             self._stores[key] = open_store(store) if sealed else None
         return self._stores[key]
 
+    def unfamiliar(self, dataset: str) -> list[str]:
+        """The features that the embedded detectors made of a dataset that is not the embedded renderer's."""
+        if self.section("datasets").get(dataset, {}).get("source") == embedded.SOURCE:
+            return []
+        stores = {feature: self.store(dataset, feature) for feature in self.features}
+        return [
+            feature
+            for feature, store in stores.items()
+            if store is not None and embedded.knows_drawings_only(store.attributes.get("weights_digest"))
+        ]
+
     def stage(self, dataset: str, feature: str) -> Stage | None:
         """The receipts of a feature, summed; None if there are none."""
+        key = (dataset, feature)
+        if key not in self._stages:
+            self._stages[key] = self._stage(dataset, feature)
+        return self._stages[key]
+
+    def _stage(self, dataset: str, feature: str) -> Stage | None:
         folder = Path(layout.receipts_of(layout.store(self.results, dataset, feature)))
         receipts = [receipt for path in sorted(folder.glob("*.json")) if (receipt := self._json(path))]
         if not receipts:
@@ -154,8 +186,9 @@ class Artefacts:
         receipts = [receipt for receipt in receipts if current in (None, receipt.get("fingerprint"))]
         seconds: dict[str, float] = {}
         for receipt in receipts:
-            for name, value in (receipt.get("seconds") or {}).items():
-                seconds[name] = seconds.get(name, 0.0) + float(value or 0.0)
+            for name in receipt.get("seconds") or {}:
+                seconds[name] = seconds.get(name, 0.0) + _seconds(receipt, name)
+        worked = [(receipt, images) for receipt in receipts if (images := _extracted(receipt))]
         failures = [failure for receipt in receipts for failure in receipt.get("failures") or ()]
         return Stage(
             dataset=dataset,
@@ -163,7 +196,10 @@ class Artefacts:
             shards=len(receipts),
             images=sum(int(receipt.get("images", 0)) for receipt in receipts),
             seconds=seconds,
-            devices=tuple(sorted({str(receipt.get("device", "")) for receipt in receipts} - {""})),
+            reused=sum(int(receipt.get("taken_over", 0)) for receipt in receipts),
+            extracted=sum(images for _, images in worked),
+            working=sum(_seconds(receipt, "total") - _seconds(receipt, "startup") for receipt, _ in worked),
+            devices=tuple(sorted({str(receipt.get("device", "")) for receipt in receipts} - {"", "none"})),
             failures=tuple(sorted(failures, key=lambda failure: str(failure.get("image_id")))),
             dropped=tuple(sorted(store.dropped)) if store is not None else (),
             sealed=store is not None,
@@ -214,6 +250,17 @@ class Artefacts:
         if not isinstance(value, dict):
             raise UserError(f"{path} must hold a JSON object: delete it and run the workflow again")
         return value
+
+
+def _seconds(receipt: dict[str, Any], name: str) -> float:
+    return float((receipt.get("seconds") or {}).get(name) or 0.0)
+
+
+def _extracted(receipt: dict[str, Any]) -> int:
+    """How many images a network has seen in a shard: none where all rows were taken over or imported."""
+    if receipt.get("device") in ("none", "import"):
+        return 0
+    return int(receipt.get("extracted", int(receipt.get("images", 0)) - int(receipt.get("taken_over", 0))))
 
 
 def _number(value: str | None) -> float:

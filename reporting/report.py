@@ -5,15 +5,20 @@ Nothing here knows how to compute a result; the gallery's rankings of a few quer
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
+from core.embedded import warning
 from reporting.artefacts import Artefacts
 from reporting.sections import configuration, data, failures, features, gallery, results, training
 
+_TEMPLATES = Path(__file__).parent / "templates"
 #: In the order of the page. A section is a module with `TITLE` and `context`, and the template of its name.
 SECTIONS = (results, gallery, failures, training, data, features, configuration)
 
@@ -27,16 +32,21 @@ def build(artefacts: Artefacts, *, queries: int, seed: int) -> dict[str, Any]:
             values["sections"].append((section.__name__.rpartition(".")[2], section.TITLE))
         values |= found
     # Last, as every section may add to them.
-    return values | {"notes": list(artefacts.notes)}
+    warnings = [
+        warning(name, features) for name in artefacts.section("datasets") if (features := artefacts.unfamiliar(name))
+    ]
+    return values | {"notes": list(artefacts.notes), "warnings": warnings}
 
 
 def render(context: Mapping[str, Any]) -> str:
-    """The page. Every value is escaped, as captions, file names and settings are anybody's text."""
+    """The page. Every value is escaped, as captions, file names and settings are anybody's text; the one script is ours."""
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html").render(context)
+    return environment.get_template("report.html").render(context, script=Markup(script), script_digest=digest)

@@ -1,4 +1,4 @@
-"""Write the report: one HTML file without scripts that needs nothing beside it and no network; its charts beside it, for papers."""
+"""Write the report: one HTML file that needs nothing beside it and no network; its charts beside it, for papers."""
 
 from __future__ import annotations
 

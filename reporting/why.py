@@ -1,4 +1,4 @@
-"""Why the images that the gallery shows match its sentences: a job of its own, because it needs the networks.
+"""Why the images and sentences that the gallery shows match: a job of its own, because it needs the networks.
 
 The page reads what is written here and needs none. `python -m reporting.why` is the one command of this package that imports torch.
 """
@@ -38,9 +38,9 @@ def explain_gallery(
     device: str,
     threads: int | None,
 ) -> None:
-    """Write why each image that the gallery shows for a sentence was found, by every run that had a part in it."""
+    """Write why each match that the gallery shows was found, in both directions, by every run that had a part in it."""
     from core.devices import full_float32, open_device
-    from reporting.sections.gallery import MAX_GALLERIES, find, hits_of
+    from reporting.sections.gallery import MAX_GALLERIES, find, matches
 
     seed = seed if seed is not None else int(config.get("seed") or 0)
     artefacts = Artefacts(Path(results), dict(config), stores or results)
@@ -51,12 +51,12 @@ def explain_gallery(
         if found is None:
             continue
         indexes[testset] = found.index
-        for (system, _, members), (to_images, _) in zip(found.systems, found.answers, strict=True):
-            for query, answer in to_images:
-                images = [str(members[0].image_ids[hit.row]) for hit in hits_of(answer)]
+        for (system, _, members), answers in zip(found.systems, found.answers, strict=True):
+            for caption, image in matches(members[0], *answers):
                 for run in system.members:
-                    asked = wanted.setdefault((testset, run), {}).setdefault(query, [])
-                    asked += [image for image in images if image not in asked]
+                    asked = wanted.setdefault((testset, run), {}).setdefault(caption, [])
+                    if image not in asked:
+                        asked.append(image)
     opened, _ = open_device(device, threads=threads)
     full_float32(opened)
     told: dict[str, dict[str, Any]] = {testset: {} for testset in indexes}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MOST = 2000  # characters of a caption: longer ones are cut, so that the page stays small
+
 
 def shorten(text: str, limit: int) -> str:
     """At most `limit` characters of `text`, on one line."""

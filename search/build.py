@@ -123,8 +123,12 @@ def _load(name: str, run: Mapping[str, str], digest: str) -> tuple[Any, dict[str
 
 def _warning(dataset: str, read: Sequence[Features]) -> str:
     """What to say of features that the embedded detectors made of photographs; "" where they made none."""
-    stores = [store.attributes for features in read for store in features.stores.values()]
-    made = [about["feature"] for about in stores if knows_drawings_only(about.get("weights_digest"))]
+    stores = [item for features in read for item in features.stores.items()]
+    made = [
+        store.attributes.get("feature", kind)
+        for kind, store in stores
+        if knows_drawings_only(store.attributes.get("weights_digest"))
+    ]
     return warning(dataset, dict.fromkeys(made)) if made else ""
 
 

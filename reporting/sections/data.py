@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reporting.artefacts import Artefacts
+from reporting.left_out import unreadable_images
 from reporting.pictures import encode_pictures, indexed_pictures
 
 TITLE = "Data"
@@ -16,10 +17,11 @@ TITLE = "Data"
 
 def context(artefacts: Artefacts, queries: int, seed: int) -> dict[str, Any]:
     """The datasets; `seed` of the examples."""
-    return {"datasets": dataset_summaries(artefacts, seed)}
+    on_bad_image = artefacts.section("features").get("on_bad_image", "fail")
+    return {"datasets": dataset_summaries(artefacts, seed), "on_bad_image": on_bad_image}
 
 
-SHEET_BYTES = 700_000  # of all contact sheets together
+SHEET_BYTES = 400_000  # of all contact sheets together
 SHEET_IMAGES = 12
 MAX_LISTED = 30  # bad images listed by name
 
@@ -35,7 +37,7 @@ def dataset_summaries(artefacts: Artefacts, seed: int) -> list[dict[str, Any]]:
         owner = pc.index_in(captions["image_id"], value_set=images["image_id"].combine_chunks())
         caption_splits = images["split"].take(owner)
         image_counts, caption_counts = _counts(images["split"]), _counts(caption_splits)
-        bad = images.filter(pc.is_valid(images["error"])) if "error" in images.column_names else images.slice(0, 0)
+        bad = unreadable_images(artefacts, name)
         generator = np.random.default_rng([seed, position])
         readable = np.flatnonzero(np.asarray(images["width"]) > 0)
         rows = np.sort(generator.choice(readable, min(len(readable), SHEET_IMAGES), replace=False))
@@ -48,8 +50,8 @@ def dataset_summaries(artefacts: Artefacts, seed: int) -> list[dict[str, Any]]:
                 "splits": [(split, count, caption_counts.get(split, 0)) for split, count in image_counts.items()],
                 "images": images.num_rows,
                 "captions": captions.num_rows,
-                "bad": bad.select(["image_id", "path", "error"]).slice(0, MAX_LISTED).to_pylist(),
-                "bad_count": bad.num_rows,
+                "bad": bad[:MAX_LISTED],
+                "bad_count": len(bad),
                 "sheet": sheet,
                 "digest": index.digest,
                 "notes": list(index.notes),

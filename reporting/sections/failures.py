@@ -15,10 +15,10 @@ from reporting.artefacts import Artefacts
 from reporting.gallery import image_scores, rank_of
 from reporting.pictures import Picture, encode_pictures, indexed_pictures
 from reporting.sections.gallery import MAX_GALLERIES, scored_systems
-from reporting.words import shorten
+from reporting.words import MOST, shorten
 
 TITLE = "Mistakes"
-PICTURE_BYTES = 600_000  # of the encoded images together
+PICTURE_BYTES = 300_000  # of the encoded images together
 _TRIED = 4_000  # sentences, so that a large test set costs little
 _AT_ONCE = 500
 
@@ -83,7 +83,7 @@ def _of(
         "pictures": pictures,
         "mistakes": [
             {
-                "text": shorten(texts.get(caption, ""), 600),
+                "text": shorten(texts.get(caption, ""), MOST),
                 "mistake": mistake,
                 "wrong": picture(mistake.wrong),
                 "right": picture(mistake.right),

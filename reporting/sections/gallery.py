@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from reporting.artefacts import Artefacts, System
 from reporting.gallery import FOUND, Answer, Hit, answer, caption_scores, choose_queries, image_scores
 from reporting.pictures import Area, Picture, encode_pictures, indexed_pictures, panoptic_overlay, top_boxes
 from reporting.why import overlay, pair
-from reporting.words import shorten
+from reporting.words import MOST, shorten
 from stores.class_names import class_names, read_names
 
 TITLE = "Gallery"
@@ -29,7 +29,7 @@ def context(artefacts: Artefacts, queries: int, seed: int) -> dict[str, Any]:
     return {"galleries": shown, "pictures": pictures, "found": FOUND, "shown": bool(shown)}
 
 
-PICTURE_BYTES = 5_000_000  # of the gallery's encoded images together; the whole report stays below 8 MB
+PICTURE_BYTES = 1_400_000  # of the gallery's encoded images together; the whole report stays below 3 MB
 MAX_GALLERIES = 4  # test sets with a gallery
 MAX_SYSTEMS = 4  # systems a gallery compares
 
@@ -153,7 +153,7 @@ def _gallery(
                 "rsum": rsum,
                 "checked": number == best,
                 "to_images": [_caption_query(shown, system, members[0], *item) for item in to_images],
-                "to_captions": [_image_query(shown, members[0], *item) for item in to_captions],
+                "to_captions": [_image_query(shown, system, members[0], *item) for item in to_captions],
             }
         )
     return {
@@ -165,6 +165,7 @@ def _gallery(
         "pictures": list(shown.pictures.values()),
         "has_boxes": any(picture.boxes for picture in shown.pictures.values()),
         "has_why": bool(shown.why),
+        "unfamiliar": artefacts.unfamiliar(str(settings.get("dataset"))),
         "has_maps": any(picture.map_png for picture in shown.pictures.values()),
     }
 
@@ -207,6 +208,14 @@ def _answers(
 
 def hits_of(found: Answer | None) -> list[Hit]:
     return [] if found is None else [*found.hits, *([found.missed] if found.missed else [])]
+
+
+def matches(embeddings: Scored, to_images: _Answers, to_captions: _Answers) -> Iterator[tuple[str, str]]:
+    """(caption, image) of everything that a system's answers show."""
+    for caption, found in to_images:
+        yield from ((caption, str(embeddings.image_ids[hit.row])) for hit in hits_of(found))
+    for image, found in to_captions:
+        yield from ((str(embeddings.caption_ids[hit.row]), image) for hit in hits_of(found))
 
 
 def _collect(
@@ -274,24 +283,29 @@ def _caption_query(
     hits = []
     for hit in hits_of(found):
         image = str(embeddings.image_ids[hit.row])
-        told = [shown.why.get(run, {}).get(pair(query, image)) for run in system.members]
-        why = overlay(told, shown.names) if all(told) else None
-        hits.append({"hit": hit, "picture": shown.pictures[image], "why": why})
+        hits.append({"hit": hit, "picture": shown.pictures[image], "why": _why(shown, system, query, image)})
     return {
-        "text": shorten(shown.texts.get(query, ""), 600),
+        "text": shorten(shown.texts.get(query, ""), MOST),
         "answer": found,
         "hits": hits,
         "areas": _legend(entry["picture"] for entry in hits),
     }
 
 
-def _image_query(shown: _Shown, embeddings: Scored, query: str, found: Answer | None) -> dict[str, Any]:
+def _image_query(shown: _Shown, system: System, embeddings: Scored, query: str, found: Answer | None) -> dict[str, Any]:
     hits = []
     for hit in hits_of(found):
-        text = shown.texts.get(str(embeddings.caption_ids[hit.row]), "")
-        hits.append({"hit": hit, "text": shorten(text, 600)})
+        caption = str(embeddings.caption_ids[hit.row])
+        why = _why(shown, system, caption, query)
+        hits.append({"hit": hit, "text": shorten(shown.texts.get(caption, ""), MOST), "why": why})
     picture = shown.pictures[query]
     return {"picture": picture, "answer": found, "hits": hits, "areas": _legend([picture])}
+
+
+def _why(shown: _Shown, system: System, caption: str, image: str) -> dict[str, Any] | None:
+    """What is painted over an image for a caption; None unless every run of the system is explained."""
+    told = [shown.why.get(run, {}).get(pair(caption, image)) for run in system.members]
+    return overlay(told, shown.names) if all(told) else None
 
 
 def _legend(pictures: Iterable[Picture], limit: int = 12) -> list[Area]:

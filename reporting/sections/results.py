@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.scores import CUTOFFS, RECALLS
-from evaluation.tables.blocks import PRECISION, RECALL
-from reporting.artefacts import Artefacts, Stage
+from core.scores import METRICS, RECALLS
+from evaluation.bootstrap import RESAMPLES
+from evaluation.compare import compare
+from evaluation.tables import latex
+from evaluation.tables.blocks import PRECISION, RANKS, RECALL, WAYS, configured_entries
+from reporting.artefacts import Artefacts, Stage, System
+from reporting.left_out import why_fewer
 from reporting.sections.features import feature_stages
 from reporting.words import counted, duration
 
 TITLE = "Results"
-COLUMNS = (*RECALLS, "medr")  # of each direction
+COLUMNS = METRICS  # of each direction
+HEADINGS = RECALL | RANKS
 
 
 def context(artefacts: Artefacts, queries: int, seed: int) -> dict[str, Any]:
@@ -23,7 +28,8 @@ def context(artefacts: Artefacts, queries: int, seed: int) -> dict[str, Any]:
         "summary": summary(artefacts, tables),
         "tiles": tiles(tables, feature_stages(artefacts)),
         "tables": tables,
-        "recalls": CUTOFFS,
+        "headings": [HEADINGS[key] for key in COLUMNS] * 2,
+        "groups": [way.capitalize().replace("->", "→") for way in WAYS.values()],
         "columns": len(COLUMNS),
     }
 
@@ -65,17 +71,20 @@ def results_tables(artefacts: Artefacts) -> list[dict[str, Any]]:
     """Per test set: its systems with their fold means, then controls and chance."""
     tables = []
     for testset, settings in artefacts.section("testsets").items():
-        systems, checks, size, chance = [], [], None, None
+        systems, checks, size, told, chance = [], [], None, "", None
         for system in artefacts.systems():
             metrics = artefacts.metrics(system, testset)
             if metrics is None:
                 continue
-            size = size or metrics
+            if size is None:
+                size, told = metrics, _size(artefacts, settings, system, metrics)
             chance = chance or metrics.get("chance")
             trained = [dataset for dataset in system.datasets if dataset]
             notes = [f"mean of {' + '.join(system.members)}"] if system.ensemble else []
             if trained and settings.get("dataset") not in trained:
                 notes.append(f"trained on {', '.join(trained)}")
+            if metrics["images"] != size["images"]:
+                notes.append(_size(artefacts, settings, system, metrics))
             kind = "ensemble" if system.ensemble else "run"
             systems.append(_row(kind, system.name, "; ".join(notes), metrics))
             if folds := metrics.get("folds"):
@@ -94,15 +103,26 @@ def results_tables(artefacts: Artefacts) -> list[dict[str, Any]]:
                 "testset": testset,
                 "dataset": settings.get("dataset", ""),
                 "split": settings.get("split", ""),
-                "images": size["images"] if size else 0,
-                "captions": size["captions"] if size else 0,
+                "size": told,
                 "systems": systems,
                 "checks": checks,
                 "chance": chance,
                 "protocols": protocol_tables(artefacts, testset),
+                **comparisons(artefacts, testset),
             }
         )
+    entries = configured_entries(artefacts.results, artefacts.config)
+    for table in tables:
+        own = [entry for entry in entries if entry.testset == table["testset"] and entry.metrics]
+        table["latex"] = latex.render(own) if own else ""
     return tables
+
+
+def _size(artefacts: Artefacts, testset: Mapping[str, Any], system: System, metrics: Mapping[str, Any]) -> str:
+    """How many images and captions a system was scored on, and why these are not all of the split."""
+    visual = str(artefacts.section("runs").get(system.members[0], {}).get("visual"))
+    why = why_fewer(artefacts, testset, visual, metrics["images"])
+    return f"{metrics['images']:,} images, {metrics['captions']:,} captions" + (f" ({why})" if why else "")
 
 
 #: Results of protocols whose columns are not the main table's: title, block of a metrics file, retrievals, columns by key.
@@ -140,11 +160,21 @@ def protocol_tables(artefacts: Artefacts, testset: str) -> list[dict[str, Any]]:
                 for direction in directions
                 for key in columns
             ]
-            rows.append({"label": system.name, "ensemble": system.ensemble, "cells": cells, "width": len(columns)})
+            rows.append({"label": system.name, "ensemble": system.ensemble, "cells": cells})
         if rows:
-            groups = [{"title": title, "columns": list(columns.values())} for title in directions.values()]
-            tables.append({"title": title, "groups": groups, "rows": rows})
+            headings = [*columns.values()] * len(directions)
+            tables.append({"title": title, "groups": [*directions.values()], "headings": headings, "rows": rows})
     return tables
+
+
+def comparisons(artefacts: Artefacts, testset: str) -> dict[str, Any]:
+    """Which systems are better than which on a test set: `differences`, and the names that could not be `compared`."""
+    names = [system for system in artefacts.systems() if artefacts.metrics(system, testset)]
+    ranked = {system.name: ranks for system in names if (ranks := artefacts.ranks(system, testset))}
+    differences = compare(ranked)
+    compared = {name for one in differences for name in (one.better, one.other)}
+    left = [system.name for system in names if system.name not in compared] if compared else []
+    return {"differences": differences, "resamples": RESAMPLES, "not_compared": left}
 
 
 def _mark_best(rows: Sequence[Row]) -> None:
@@ -154,7 +184,7 @@ def _mark_best(rows: Sequence[Row]) -> None:
         return
     for column in range(len(rows[0].values) + 1):
         values = [[*row.values, row.rsum][column] for row in rows]
-        lower_is_better = column % len(COLUMNS) == COLUMNS.index("medr") and column < len(rows[0].values)
+        lower_is_better = column < len(rows[0].values) and COLUMNS[column % len(COLUMNS)] not in RECALLS
         top = min(values) if lower_is_better else max(values)
         for row, value in zip(rows, values, strict=True):
             row.best[column] = value == top and min(values) != max(values)
@@ -176,9 +206,8 @@ def tiles(tables: Sequence[dict[str, Any]], stages: Sequence[Stage]) -> list[dic
             note = f"{best.label} on {table['testset']}" + (f"; chance {by_chance:.1f}{unit}" if by_chance else "")
             found.append({"label": label, "value": f"{value:.1f}{unit}", "note": note})
     seconds = sum(stage.seconds.get("total", 0.0) for stage in stages)
-    working = seconds - sum(stage.seconds.get("startup", 0.0) for stage in stages)
-    if working > 0:
-        images = sum(stage.images for stage in stages)
+    working, images = sum(stage.working for stage in stages), sum(stage.extracted for stage in stages)
+    if images and working > 0:
         found.append(
             {
                 "label": "feature extraction",

@@ -15,9 +15,11 @@ from PIL import Image, ImageDraw
 
 from catalog.categories import BY_NAME
 from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, write_index
+from core import layout
 from evaluation.embeddings import Embeddings, read_embeddings, write_embeddings
-from evaluation.ensemble import ensemble_metrics
-from evaluation.metrics import all_metrics
+from evaluation.ensemble import ensemble_ranks
+from evaluation.metrics import metrics_and_ranks
+from evaluation.ranks import write_ranks
 
 COLOURS = {"red": (200, 50, 45), "blue": (60, 90, 200), "green": (50, 150, 70), "yellow": (230, 190, 60)}
 SHAPES = ("car", "dog", "bench", "kite", "boat")
@@ -211,9 +213,12 @@ def build_tree(root: Path, config: dict = CONFIG, *, poison: str = "", bad_image
     for name, ensemble in config["ensembles"].items():
         for testset, test in config["testsets"].items():
             paths = [root / "evaluation" / run / testset / "embeddings.zarr" for run in ensemble["runs"]]
-            metrics = ensemble_metrics([read_embeddings(path) for path in paths], ensemble["runs"], folds=test["folds"])
             folder = root / "ensembles" / name / testset
             folder.mkdir(parents=True)
+            metrics, ranked = ensemble_ranks(
+                [read_embeddings(path) for path in paths], ensemble["runs"], folds=test["folds"]
+            )
+            write_ranks(folder / layout.RANKS, ranked)
             (folder / "metrics.json").write_text(json.dumps(metrics | {"runs": ensemble["runs"]}))
     return config
 
@@ -262,7 +267,9 @@ def write_scores(folder: Path, run: str, number: int, rows: list, captions: list
         attributes={"run": run, "split": "test"},
     )
     write_embeddings(folder / "embeddings.zarr", embeddings)
-    (folder / "metrics.json").write_text(json.dumps(all_metrics(embeddings, folds=folds, seed=0)))
+    metrics, ranked = metrics_and_ranks(embeddings, folds=folds, seed=0)
+    write_ranks(folder / layout.RANKS, ranked)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from PIL import Image
 from model.explain import Explanation, cells
 from reporting.artefacts import WHY_VERSION, Artefacts
 from reporting.report import build, render
-from reporting.sections.gallery import find, hits_of
+from reporting.sections.gallery import find, matches
 from reporting.why import SIDE, _record, overlay, pair
 
 HOSTILE = '"><script>alert(1)</script>'
@@ -59,19 +59,21 @@ def test_the_page_shows_it_and_escapes_it(tmp_path, small_config, build_results)
     without = render(build(artefacts, queries=3, seed=0))
     assert "show-why" not in without.partition("<body>")[2]
     found = find(artefacts, "scenes_test", small_config["testsets"]["scenes_test"], 3, 0)
-    (_, _, members), (to_images, _) = found.systems[0], found.answers[0]
-    told = {}
-    for query, answer in to_images:
-        for hit in hits_of(answer):
-            words = ("[CLS]", HOSTILE, "[SEP]")
-            told[pair(query, str(members[0].image_ids[hit.row]))] = _record(explanation(hit.row, words))
+    (_, _, members), answers = found.systems[0], found.answers[0]
+    words = ("[CLS]", HOSTILE, "[SEP]")
+    shown = list(matches(members[0], *answers))
+    told = {pair(*match): _record(explanation(number, words)) for number, match in enumerate(shown)}
     path = Path(tmp_path, "report", "why.json")
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"why_version": WHY_VERSION, "testsets": {"scenes_test": {"region": told}}}))
     page = BeautifulSoup(render(build(Artefacts(tmp_path, small_config), queries=3, seed=0)), "html.parser")
-    assert page.select_one("#show-why") and not page.select("script")
-    layers = page.select(".to-images .layer-why image")
-    assert len(layers) == len(told) and all(one["href"].startswith("data:image/png;base64,") for one in layers)
+    assert page.select_one("#show-why") and len(page.select("script")) == 1
+    layers = page.select(".layer-why image")
+    assert len(layers) == len(shown)
+    # Of an image's sentences each has its own, over that image.
+    own = [entry.select(".because .layer-why image") for entry in page.select(".captions > li")]
+    assert own and all(len(one) == 1 for one in own)
+    assert all(one["href"].startswith("data:image/png;base64,") for one in layers)
     assert HOSTILE in page.select_one(".words li:nth-of-type(2)").text
     assert all(HOSTILE in title.text for title in page.select(".frame title"))
     # Of another version nothing is shown.

@@ -178,7 +178,7 @@ def test_a_photo_that_is_gone_is_told(searchable):
 
 
 def test_long_captions_are_folded(tmp_path):
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
     from catalog.index import read_captions, read_images, write_index
     from tests.unit.search.conftest import make_searchable
@@ -186,7 +186,7 @@ def test_long_captions_are_folded(tmp_path):
     made = make_searchable(tmp_path, runs=("first",))
     long = "a dog " * 200
     captions = read_captions(made.world.captions).replace_schema_metadata(None)
-    captions = captions.set_column(2, "text", pq.pa.array([long] * len(captions)))
+    captions = captions.set_column(2, "text", pa.array([long] * len(captions)))
     write_index(
         made.world.images,
         made.world.captions,
