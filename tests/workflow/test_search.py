@@ -13,11 +13,13 @@ pytestmark = pytest.mark.workflow
 
 
 def test_the_reports_gallery_says_why(finished):
-    """Every image that is shown for a sentence has its explanation."""
+    """Every image that is shown for a sentence, and every sentence for an image, has its explanation."""
     page = (finished.results / "report" / "index.html").read_text()
     why = json.loads((finished.results / "report" / "why.json").read_text())
     assert {run for run, pairs in why["testsets"]["tiny_test"].items() if pairs} == {"region", "grid"}
-    assert 'id="show-why"' in page and page.count('class="words layer-why"') == page.count('<li class="hit ')
+    assert 'id="show-why"' in page and page.count('<div class="layer-why">') == page.count('<li class="hit ')
+    sentences = page.count('<li class="right') + page.count('<li class="wrong')
+    assert page.count('<div class="because layer-why">') == sentences > 0
 
 
 def test_a_finished_workflow_becomes_searchable(finished, capsys, monkeypatch):
