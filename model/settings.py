@@ -17,6 +17,7 @@ from core.console import UserError
 from core.features import Feature, Visual
 from core.messages import did_you_mean
 from core.section import FilePath, Positive, Section, Share
+from published.registry import PREFIX
 
 #: The kinds of network: what `model.kind` calls each, and the file of its `RetrievalNetwork`.
 KINDS = {
@@ -328,7 +329,7 @@ class Run(Recipe):
     def missing(self) -> Iterator[str]:
         for key in ("checkpoint", "vocabulary"):
             file = getattr(self, key)
-            if file is not None and not os.path.isfile(file):
+            if file is not None and not file.startswith(PREFIX) and not os.path.isfile(file):
                 yield f"{key}: file {file!r} does not exist; correct the path"
         if self.checkpoint is None:
             yield from super().missing()

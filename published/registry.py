@@ -24,6 +24,7 @@ KINDS = {
     "detector": "detector",
     "backbone": "backbone",
     "text": "text encoder",
+    "checkpoint": "retrieval model",
     "names": "names of classes",
 }  # in words
 
@@ -50,14 +51,15 @@ class Entry:
 
     Args:
         name: in the registry. files: of a detector or backbone one, of a text encoder and of names those of its folder.
-        kind: "detector", "backbone" (ImageNet, to train a detector from), "text", or "names" of a detector's classes. what: in words.
+        kind: "detector", "backbone" (ImageNet, to train a detector from), "text", "names" of a detector's classes, or "checkpoint" of a retrieval
+            model. what: in words.
         licence: as stated where the weights are published. page: where that is.
         architecture: the key of `extractors.networks.architectures.ARCHITECTURES` that a detector fits, None for the others.
         note: what whoever fetches it is told.
     """
 
     name: str
-    kind: Literal["detector", "backbone", "text", "names"]
+    kind: Literal["detector", "backbone", "text", "names", "checkpoint"]
     what: str
     licence: str
     page: str
@@ -158,6 +160,21 @@ def _backbone(name: str, path: str, what: str) -> Entry:
     return Entry(name, "backbone", what, _ZOO_LICENCE, _ZOO_PAGE, files)
 
 
+_VSE_PAGE = "https://huggingface.co/cccjc/vse-infty"
+_3SHNET_PAGE = "https://drive.google.com/drive/folders/1lU3I7J8XIquCtQ2lIML9w_9tDdRZWXm4"
+
+
+def _vse_infinity(folder: str, what: str) -> Entry:
+    # Its READMEs name the page and the folders; where in them the file lies we could not look up.
+    files = (File("model_best.pth", None),)
+    return Entry(f"vse-infinity-{folder}", "checkpoint", f"VSE-infinity, {what}", "MIT", _VSE_PAGE, files)
+
+
+def _3shnet(level: str) -> Entry:
+    files = (File("model_best.pth", None),)
+    return Entry(f"3shnet-{level}", "checkpoint", f"3SHNet, {level}", "not stated", _3SHNET_PAGE, files)
+
+
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -196,6 +213,11 @@ ENTRIES: dict[str, Entry] = {
                 File("attributes_vocab.txt", f"{_MILVLG_FILES}attributes_vocab.txt", 3494, "4d64f448c402d986e8671f328d092185ca2e559fb391ef86369f478ac1d90f20"),
             ),
         ),
+        # Retrieval models; SCAN's authors published none.
+        _3shnet("region"),
+        _3shnet("grid"),
+        *(_vse_infinity(f"{data}_{look}_bert", f"{data}, {look}, BERT") for data in ("coco", "f30k") for look in ("butd_region", "butd_grid", "wsl_grid")),
+        *(_vse_infinity(f"{data}_{look}_bigru", f"{data}, {look}, BiGRU") for data in ("coco", "f30k") for look in ("butd_region", "butd_grid")),
         # Text.
         Entry(
             "bert-base-uncased", "text", "BERT, 12 layers, 768 wide, lower-cased English", "Apache-2.0", _BERT_PAGE,

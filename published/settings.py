@@ -43,7 +43,9 @@ class Published(Section):
             return
         entry = named_entry(value)
         if entry is None:
-            yield f"{value!r} - no published weights; {suggestion(value.removeprefix(PREFIX))}"
+            known = [name for name, one in ENTRIES.items() if one.kind == kind] if kind == "checkpoint" else []
+            hint = f"choose one of {', '.join(known)}" if known else suggestion(value.removeprefix(PREFIX))
+            yield f"{value!r} - no published weights; {hint}"
         elif entry.kind != kind:
             yield f"{value!r} is {entry.what}, no {KINDS[kind]}; `python -m published list` shows what there is"
         elif kind == "names" and value.partition("/")[2] not in [file.name for file in entry.files]:

@@ -120,8 +120,15 @@ class Plan(Shown, Reasons):
 
     @property
     def published(self) -> str:
-        """`published`: any file of published weights."""
-        return alternatives(f"{entry.name}/{file.name}" for entry in ENTRIES.values() for file in entry.files)
+        """`published`: any file of published weights that can be fetched. What somebody downloaded by hand is no job's to
+        make: a forced run would remove it first."""
+        mirror, folder = self.settings.published.mirror, self.settings.published.folder
+        return alternatives(
+            f"{entry.name}/{file.name}"
+            for entry in ENTRIES.values()
+            for file in entry.files
+            if file.address or (entry.address(file, mirror) and not entry.file_path(file, folder).exists())
+        )
 
     @property
     def trained(self) -> str:

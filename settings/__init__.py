@@ -62,7 +62,7 @@ class Settings(Section):
 def used_weights(settings: Settings) -> list[str]:
     """What the extractors and text encoders start from, and files of names of classes: paths, names on a hub or `published:NAME`, each once."""
     values = [settings.features[feature].weights for feature in FEATURES]
-    values += [run.text.pretrained for run in settings.runs.values() if run.checkpoint is None]
+    values += [run.text.pretrained if run.checkpoint is None else run.checkpoint for run in settings.runs.values()]
     values += settings.region_names.files()
     return [value for value in dict.fromkeys(values) if value is not None]
 
@@ -73,6 +73,7 @@ def _with_paths(settings: Settings) -> Settings:
     for section, key in (
         [(content["features"][feature], "weights") for feature in FEATURES]
         + [(run["text"], "pretrained") for run in content["runs"].values()]
+        + [(run, "checkpoint") for run in content["runs"].values()]
         + [(content["region_names"], key) for key in content["region_names"]]
     ):
         if section.get(key) is not None:

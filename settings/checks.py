@@ -66,6 +66,7 @@ class CrossChecks:
             if run.dataset not in self._names("datasets"):
                 yield from self._reference(where, run.dataset, "train")
             yield from self._section(where, run)
+            yield from self._published(f"{where}.checkpoint", run.checkpoint, "checkpoint")
             return
         yield from self._reference(where, run.dataset, "train")
         for key, split in (("train_split", run.train_split), ("val_split", run.val_split)):

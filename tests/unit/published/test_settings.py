@@ -60,3 +60,33 @@ def test_mistakes_in_published_weights(config, tmp_path, monkeypatch, repository
     config["published"] = {"mirror": "mirror.example.org"}
     with pytest.raises(UserError, match="published.mirror: 'mirror.example.org' - "):
         load_settings(config)
+
+
+def test_a_run_names_a_published_checkpoint(config, tmp_path, monkeypatch, repository):
+    """Downloaded by hand or a file of the user's own; neither is any job's to make."""
+    from rules.plan import Plan
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(repository / "weights")
+    run, name = config["runs"]["region"], "vse-infinity-coco_butd_region_bert"
+    paper = {key: run[key] for key in ("dataset", "visual")} | {"model": {"kind": "vse_infinity"}}
+    config["runs"], config["ensembles"] = {"paper": paper}, {}
+    paper["checkpoint"] = "published:vse"
+    with pytest.raises(
+        UserError, match=f"'published:vse' - no published weights; choose one of 3shnet-region.*, {name}"
+    ):
+        load_settings(config)
+    paper["checkpoint"] = f"published:{name}"
+    with pytest.raises(UserError, match=f"runs.paper.checkpoint: {name} is published on a share page only"):
+        load_settings(config)
+    (tmp_path / "mine.pth").write_bytes(b"x")
+    assert load_settings(config | {"published": {"files": {name: "mine.pth"}}}).runs["paper"].checkpoint == "mine.pth"
+    mirrored = config | {"published": {"mirror": "https://mirror.example.org"}}
+    assert f"{name}/model_best.pth" in Plan(load_settings(mirrored)).published.replace("\\", "")
+    file = tmp_path / "published_weights" / name / "model_best.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    for content in (config, mirrored):
+        settings = load_settings(content)
+        assert settings.runs["paper"].checkpoint == f"published_weights/{name}/model_best.pth"
+        assert name not in Plan(settings).published.replace("\\", "")
