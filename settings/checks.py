@@ -67,6 +67,14 @@ class CrossChecks:
                 yield from self._reference(where, run.dataset, "train")
             yield from self._section(where, run)
             yield from self._published(f"{where}.checkpoint", run.checkpoint, "checkpoint")
+            made = [
+                layout.run_file(self.settings.results, f, name)
+                for f in (layout.WEIGHTS, layout.CONFIG, layout.VOCABULARY)
+            ]
+            for key, file in (("checkpoint", run.checkpoint), ("vocabulary", run.vocabulary)):
+                # However it is spelt: Snakemake removes a job's outputs before it starts.
+                if file is not None and os.path.realpath(file) in map(os.path.realpath, made):
+                    yield f"{where}.{key}: {file!r} is a file that the workflow writes; keep yours outside of the results"
             return
         yield from self._reference(where, run.dataset, "train")
         for key, split in (("train_split", run.train_split), ("val_split", run.val_split)):

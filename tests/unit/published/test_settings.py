@@ -90,3 +90,16 @@ def test_a_run_names_a_published_checkpoint(config, tmp_path, monkeypatch, repos
         settings = load_settings(content)
         assert settings.runs["paper"].checkpoint == f"published_weights/{name}/model_best.pth"
         assert name not in Plan(settings).published.replace("\\", "")
+
+
+def test_a_file_that_the_import_would_remove_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "results/runs/paper/vocab.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text("word\n")
+    (tmp_path / "mine.pth").write_bytes(b"x")
+    run = {key: config["runs"]["region"][key] for key in ("dataset", "visual")}
+    config["runs"] = {"paper": run | {"checkpoint": "mine.pth", "vocabulary": str(file)}}
+    config["ensembles"] = {}
+    with pytest.raises(UserError, match="runs.paper.vocabulary: .* is a file that the workflow writes"):
+        load_settings(config)
