@@ -39,9 +39,13 @@ def write_charts(training: dict[str, Any], folder: Path) -> None:
     from reporting.charts import standalone
 
     for chart in training["charts"]:
-        name = "-".join(chart["title"].lower().split())
-        with atomic_path(folder / f"{name}.svg") as temporary:
+        with atomic_path(folder / chart_file(chart["title"])) as temporary:
             temporary.write_text(standalone(chart["svg"], training["legend"]), encoding="utf-8")
+
+
+def chart_file(title: str) -> str:
+    """Of a chart, in the folder of figures."""
+    return "-".join(title.lower().split()) + ".svg"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,23 +23,22 @@ _RATE = ("lr", "learning_rate")
 _RSUM = ("rsum", "val_rsum", "rSum", "validation_rsum")
 
 
+TITLES = ("Training loss", "rSum on the validation split", "Learning rate at the end of each epoch")
+
+
 def training(artefacts: Artefacts) -> dict[str, Any]:
     """The curves of all runs and, for those who cannot see them, the numbers behind."""
     trained = [name for name, run in artefacts.section("runs").items() if not run.get("checkpoint")]
     histories = [history for run in trained if (history := artefacts.history(run))]
     slots = {history.run: slot % PALETTE_SLOTS for slot, history in enumerate(histories)}
     charts = []
-    for names, title, unit, best in (
-        (_LOSS, "Training loss", "", ""),
-        (_RSUM, "rSum on the validation split", "", "max"),
-        (_RATE, "Learning rate at the end of each epoch", "", ""),
-    ):
+    for names, title, best in zip((_LOSS, _RSUM, _RATE), TITLES, ("", "max", ""), strict=True):
         series = [
             Series(history.run, _epochs(history), values, slots[history.run])
             for history in histories
             if (values := history.column(*names)) is not None
         ]
-        if svg := line_chart(series, title=title, x_label="epoch", unit=unit, best=best):
+        if svg := line_chart(series, title=title, x_label="epoch", unit="", best=best):
             charts.append({"title": title, "svg": svg, "best": bool(best)})
     tables = [
         {"run": history.run, "columns": list(history.columns), "rows": _history_rows(history)}
