@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.console import UserError
 from core.files import atomic_path, write_json
+from stores.places import Location, place_of
 
 if TYPE_CHECKING:
     from model.build import Tokenizer
@@ -89,22 +90,29 @@ def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Tok
     return network.eval(), config, tokenizer
 
 
-def imported_by_hand(run_dir: str | Path) -> bool:
-    """Whether somebody imported a checkpoint into this folder: then nothing may be written over it."""
+def imported_by_hand(run_dir: Location) -> bool:
+    """Whether somebody imported a checkpoint into this folder, which may lie in a bucket: then nothing may be written over it.
+
+    Raises:
+        UserError: a bucket that cannot be reached.
+    """
     try:
-        source = json.loads((Path(run_dir) / CONFIG).read_text(encoding="utf-8")).get("source") or {}
+        source = json.loads(place_of(run_dir).read(CONFIG)).get("source") or {}
         return "imported" in source and not source.get("by_workflow")
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 
-def read_config(run_dir: str | Path) -> dict[str, Any]:
+def read_config(run_dir: Location) -> dict[str, Any]:
     """The content of a run's `config.json`, without loading the network (and without importing torch)."""
-    path = Path(run_dir) / CONFIG
+    place = place_of(run_dir)
+    path = f"{place}/{CONFIG}"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(place.read(CONFIG))
     except OSError as error:
-        raise UserError(f"{run_dir} is not a run folder: cannot read {path}: {error.strerror}") from error
+        raise UserError(
+            f"{run_dir} is not a run folder: cannot read {path}: {error.strerror or 'no such file'}"
+        ) from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     version = config.get("format_version")

@@ -143,9 +143,14 @@ class Plan(Shown, Reasons):
     def _origin(self, run: str) -> str:
         """Where a run's weights come from: trained, checkpoint (named by the configuration), or kept: somebody put an
         imported run into the folder, which no job may overwrite."""
-        if not self.remote and imported_by_hand(layout.run_folder(self.results, run)):
+        if run in self._kept:
             return "kept"
         return "trained" if self.settings.runs[run].checkpoint is None else "checkpoint"
+
+    @functools.cached_property
+    def _kept(self) -> set[str]:
+        """Asked once: in a bucket each is a request."""
+        return {run for run in self.settings.runs if imported_by_hand(layout.run_folder(self.results, run))}
 
     def kept_runs(self) -> list[str]:
         """Runs that somebody imported. UserError if one is of another kind than the configuration says."""

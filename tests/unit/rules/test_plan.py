@@ -344,9 +344,10 @@ def test_threads_share_the_cores(default):
         assert (asked.training_threads(W()), asked.extraction_threads(W())) == (training, extraction)
 
 
-def test_results_in_a_bucket(default):
+def test_results_in_a_bucket(default, monkeypatch):
     """Files of the workflow are wrapped, data that commands find in place is not; what must be at hand stays here."""
     default["results"] = "s3://lab/x"
+    monkeypatch.setattr("rules.plan.imported_by_hand", lambda folder: folder == "s3://lab/x/runs/region")
     asked = plan(default, kept="<{}>".format, ancient="old:{}".format)
     assert asked.work == "results/lab/x"
     scenes = W(dataset="scenes", feature="grids", run="grid")
@@ -354,6 +355,7 @@ def test_results_in_a_bucket(default):
     assert asked.run_stores(scenes)[1] == "s3://lab/x/scenes/features/grids.zarr"
     assert asked.run_inputs(scenes)["visual"] == "<s3://lab/x/scenes/features/grids.zarr/zarr.json>"
     assert asked.all_verified()[0] == "results/lab/x/verified/scenes/regions.json"
+    assert asked.trained == "grid", "a checkpoint that somebody put into a bucket is not trained over"
     assert asked.receipts(scenes)[1] == "<s3://lab/x/scenes/features/grids.receipts/1.json>"
 
 
