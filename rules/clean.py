@@ -64,10 +64,11 @@ def _outputs(settings: Settings, results: Path) -> Iterator[Path]:
     for run in settings.runs:
         yield from _run(results, run)
         for testset in settings.testsets:
-            for path in (layout.embeddings, layout.scores, layout.metrics):
+            for path in (layout.embeddings, layout.scores, layout.metrics, layout.ranks):
                 yield Path(path(results, run, testset))
     for ensemble in settings.ensembles:
-        yield from (Path(layout.ensemble_metrics(results, ensemble, testset)) for testset in settings.testsets)
+        for path in (layout.ensemble_metrics, layout.ensemble_ranks):
+            yield from (Path(path(results, ensemble, testset)) for testset in settings.testsets)
     for search in settings.search:
         marker = Path(layout.search(results, search))
         yield from (marker, marker.with_name(layout.IMAGES), marker.with_name(layout.CAPTIONS))

@@ -18,7 +18,8 @@ runs/region/model.safetensors runs/region/config.json runs/region/vocab.txt runs
 runs/region/tensorboard/events.out.tfevents.1 runs/region/.model.safetensors.abc.tmp
 runs/region.state/state.pt runs/region.state/finished runs/region.state/best-3.safetensors
 evaluation/region/scenes_test/embeddings.zarr/.snakemake_timestamp evaluation/region/scenes_test/scores.zarr/zarr.json
-evaluation/region/scenes_test/metrics.json ensembles/region_grid/scenes_test/metrics.json
+evaluation/region/scenes_test/metrics.json evaluation/region/scenes_test/ranks.safetensors
+ensembles/region_grid/scenes_test/metrics.json ensembles/region_grid/scenes_test/ranks.safetensors
 tables/results.csv report/index.html report/why.json report/figures/training-loss.svg
 logs/train_model/region.log benchmarks/train_model/region.tsv
 """.split()
