@@ -208,7 +208,12 @@ class Plan(Shown, Reasons):
         return [self.kept(layout.table(self.results, suffix)) for suffix in formats]
 
     def all_searches(self) -> list[str]:
-        return [self.kept(layout.search(self.results, search)) for search in self.settings.search]
+        """None in a bucket: asking reads files, see `unsearchable`."""
+        return [self.kept(layout.search(self.results, search)) for search in self.settings.search if not self.remote]
+
+    def unsearchable(self) -> list[str]:
+        """Searches that are left out as the results lie in a bucket."""
+        return list(self.settings.search) if self.remote else []
 
     def needed_features(self, dataset: str) -> list[Feature]:
         """What is made of a dataset: what its runs and test sets read, or everything if nothing reads it."""

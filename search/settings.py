@@ -78,13 +78,11 @@ class Search(Section):
                 if name in runs and scores_pairs(runs[name].model.kind):
                     yield f"runs: {name!r} scores pairs ({runs[name].model.kind}) and has no vector for an image; leave it out"
 
-    def unknown(self, datasets: list[str], runs: list[str], results: str) -> Iterator[str]:
-        """Names that the configuration does not have, and results that cannot be searched."""
+    def unknown(self, datasets: list[str], runs: list[str]) -> Iterator[str]:
+        """Names that the configuration does not have."""
         if self.dataset not in datasets:
             hint = did_you_mean(self.dataset, datasets, f"choose one of {', '.join(datasets)}")
             yield f"dataset: {self.dataset!r} is not under datasets; {hint}"
         for run in dict.fromkeys(self.runs):
             if run not in runs:
                 yield f"runs: {run!r} is not under runs; {did_you_mean(run, runs, 'add it there')}"
-        if results.startswith("s3://"):
-            yield f"results: {results} is a bucket, which cannot be searched; copy the run folders, and search on this machine"

@@ -111,7 +111,7 @@ class CrossChecks:
     def _search(self, name: str, search: Search) -> Iterator[str]:
         where = f"search.{name}"
         names = (self._names("datasets"), self._names("runs"))
-        yield from under(where, search.unknown(*names, self.settings.results))
+        yield from under(where, search.unknown(*names))
         if not self.doubtful("search", name):
             yield from self._section(where, search)
             yield from under(where, search.of_pairs(self.settings.runs))

@@ -24,6 +24,7 @@ def test_the_default_is_about_thirty_jobs(make_workflow, repository):
         "compute_metrics": 4,
         "compute_ensemble": 2,
         "write_tables": 1,
+        "build_search": 1,
         "explain_gallery": 1,
         "build_report": 1,
     }

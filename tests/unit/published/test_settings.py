@@ -70,7 +70,7 @@ def test_a_run_names_a_published_checkpoint(config, tmp_path, monkeypatch, repos
     (tmp_path / "weights").symlink_to(repository / "weights")
     run, name = config["runs"]["region"], "vse-infinity-coco_butd_region_bert"
     paper = {key: run[key] for key in ("dataset", "visual")} | {"model": {"kind": "vse_infinity"}}
-    config["runs"], config["ensembles"] = {"paper": paper}, {}
+    config["runs"], config["ensembles"], config["search"] = {"paper": paper}, {}, {}
     paper["checkpoint"] = "published:vse"
     with pytest.raises(
         UserError, match=f"'published:vse' - no published weights; choose one of 3shnet-region.*, {name}"

@@ -327,7 +327,7 @@ def test_an_ensemble_reads_the_embeddings_of_its_runs(default):
 
 def test_tables_and_report_keep_the_order_of_the_configuration(default):
     default["runs"] = {name: default["runs"]["region"] for name in ("z", "a")}
-    default["ensembles"] = {"e": {"runs": ["z", "a"]}}
+    default["ensembles"], default["search"] = {"e": {"runs": ["z", "a"]}}, {}
     shown = json.loads(plan(default).table_settings(W()))
     assert list(shown["runs"]) == ["z", "a"] and list(shown["ensembles"]) == ["e"]
     assert shown["testsets"] == {name: {"benchmark": None} for name in ("scenes_test", "dusk_test")}
@@ -355,6 +355,11 @@ def test_results_in_a_bucket(default, monkeypatch):
     assert asked.run_stores(scenes)[1] == "s3://lab/x/scenes/features/grids.zarr"
     assert asked.run_inputs(scenes)["visual"] == "<s3://lab/x/scenes/features/grids.zarr/zarr.json>"
     assert asked.all_verified()[0] == "results/lab/x/verified/scenes/regions.json"
+    assert (
+        asked.unsearchable() == ["scenes"]
+        and not asked.all_searches()
+        and plan(default | {"results": "results"}).all_searches()
+    )
     assert asked.trained == "grid", "a checkpoint that somebody put into a bucket is not trained over"
     assert asked.receipts(scenes)[1] == "<s3://lab/x/scenes/features/grids.receipts/1.json>"
 

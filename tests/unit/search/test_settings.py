@@ -62,10 +62,6 @@ def test_a_run_that_scores_pairs_has_nothing_to_search_by(config):
     )
 
 
-def test_a_bucket_cannot_be_searched(config):
-    assert "search.mine.results: s3://bucket/x is a bucket" in mistakes(config | {"results": "s3://bucket/x"})
-
-
 def test_an_imported_run_that_is_not_there_is_told(config, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(repository)
     config["search"]["mine"]["imported"] = {"theirs": {"folder": str(tmp_path), "visual": "regions"}}

@@ -48,8 +48,9 @@ def test_all_mistakes_come_at_once(config):
     assert "datasets.scenes_dusk.stile: unknown key; did you mean 'style'?" in lines
     assert "datasets.other.source: 'foldr' is not a source here; did you mean 'folder'?" in lines
     assert any(line.startswith("runs.region.training.epochs: 'ten' - ") for line in lines)
-    assert "ensembles.region_grid.runs: 'grid' is not under runs; add it there" in lines
-    assert len(lines) == 8
+    for place in ("ensembles.region_grid", "search.scenes"):
+        assert f"{place}.runs: 'grid' is not under runs; add it there" in lines
+    assert len(lines) == 9
 
 
 def test_names_become_folders_and_are_checked(config):
