@@ -35,8 +35,7 @@ def start(
         "--profile",
         str(workflow.repository / "profiles" / profile),
     ]
-    # Jobs last seconds here, and the machine is smaller than a node; files of a failed job will not come, however long one waits.
-    command += ["--latency-wait", "5"]
+    # Jobs last seconds here, and the machine is smaller than a node.
     if profile == "slurm":
         command += ["--slurm-init-seconds-before-status-checks", "1"]
     command += ["--set-threads", *(f"{rule}=1" for rule in ("extract_shard", "train_model", "encode_testset"))]
