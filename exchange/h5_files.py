@@ -12,7 +12,7 @@ import numpy as np
 
 from core.console import UserError
 from core.files import atomic_path
-from exchange.formats.h5_layouts import GRID_SHAPE
+from exchange.formats.h5_layouts import BESIDE, GRID_SHAPE
 
 if TYPE_CHECKING:
     import h5py
@@ -22,7 +22,6 @@ _TABLE = {
     "features": "features", "boxes": "boxes", "objects_id": "class_ids", "objects_conf": "scores", "class_scores": "class_scores",
     "attrs_id": "attribute_ids", "attrs_conf": "attribute_scores",
 }  # fmt: skip
-_BESIDE = ("class_ids", "scores", "class_scores", "attribute_ids", "attribute_scores")
 
 
 @contextmanager
@@ -54,7 +53,7 @@ def by_image(output: Path, feature: str, classes: int) -> Iterator[Callable[[str
                 probabilities[known, 1 + image["class_ids"][known]] = best[known]
                 # Nearly all of it is zero.
                 _put(file, f"{image_id}_cls_prob", probabilities, compression="gzip", compression_opts=1)
-            for name in _BESIDE:
+            for name in BESIDE:
                 if name in image:
                     _put(file, f"{image_id}_{name}", image[name])
 

@@ -85,12 +85,27 @@ class PerImageReader(Reader):
 
     Args:
         images: of the index. path: of the files.
+
+    Attributes:
+        unit: what holds an image's features, for messages: ".npz file for".
     """
+
+    unit: str
 
     def __init__(self, images: ImageRows, path: str, provenance: str, **settings: Any) -> None:
         super().__init__(provenance, **settings)
         self.path, self.sizes = path, images.sizes
         self.names = all_names(images.ids, images.paths)
+        self.attributes["files_digest"] = self.open()
+        self.describe(self.example(f"{path} has no usable {self.unit} any image of the index"))
+
+    def open(self) -> str:
+        """Find out what lies at `path`. Returns: a digest, part of the store's fingerprint. UserError: it cannot be used."""
+        raise NotImplementedError
+
+    def describe(self, example: Any) -> None:
+        """Set `arrays` to those of images like this one, as `load` gave it."""
+        raise NotImplementedError
 
     def find(self, row: int, known: Mapping[str, T], what: str) -> T:
         """An image's entry among those `known` by name. ValueError: there is none, or there are several.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from catalog.index import ImageRows
+from core.features import Feature
 from exchange.formats.base import PerImageReader, Rows
 from exchange.formats.checks import channels_first, check_regions
 from stores.features import grid_arrays, grid_cells, grid_shape
@@ -19,9 +20,18 @@ class GridReader(PerImageReader):
 
     features = ("grids",)
 
-    def __init__(self, images: ImageRows, path: str, grid: int | str, max_cells: int, provenance: str) -> None:
-        super().__init__(images, path, provenance, grid=grid, max_cells=max_cells)
+    def __init__(
+        self,
+        feature: Feature,
+        images: ImageRows,
+        *,
+        path: str,
+        grid: int | str = 7,
+        max_cells: int = 608,
+        provenance: str = "unknown",
+    ) -> None:
         self.grid, self.max_cells = grid, max_cells
+        super().__init__(images, path, provenance, grid=grid, max_cells=max_cells)
         self.attributes["grid"] = grid
 
     def load(self, row: int) -> np.ndarray:

@@ -6,15 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from catalog.index import ImageRows
-from core.features import Feature
 from exchange.formats.base import Rows
 from exchange.formats.checks import box_rows, check_numbers, feature_rows, upright_regions
 from exchange.formats.grids import GridReader, as_map
-from exchange.formats.h5_layouts import GRID_SHAPE, Parts, open_layouts
+from exchange.formats.h5_layouts import BESIDE, GRID_SHAPE, Parts, open_layouts
 from exchange.formats.regions import RegionReader
-
-_BESIDE = ("scores", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
 
 
 class H5Regions(RegionReader):
@@ -25,14 +21,13 @@ class H5Regions(RegionReader):
     """
 
     format = "h5"
+    unit = "regions of"
 
-    def __init__(
-        self, feature: Feature, images: ImageRows, *, path: str, num_regions: int = 36, provenance: str = "unknown"
-    ) -> None:
-        super().__init__(images, path, num_regions, provenance)
-        self._found, self.attributes["files_digest"] = open_layouts(path)
+    def open(self) -> str:
+        """See `PerImageReader.open`."""
+        self._found, digest = open_layouts(self.path)
         self._names = {name: name for name in self._found}
-        self.describe(self.example(f"{path} has no usable regions of any image of the index")[0])
+        return digest
 
     def load(self, row: int) -> tuple[Rows, tuple[int, int] | None]:
         """See `RegionReader.load`."""
@@ -46,7 +41,7 @@ class H5Regions(RegionReader):
             found = {"features": _checked(place, upright_regions, features)}
         if "cls_prob" in parts:
             found |= _classes(place, parts["cls_prob"].read(), len(found["features"]))
-        found |= {name: parts[name].read() for name in _BESIDE if name in parts}
+        found |= {name: parts[name].read() for name in BESIDE if name in parts}
         if parts["features"].padded:  # rows of zeros at the end
             used = 1 + max(np.flatnonzero(found["features"].any(axis=1)), default=-1)
             found = {name: values[:used] for name, values in found.items()} if used else found
@@ -58,21 +53,13 @@ class H5Grids(GridReader):
     """Grids in the file `path`, or in the files of the folder `path`: (cells, width), (width, h, w) or (h, w, width) of an image."""
 
     format = "h5"
+    unit = "grid of"
 
-    def __init__(
-        self,
-        feature: Feature,
-        images: ImageRows,
-        *,
-        path: str,
-        grid: int | str = 7,
-        max_cells: int = 608,
-        provenance: str = "unknown",
-    ) -> None:
-        super().__init__(images, path, grid, max_cells, provenance)
-        self._found, self.attributes["files_digest"] = open_layouts(path)
+    def open(self) -> str:
+        """See `PerImageReader.open`."""
+        self._found, digest = open_layouts(self.path)
         self._names = {name: name for name in self._found}
-        self.describe(self.example(f"{path} has no usable grid of any image of the index"))
+        return digest
 
     def load(self, row: int) -> np.ndarray:
         """See `GridReader.load`."""

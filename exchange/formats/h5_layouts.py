@@ -34,6 +34,8 @@ SUFFIXES = (".h5", ".hdf5", ".he5", ".hdf")
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # what the library raises of a damaged file
 _MOST = 1 << 27  # numbers of one image; damage may say any
 GRID_SHAPE = "grid_shape"  # attribute of a grid's cells in our own files
+#: What our own files hold of regions beside the arrays of the field, by the store's names.
+BESIDE = ("class_ids", "scores", "class_scores", "attribute_ids", "attribute_scores")
 # Array by what files call it. Not `classes`: from where they are counted no file says.
 _PARTS = {
     name: part

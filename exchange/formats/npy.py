@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from catalog.index import ImageRows
 from catalog.precomputed import open_array
 from core.console import UserError
-from core.features import Feature
 from exchange.formats.base import Rows, named_files
 from exchange.formats.checks import upright_regions
 from exchange.formats.grids import GridReader, as_map
@@ -20,13 +18,12 @@ class NpyRegions(RegionReader):
     """Arrays (regions, width) in the folder `path`."""
 
     format = "npy"
+    unit = ".npy file for"
 
-    def __init__(
-        self, feature: Feature, images: ImageRows, *, path: str, num_regions: int = 36, provenance: str = "unknown"
-    ) -> None:
-        super().__init__(images, path, num_regions, provenance)
-        self._files, self.attributes["files_digest"] = named_files(path, ".npy")
-        self.describe(self.example(f"{path} has no usable .npy file for any image of the index")[0])
+    def open(self) -> str:
+        """See `PerImageReader.open`."""
+        self._files, digest = named_files(self.path, ".npy")
+        return digest
 
     def load(self, row: int) -> tuple[Rows, None]:
         """See `RegionReader.load`."""
@@ -37,20 +34,12 @@ class NpyGrids(GridReader):
     """Arrays in the folder `path`: (cells, width), (width, h, w) or (h, w, width)."""
 
     format = "npy"
+    unit = ".npy file for"
 
-    def __init__(
-        self,
-        feature: Feature,
-        images: ImageRows,
-        *,
-        path: str,
-        grid: int | str = 7,
-        max_cells: int = 608,
-        provenance: str = "unknown",
-    ) -> None:
-        super().__init__(images, path, grid, max_cells, provenance)
-        self._files, self.attributes["files_digest"] = named_files(path, ".npy")
-        self.describe(self.example(f"{path} has no usable .npy file for any image of the index"))
+    def open(self) -> str:
+        """See `PerImageReader.open`."""
+        self._files, digest = named_files(self.path, ".npy")
+        return digest
 
     def load(self, row: int) -> np.ndarray:
         """See `GridReader.load`."""

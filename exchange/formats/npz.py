@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from catalog.index import ImageRows
-from core.features import Feature
 from core.kinds import other_kind
 from exchange.formats.base import Rows, named_files
 from exchange.formats.checks import box_rows, feature_rows
@@ -20,15 +18,17 @@ class NpzReader(RegionReader):
     """Files with the keys `x`, `bbox`, `num_bbox`, `image_h`, `image_w`, `info` in the folder `path`."""
 
     format = "npz"
+    unit = ".npz file for"
+    _transposed: bool | None = None  # until a file has told
 
-    def __init__(
-        self, feature: Feature, images: ImageRows, *, path: str, num_regions: int = 36, provenance: str = "unknown"
-    ) -> None:
-        super().__init__(images, path, num_regions, provenance)
-        self._files, self.attributes["files_digest"] = named_files(path, ".npz")
-        self._transposed = None
-        nothing = f"{path} has no usable .npz file for any image of the index"
-        self.describe(self.example(nothing)[0])
+    def open(self) -> str:
+        """See `PerImageReader.open`."""
+        self._files, digest = named_files(self.path, ".npz")
+        return digest
+
+    def describe(self, example: tuple[Rows, tuple[int, int] | None]) -> None:
+        """See `PerImageReader.describe`; all files have the layout of the first that tells."""
+        super().describe(example)
         self._transposed = self._usual_layout()
         self.attributes["imported_transposed"] = bool(self._transposed)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from catalog.index import ImageRows
-from core.features import Feature
 from core.kinds import other_kind
 from exchange.formats.base import named_files
 from exchange.formats.grids import GridReader, as_map
@@ -15,20 +13,12 @@ class PthReader(GridReader):
     """Tensors (1, D, h, w) or (1, h, w, D) in the folder `path`."""
 
     format = "pth"
+    unit = ".pth file for"
 
-    def __init__(
-        self,
-        feature: Feature,
-        images: ImageRows,
-        *,
-        path: str,
-        grid: int | str = 7,
-        max_cells: int = 608,
-        provenance: str = "unknown",
-    ) -> None:
-        super().__init__(images, path, grid, max_cells, provenance)
-        self._files, self.attributes["files_digest"] = named_files(path, ".pth")
-        self.describe(self.example(f"{path} has no usable .pth file for any image of the index"))
+    def open(self) -> str:
+        """See `PerImageReader.open`."""
+        self._files, digest = named_files(self.path, ".pth")
+        return digest
 
     def load(self, row: int) -> np.ndarray:
         """See `GridReader.load`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from catalog.index import ImageRows
+from core.features import Feature
 from exchange.formats.base import PerImageReader, Rows
 from exchange.formats.checks import check_regions
 from stores.features import region_arrays
@@ -17,17 +18,20 @@ class RegionReader(PerImageReader):
 
     features = ("regions",)
 
-    def __init__(self, images: ImageRows, path: str, num_regions: int, provenance: str) -> None:
-        super().__init__(images, path, provenance, num_regions=num_regions)
+    def __init__(
+        self, feature: Feature, images: ImageRows, *, path: str, num_regions: int = 36, provenance: str = "unknown"
+    ) -> None:
         self.num_regions = num_regions
+        super().__init__(images, path, provenance, num_regions=num_regions)
 
     def load(self, row: int) -> tuple[Rows, tuple[int, int] | None]:
         """Unpadded arrays of an image and the (height, width) they are for, if it is said. ValueError: what is wrong with it."""
         raise NotImplementedError
 
-    def describe(self, example: Rows) -> None:
+    def describe(self, example: tuple[Rows, tuple[int, int] | None]) -> None:
         """Set `arrays` to those that one image has."""
-        self.arrays = region_arrays(self.num_regions, example["features"].shape[1], example)
+        found, _ = example
+        self.arrays = region_arrays(self.num_regions, found["features"].shape[1], found)
 
     def put(self, row: int, result: Rows, at: int) -> None:
         """See `PerImageReader.put`."""

@@ -7,10 +7,8 @@ import binascii
 
 import numpy as np
 
-from catalog.index import ImageRows
 from catalog.names import normal
 from core.console import UserError
-from core.features import Feature
 from core.files import digest_json
 from core.kinds import other_kind
 from exchange.formats.base import Rows
@@ -33,14 +31,13 @@ class TsvReader(RegionReader):
     """The file `path`, read through once for its lines' places and then, line by line, where rows are asked for."""
 
     format = "tsv"
+    unit = "line for"
 
-    def __init__(
-        self, feature: Feature, images: ImageRows, *, path: str, num_regions: int = 36, provenance: str = "unknown"
-    ) -> None:
-        super().__init__(images, path, num_regions, provenance)
+    def open(self) -> str:
+        """See `PerImageReader.open`."""
         lines: dict[str, list[int]] = {}
         try:
-            with open(path, "rb") as file:
+            with open(self.path, "rb") as file:
                 offset = 0
                 for line in file:
                     name = normal(line[: line.find(b"\t")].decode("utf-8", "replace"))
@@ -48,13 +45,11 @@ class TsvReader(RegionReader):
                         lines.setdefault(name, []).append(offset)
                     offset += len(line)
         except OSError as error:
-            raise UserError(f"imports.path: {path} cannot be read ({error.strerror})") from error
+            raise UserError(f"imports.path: {self.path} cannot be read ({error.strerror})") from error
         self._offsets = self._one_each(lines)
-        self.attributes["files_digest"] = digest_json(self._offsets | {"": offset})
-        if not self._offsets.keys() & {name for own in self.names for name in own} and (what := other_kind(path)):
-            raise UserError(f"imports.path: {path} is {what}")
-        nothing = f"{path} has no usable line for any image of the index"
-        self.describe(self.example(nothing)[0])
+        if not self._offsets.keys() & {name for own in self.names for name in own} and (what := other_kind(self.path)):
+            raise UserError(f"imports.path: {self.path} is {what}")
+        return digest_json(self._offsets | {"": offset})
 
     def _one_each(self, lines: dict[str, list[int]]) -> dict[str, int]:
         """The place of each name's line. bottom-up-attention's own files hold some twice: equal lines are one, and of damaged and
