@@ -15,8 +15,8 @@ from core.console import UserError
 from evaluation.scores import Scored
 from reporting.artefacts import Artefacts, System
 from reporting.gallery import FOUND, Answer, Hit, answer, caption_scores, choose_queries, image_scores
+from reporting.painted import overlay, pair
 from reporting.pictures import Area, Picture, encode_pictures, indexed_pictures, panoptic_overlay, top_boxes
-from reporting.why import overlay, pair
 from reporting.words import MOST, shorten
 from stores.class_names import class_names, read_names
 
@@ -43,9 +43,7 @@ class _Shown:
     pictures: dict[str, Picture] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     names: Sequence[str] = ()  # of the regions' classes
-    why: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # of each run, by caption and image: see `reporting.why`
+    why: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each run, by `pair`: see `reporting.why`
 
 
 def galleries(artefacts: Artefacts, count: int, seed: int) -> tuple[list[dict[str, Any]], list[Picture]]:

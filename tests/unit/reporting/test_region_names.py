@@ -3,7 +3,7 @@
 import pytest
 
 from core.console import UserError
-from reporting.why import SIDE, overlay
+from reporting.painted import SIDE, overlay
 from rules.plan import Plan
 from settings import load_settings
 from stores.class_names import class_names, read_names

@@ -14,9 +14,10 @@ from PIL import Image
 
 from model.explain import Explanation, cells
 from reporting.artefacts import WHY_VERSION, Artefacts
+from reporting.painted import SIDE, overlay, pair
 from reporting.report import build, render
 from reporting.sections.gallery import find, matches
-from reporting.why import SIDE, _record, overlay, pair
+from reporting.why import _record
 
 HOSTILE = '"><script>alert(1)</script>'
 
