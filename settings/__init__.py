@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,24 +61,28 @@ class Settings(Section):
 
 def used_weights(settings: Settings) -> list[str]:
     """What the extractors and text encoders start from, and files of names of classes: paths, names on a hub or `published:NAME`, each once."""
-    values = [settings.features[feature].weights for feature in FEATURES]
-    values += [run.text.pretrained if run.checkpoint is None else run.checkpoint for run in settings.runs.values()]
-    values += settings.region_names.files()
-    return [value for value in dict.fromkeys(values) if value is not None]
+    named = (section.get(key) for section, key in _publishable(settings.model_dump()))
+    return [value for value in dict.fromkeys(named) if value is not None]
 
 
 def _with_paths(settings: Settings) -> Settings:
     """The settings with paths instead of `published:NAME`."""
     published, content = settings.published, settings.model_dump()
-    for section, key in (
-        [(content["features"][feature], "weights") for feature in FEATURES]
-        + [(run["text"], "pretrained") for run in content["runs"].values()]
-        + [(run, "checkpoint") for run in content["runs"].values()]
-        + [(content["region_names"], key) for key in content["region_names"]]
-    ):
+    for section, key in _publishable(content):
         if section.get(key) is not None:
             section[key] = resolve(section[key], published.folder, published.files)
     return Settings.model_validate(content)
+
+
+def _publishable(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a dumped configuration may say `published:NAME`: sections and keys."""
+    for feature in FEATURES:
+        yield content["features"][feature], "weights"
+    for run in content["runs"].values():
+        # Nothing is trained of a checkpoint, so no text encoder is started from.
+        yield (run, "checkpoint") if run.get("checkpoint") is not None else (run["text"], "pretrained")
+    for key in content["region_names"]:
+        yield content["region_names"], key
 
 
 def _with_captions(settings: Settings, config: dict[str, Any]) -> Settings:
