@@ -54,8 +54,8 @@ class InputSpec:
             keep their size (detectron2's convention).
         channels: "BGR" or "RGB". mean, std: per channel in that order, on the 0..255 scale.
         divisibility: the batch is zero-padded on the right and bottom to multiples of this (0 or 1: no padding).
-        resize: "pillow" (uint8, antialiased, as detectron2) or "float" (float32, plain bilinear as OpenCV's, with the
-            rounding of the Caffe code).
+        resize: "pillow" (uint8, antialiased, as detectron2), "float" (float32, plain bilinear as OpenCV's, with the
+            rounding of the Caffe code) or "square" (likewise, both sides to `min_size`, whatever the image's shape).
     """
 
     min_size: int
@@ -67,8 +67,8 @@ class InputSpec:
     resize: str = "pillow"
 
     def __post_init__(self) -> None:
-        if self.resize not in ("pillow", "float"):
-            raise ValueError(f"resize must be 'pillow' or 'float', not {self.resize!r}")
+        if self.resize not in ("pillow", "float", "square"):
+            raise ValueError(f"resize must be 'pillow', 'float' or 'square', not {self.resize!r}")
         if self.channels not in ("BGR", "RGB"):
             raise ValueError(f"channels must be 'BGR' or 'RGB', not {self.channels!r}")
         if self.min_size < 0 or self.max_size < 1:
@@ -89,6 +89,8 @@ class InputSpec:
         """(height, width) of an image of the given size in the network's input."""
         if self.resize == "pillow":
             return resized_shape(height, width, self.min_size, self.max_size)
+        if self.resize == "square":
+            return self.min_size, self.min_size
         scale = self.scale(height, width)
         # Half to even, as OpenCV rounds.
         return max(1, round(height * scale)), max(1, round(width * scale))
@@ -220,14 +222,17 @@ def resize_shortest_edge(image: np.ndarray, min_size: int, max_size: int) -> np.
 
 
 def resize_image(image: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """(H, W, 3) uint8 -> (h, w, 3) as the network wants it: uint8, or float32 for `spec.resize` "float"."""
+    """(H, W, 3) uint8 -> (h, w, 3) as the network wants it: uint8, or float32 unless `spec.resize` is "pillow"."""
     if spec.resize == "pillow":
         return resize_shortest_edge(image, spec.min_size, spec.max_size)
-    scale = spec.scale(*image.shape[:2])
+    shape = spec.shape(*image.shape[:2])
+    # The scale itself and not the ratio of the rounded sizes places the samples.
+    scales = [spec.scale(*image.shape[:2])] * 2
+    if spec.resize == "square":
+        scales = [side / own for side, own in zip(shape, image.shape[:2], strict=True)]
     # In double precision, or the places of the samples would be coarse.
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].double()
-    # The scale itself and not the ratio of the rounded sizes places the samples.
-    resized = torch.ops.aten.upsample_bilinear2d(pixels, spec.shape(*image.shape[:2]), False, scale, scale)
+    resized = torch.ops.aten.upsample_bilinear2d(pixels, shape, False, *scales)
     return resized[0].permute(1, 2, 0).float().contiguous().numpy()
 
 

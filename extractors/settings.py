@@ -33,6 +33,7 @@ ARCHITECTURES: dict[str, tuple[Feature, ...]] = {
         ),
         ("regions", "grids"),
     ),
+    **dict.fromkeys(("vse_grid_detector", "vse_grid_wsl"), ("grids",)),
     **dict.fromkeys(
         (
             *("panoptic_fpn_r50", "panoptic_fpn_r101", "panoptic_fpn_r101_dconv_cascade"),

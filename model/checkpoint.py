@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.checkpoints import read_checkpoint
 from core.console import UserError, run_cli
 from core.files import digest_file
-from model.checkpoints.reading import family, read_checkpoint, word_tokenizer_of, wrong_family
+from model.checkpoints.reading import family, word_tokenizer_of, wrong_family
 from model.checkpoints.scan import load_scan
 from model.checkpoints.three_shnet import load_reference
 from model.checkpoints.vse_infinity import load_vse_infinity

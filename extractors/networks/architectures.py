@@ -30,6 +30,8 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "panoptic_fpn_r101_dconv_cascade": zoo.panoptic_fpn_r101_dconv_cascade,
     "upsnet_r50": zoo.upsnet_r50,
     "upsnet_r101_dcn": zoo.upsnet_r101_dcn,
+    "vse_grid_detector": zoo.vse_grid_detector,
+    "vse_grid_wsl": zoo.vse_grid_wsl,
     "scenes_regions": scenes.scenes_regions,
     "scenes_grids": scenes.scenes_grids,
     "scenes_panoptic": scenes.scenes_panoptic,

@@ -12,6 +12,7 @@ from extractors.networks.roi import AttributePredictor, CascadeRoIHeads, Res5RoI
 from extractors.networks.rpn import RPN
 from extractors.networks.semantic import DeformableSemanticHead, SemanticFPNHead
 from extractors.networks.upsnet import UPSNet, UPSNetRoIHeads, UPSNetRPN
+from extractors.networks.vse_grid import GridCNN
 
 
 def c4_rcnn(
@@ -307,3 +308,8 @@ def upsnet(
         max_overlap=max_overlap,
         stuff_area_limit=stuff_area_limit,
     )
+
+
+def grid_cnn(*, input: InputSpec, architecture: str, **body: Any) -> GridCNN:
+    """A ResNet (`body`: its own arguments) without a detector; `architecture`: the name whose weights it takes."""
+    return GridCNN(backbone=ResNet(**body), meta=Meta(input=input, options={"architecture": architecture}))

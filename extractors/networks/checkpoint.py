@@ -1,4 +1,4 @@
-"""Weights in: detectron2's `.pkl` / `.pth`, UPSNet's `.pth` and our `.safetensors`, with every key accounted for."""
+"""Weights in: detectron2's `.pkl` / `.pth`, UPSNet's and VSE-infinity's `.pth` and our `.safetensors`, with every key accounted for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.files import atomic_path
 from core.kinds import other_kind
+from extractors.networks.vse_grid import GridCNN
 
 # Keys detectron2 writes that hold no weights: normalisation constants, fixed by the architecture, and a counter.
 _DERIVED = ("pixel_mean", "pixel_std", "num_batches_tracked")
@@ -76,6 +77,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             # Of torch's message only what it met: its advice is to run what is in the file.
             met = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)", str(error))
             asks = f" (it asks for {met[1] or met[2]})" if met else ""
+            if "argparse.Namespace" in asks:
+                asks += ", as checkpoints of retrieval models do; of VSE-infinity's the architectures vse_grid_* read the CNN"
             raise ValueError(
                 f"{path} holds more than weights{asks} or is no PyTorch file, and is not opened; get a file of weights alone"
             ) from error
@@ -115,7 +118,7 @@ def stated_architecture(path: str | os.PathLike[str]) -> str | None:
 def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a weights file into `module`, converting names, layouts and dtypes to the module's.
 
-    Read are detectron2's files; UPSNet's; both conversions of the Caffe bottom-up-attention weights; and files with Caffe2's names,
+    Read are detectron2's files; UPSNet's; of VSE-infinity's grid checkpoints the CNN; both conversions of the Caffe bottom-up-attention weights; and files with Caffe2's names,
     of whole detectors or of ImageNet bodies. Of the latter the classifier is left out, so they fit a body:
     `load_checkpoint(network.backbone.bottom_up, "R-50.pkl")`.
 
@@ -124,7 +127,12 @@ def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: if there is no file.
     """
     own = {k: v for k, v in module.state_dict().items() if not any(part in k for part in _DERIVED)}
-    state = _converted(read_state(path), module, own, path)
+    if isinstance(module, GridCNN) and Path(path).suffix != ".safetensors":
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no weights file at {path}")
+        state = module.read_cnn(path)
+    else:
+        state = _converted(read_state(path), module, own, path)
     optional = {k for k in own if ".cell_anchors_" in k}
     missing = sorted(own.keys() - state.keys() - optional)
     unexpected = sorted(state.keys() - own.keys())

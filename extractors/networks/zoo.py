@@ -1,4 +1,4 @@
-"""The published networks: detectron2's model zoo, grid-feats-vqa and the detectors of Visual Genome."""
+"""The published networks: detectron2's model zoo, grid-feats-vqa, the detectors of Visual Genome, UPSNet, VSE-infinity's CNNs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import nn
 
 from catalog.categories import COCO_PANOPTIC, NUM_CATEGORIES, NUM_THINGS
 from extractors.images import InputSpec
-from extractors.networks.builders import c4_rcnn, c5_rcnn, fpn_rcnn, panoptic_fpn, upsnet
+from extractors.networks.builders import c4_rcnn, c5_rcnn, fpn_rcnn, grid_cnn, panoptic_fpn, upsnet
 from extractors.networks.rcnn import C4RCNN, PanopticFPN, StandardRCNN
 from extractors.networks.upsnet import UPSNet
+from extractors.networks.vse_grid import BASE_SIDE, GridCNN
 
 # detectron2's model zoo: BGR, ImageNet means on the 0..255 scale, Caffe2-style bodies (stride in the 1x1 convolution).
 _ZOO_INPUT = {
@@ -205,3 +206,23 @@ def upsnet_r50(**overrides: Any) -> UPSNet:
 def upsnet_r101_dcn(**overrides: Any) -> UPSNet:
     """UPSNet's `upsnet_resnet_101_dcn_coco`: deformable convolutions in res3, res4 and res5."""
     return _upsnet(_R101, overrides, deform=("", "v1", "v1", "v1"))
+
+
+def _vse_grid(
+    architecture: str, overrides: dict[str, Any], *, channels: str, mean: Any, std: Any, **own: Any
+) -> GridCNN:
+    side = 2 * BASE_SIDE
+    spec = InputSpec(side, side, channels, mean, std, divisibility=1, resize="square")
+    return grid_cnn(**({"input": spec, "architecture": architecture, "blocks": _R101} | own | overrides))
+
+
+def vse_grid_detector(**overrides: Any) -> GridCNN:
+    """The CNN of VSE-infinity's `*_butd_grid_*`: bottom-up attention's ResNet-101, tuned along."""
+    options = {"channels": "BGR", "mean": _CAFFE_MEAN, "std": (1.0, 1.0, 1.0), "caffe_pool": True}
+    return _vse_grid("vse_grid_detector", overrides, **options)
+
+
+def vse_grid_wsl(**overrides: Any) -> GridCNN:
+    """The CNN of VSE-infinity's `*_wsl_grid_*`: torchvision's ResNeXt-101 32x8d of weakly supervised training, tuned along."""
+    mean, std = (tuple(255 * x for x in numbers) for numbers in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return _vse_grid("vse_grid_wsl", overrides, channels="RGB", mean=mean, std=std, **_RESNEXT)

@@ -1,18 +1,16 @@
-"""What the readers of checkpoints share: nothing in a file is run, and every key of it is accounted for."""
+"""What the readers of checkpoints share: every key of a file is accounted for."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from core.checkpoints import read_checkpoint
 from core.console import UserError
-from core.kinds import other_kind
 from model.bert import canonical_weights, config_from_weights
 from model.build import network_from
 from model.network import RetrievalNetwork
@@ -36,45 +34,8 @@ FAMILIES = (
 
 
 def read_states(path: str | Path, authors: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The states of `read_checkpoint`."""
+    """The states of `core.checkpoints.read_checkpoint`."""
     return read_checkpoint(path, authors)[:2]
-
-
-def read_checkpoint(path: str | Path, authors: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """The image and the text encoder's state of a `.pth` as VSE++ and all that descend from it write it, and its options.
-
-    A prefix `module.` is taken off either; options are the plain values of the file's argparse Namespace, if it has one.
-
-    Args:
-        authors: whose checkpoint it should be, for messages.
-
-    Raises:
-        UserError: there is no such file, it names types that are no plain data, or it holds something else.
-    """
-    try:
-        with torch.serialization.safe_globals(_harmless_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"no checkpoint at {path}") from error
-    except Exception as error:  # unpickling raises nearly anything on a broken file
-        if what := other_kind(path):
-            raise UserError(f"{path} is {what}") from error
-        raise UserError(
-            f"cannot read {path} as a checkpoint of weights (nothing in it was run): {type(error).__name__}: {error}"
-        ) from error
-    states = content.get("model") if isinstance(content, dict) else None
-    if not (isinstance(states, list | tuple) and len(states) == 2 and all(isinstance(s, dict) for s in states)):
-        raise UserError(f"{path} is no checkpoint of {authors}: it has no `model` with two encoders' states")
-    for state in states:
-        if wrong := [
-            str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))
-        ]:
-            raise UserError(
-                f"{path} is no checkpoint of {authors}: {wrong[0]!r} in its `model` is no tensor of weights"
-            )
-    image, text = ({key.removeprefix("module."): value for key, value in state.items()} for state in states)
-    options = content.get("opt")
-    return image, text, dict(vars(options)) if isinstance(options, argparse.Namespace) else {}
 
 
 def family(image: Mapping[str, Tensor]) -> str | None:
@@ -169,18 +130,6 @@ def wrong_family(path: str | Path, wanted: str, found: str | None) -> UserError:
     return UserError(
         f"{path} is a checkpoint of kind {found}, not {wanted}; load it with {loaders[found]}, or name its kind"
     )
-
-
-def _harmless_globals() -> list[Any]:
-    """Types a checkpoint may name besides tensors: its options, and NumPy numbers (all plain data)."""
-    import _codecs
-
-    import numpy as np
-
-    reconstruct = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [argparse.Namespace, np.dtype, *kinds, _codecs.encode, *((reconstruct, name) for name in names)]
 
 
 def loaded(

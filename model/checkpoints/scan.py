@@ -6,17 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.checkpoints import read_checkpoint
 from core.console import UserError
 from core.messages import validated
-from model.checkpoints.reading import (
-    family,
-    loaded,
-    misfit,
-    read_checkpoint,
-    read_text,
-    renamed,
-    wrong_family,
-)
+from model.checkpoints.reading import family, loaded, misfit, read_text, renamed, wrong_family
 from model.scan import SCAN
 from model.settings import ScanModel
 

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from model.checkpoints.reading import (
-    family,
-    loaded,
-    misfit,
-    pool_sizes,
-    read_checkpoint,
-    read_text,
-    renamed,
-    wrong_family,
-)
+from core.checkpoints import read_checkpoint, split_cnn
+from model.checkpoints.reading import family, loaded, misfit, pool_sizes, read_text, renamed, wrong_family
 from model.vse_infinity import VSEInfinity
 
 # Prefixes of the authors' image encoder -> ours. Source: their `lib/encoders.py`.
 IMAGE_PREFIXES = {"fc": "projection", "mlp": "mlp", "gpool.gru": "pool.gru", "gpool.linear": "pool.score"}
-# Grid checkpoints hold the CNN that was trained along, twice: the tensors of its stages are those of `resnet`.
-CNN = re.compile(r"backbone\.(base\.[01456]|top\.0|resnet\.(conv1|bn1|layer[1-4]|fc))\.")
-CNN_TWINS = {
-    "conv1": "base.0",
-    "bn1": "base.1",
-    "layer1": "base.4",
-    "layer2": "base.5",
-    "layer3": "base.6",
-    "layer4": "top.0",
-}
 
 
 def load_vse_infinity(
@@ -55,9 +33,8 @@ def load_vse_infinity(
     image_state, text_state, options = read_checkpoint(path, "VSE-infinity's authors")
     if (found := family(image_state)) != "vse_infinity":
         raise wrong_family(path, "vse_infinity", found)
-    problems = cnn_problems(image_state)
-    head = {key.removeprefix("image_encoder."): v for key, v in image_state.items() if not CNN.match(key)}
-    image, unknown = renamed(head, IMAGE_PREFIXES)
+    _, head, problems = split_cnn(image_state)
+    image, unknown = renamed({key.removeprefix("image_encoder."): v for key, v in head.items()}, IMAGE_PREFIXES)
     problems += [f"image encoder: unexpected {key}" for key in unknown]
     try:
         embed_size, img_dim = image["projection.weight"].shape
@@ -83,16 +60,3 @@ def load_vse_infinity(
         vocabulary=vocabulary,
         masked=True,
     )
-
-
-def cnn_problems(state: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with the CNN of a grid checkpoint: a tensor that differs from its twin, or has none."""
-    problems = []
-    for key, value in state.items():
-        name, _, rest = key.removeprefix("backbone.resnet.").partition(".")
-        if not key.startswith("backbone.resnet.") or name not in CNN_TWINS:
-            continue  # `resnet.fc`, which classifies ImageNet, has no twin and is never applied
-        twin = state.get(f"backbone.{CNN_TWINS[name]}.{rest}")
-        if twin is None or twin.shape != value.shape or not twin.equal(value):
-            problems.append(f"{key} differs from its twin backbone.{CNN_TWINS[name]}.{rest}")
-    return problems

@@ -18,7 +18,7 @@ def network(architecture: str, divisibility: int | None = None):
     divisibility = divisibility or (32 if "fpn" in architecture else 1)
     own = {"input": InputSpec(96, 170, "BGR", (100.0,) * 3, (1.0,) * 3, divisibility)}
     own |= {"num_classes": 5} | ({"num_attributes": 0} if architecture.startswith("vg") else {})
-    if architecture.startswith("scenes"):
+    if architecture.startswith(("scenes", "vse_grid")):
         del own["num_classes"]
     if "fpn" in architecture:
         own |= {"fpn_channels": 8, "box_hidden": 8}
@@ -44,6 +44,8 @@ def test_every_architecture_gives_its_whole_map(architecture, size):
     (pooled,) = GridExtractor(NetworkRunner(made, "x"), grid=3)(batch)
     expected = F.adaptive_avg_pool2d(whole, 3).flatten(1).T.numpy().astype(np.float16)
     assert np.allclose(pooled["features"], expected, rtol=1e-2, atol=1e-2)
+    if not hasattr(made, "regions"):
+        return
     # What the comparison with detectron2 looks at is what a store holds.
     shown = our_outputs(made, image)["grid"].flatten(1).T.numpy()
     assert np.allclose(native["features"][: native["counts"]], shown, rtol=1e-2, atol=1e-2)
