@@ -12,9 +12,6 @@ min_version("9.0")
 DEFAULT_CONFIG = "config.yaml"
 if not os.path.exists(DEFAULT_CONFIG):
     DEFAULT_CONFIG = f"{workflow.basedir}/config.yaml"
-if not workflow.overwrite_configfiles:
-
-    configfile: DEFAULT_CONFIG
 
 
 include: "rules/common.smk"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from catalog.files import SUFFIXES, left_out, sort_files
 from catalog.index import check_image_ids, listing
 from catalog.names import Names, as_name
 from catalog.tables import read_table
-from catalog.text import decode_text
 from core.console import UserError
+from core.text import decode_text, has_control, one_line
 
 _UNREAD = "files that are there, but of a type that is not read (convert them, to JPEG or PNG say)"
 _SET_MISSING_IMAGES = "to go on without those images, set missing_images: drop"
@@ -92,6 +93,7 @@ def _read_captions(
     table = read_table(path)
     found = _Captions({i: [] for i in ids}, problems=list(table.problems), notes=list(table.notes))
     unknown, unread, nameless, empty, duplicate, ambiguous, moved, no_text, broken = [], [], [], [], [], [], [], [], []
+    controls = []
     seen_ids: set[str] = set()
     for place, row in zip(table.places, table.rows, strict=True):
         name, text = as_name(row.get("image")), row.get("caption")
@@ -108,14 +110,16 @@ def _read_captions(
             (unread if names.unread(name) else unknown).append(name)
         elif text is not None and not isinstance(text, str) and text == text:  # NaN is how pandas writes nothing
             no_text.append(where)
-        elif not isinstance(text, str) or not text.strip():
+        elif not isinstance(text, str) or not one_line(text):
             empty.append(where)
         else:
             caption_id = as_name(row.get("caption_id")) or f"{image_id}#{len(found.texts[image_id])}"
             if caption_id in seen_ids:
                 duplicate.append(caption_id)
             seen_ids.add(caption_id)
-            found.texts[image_id].append((caption_id, " ".join(text.split())))
+            found.texts[image_id].append((caption_id, one_line(text)))
+            if has_control(text):
+                controls.append(where)
             value = as_name(row.get("split")).strip()
             if value and found.splits.setdefault(image_id, value) != value:
                 moved.append(name)
@@ -128,6 +132,8 @@ def _read_captions(
             if wrong:
                 found.notes.append(listing(what, wrong))
         unknown, unread_files = [], []
+    if controls:
+        found.notes.append(listing("captions with control characters, which count as blanks", controls))
     if empty and missing_captions != "fail":
         found.notes.append(listing("empty captions left out", empty))
         empty = []
@@ -141,6 +147,7 @@ def _read_captions(
         ("captions that are not text (write one row per caption)", no_text),
         ("caption ids that occur twice", duplicate),
         ("images with captions in two splits", moved),
+        ("splits that differ in capitals alone (write each in one way)", _alike(found.splits.values())),
     ):
         if wrong:
             found.problems.append(listing(what, wrong) + (names.hint(wrong[0]) if wrong is unknown else ""))
@@ -155,6 +162,14 @@ def _read_captions(
         found.notes.append(listing(f"images without a caption {where}", silent))
         found.silent = set(silent)
     return found
+
+
+def _alike(names: Iterable[str]) -> list[str]:
+    """Names that differ from another in capitals alone."""
+    known: dict[str, set[str]] = {}
+    for name in names:
+        known.setdefault(name.casefold(), set()).add(name)
+    return [name for own in known.values() if len(own) > 1 for name in sorted(own)]
 
 
 def _splits(
@@ -237,6 +252,8 @@ def read_folder(
         if missing_captions == "drop":
             kept = [k for k, image_id in enumerate(ids) if image_id not in read.silent]
             ids, files = [ids[k] for k in kept], [files[k] for k in kept]
+        if not any(texts.values()) and not problems:
+            problems.append("no caption of an image is left: " + "; ".join(notes))
     if problems:
         raise UserError(
             f"dataset in {images}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
+import re
 import unicodedata
 import zipfile
 from collections.abc import Collection
@@ -14,9 +15,10 @@ from catalog.annotations import UNLISTED, Annotations
 from catalog.files import image_files
 from catalog.index import check_image_ids, listing
 from catalog.names import NUMBER, normal
-from catalog.text import decode_text
 from core.console import UserError
+from core.files import once, parse_json
 from core.kinds import other_kind
+from core.text import decode_text, one_line
 
 CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first five
 # Every published result trains on COCO's `restval` images as well.
@@ -93,10 +95,10 @@ def read_karpathy(
         strangers += [sentid for sentid, _, owner in sentences if owner is not None and owner != imgid]
         texts = []
         for sentid, raw, _ in sentences[:captions_per_image]:
-            if not isinstance(raw, str) or not raw.strip() or any(unicodedata.category(c) == "Cs" for c in raw):
+            if not isinstance(raw, str) or not one_line(raw) or any(unicodedata.category(c) == "Cs" for c in raw):
                 empty.append(sentid)
             else:
-                texts.append((sentid, " ".join(raw.split())))
+                texts.append((sentid, one_line(raw)))
         if not sentences or (not texts and missing_captions != "fail"):
             silent.append(filename)
             if missing_captions == "drop":
@@ -111,7 +113,10 @@ def read_karpathy(
         found.caption_images += [image_id] * len(texts)
         found.texts += [text for _, text in texts]
 
-    if splits is not None and (lacking := sorted(set(splits) - set(found.splits))) and not malformed:
+    lacking = sorted(set(splits or ()) - set(found.splits)) if not malformed else []
+    if lacking and set(splits) == set(SPLITS.values()) and found.splits:  # all that there are, however few
+        found.notes.append(f"no images of split {', '.join(lacking)}")
+    elif lacking:
         raise UserError(f"annotations {annotations} have no images of split {', '.join(lacking)}; correct splits")
     problems = check_image_ids(found.image_ids)
     if missing and missing_images == "drop":
@@ -138,6 +143,8 @@ def read_karpathy(
     ):
         if names:
             problems.append(listing(what, names))
+    if not found.texts and not problems:
+        problems.append("no caption of an image is left: " + "; ".join(found.notes))
     if problems:
         raise UserError(f"annotations {annotations} with images in {images}:\n  " + "\n  ".join(problems))
     if moved:
@@ -150,6 +157,25 @@ def read_karpathy(
             + (", as the field does" if captions_per_image == CAPTIONS_PER_IMAGE else "")
         )
     return found
+
+
+_LOOKED_INTO = 1 << 25  # bytes; looking into larger files takes long, and the published ones have all splits
+_SPLIT = re.compile(rb'"split"\s*:\s*"(\w+)"')
+
+
+def annotated_splits(path: str) -> set[str] | None:
+    """Which of our splits have entries in a JSON file, without parsing it. None: it is an archive, another kind of file, or large."""
+    status = os.stat(path)
+    return _annotated_splits(path, status.st_mtime_ns) if status.st_size <= _LOOKED_INTO else None
+
+
+@functools.lru_cache
+def _annotated_splits(path: str, time: int) -> set[str] | None:
+    try:
+        names = {name.decode() for name in _SPLIT.findall(Path(path).read_bytes())}
+    except (OSError, UnicodeDecodeError):  # whoever makes the index says what is wrong
+        return None
+    return {SPLITS.get(name, name) for name in names} or None
 
 
 def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
@@ -172,7 +198,7 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
             data = Path(annotations).read_bytes()
         # JSON may be in UTF-16 or UTF-32 as well, which its parser sees by itself.
         text = data if b"\0" in data[:4] else decode_text(annotations, data)
-        content = json.loads(text, object_pairs_hook=_without_tokens)
+        content = parse_json(text, _without_tokens)
     except FileNotFoundError as error:
         raise UserError(f"annotations {annotations} do not exist; set datasets.<name>.annotations to a file") from error
     except (ValueError, zipfile.BadZipFile, OSError, RuntimeError) as error:
@@ -184,11 +210,8 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
 
 
 def _without_tokens(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Drops the tokenised captions while parsing: they are most of the file and nobody reads them. ValueError: a key stands twice."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        twice = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
-        raise ValueError(f"the key {twice!r} stands twice in an object")
+    """Drops the tokenised captions while parsing: they are most of the file and nobody reads them."""
+    value = once(pairs)
     value.pop("tokens", None)
     return value
 

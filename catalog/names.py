@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from numbers import Number
 from pathlib import Path, PurePosixPath
 
 NUMBER = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?0*(\d+)")  # COCO_val2014_000000000042 is COCO's image 42
@@ -27,7 +28,7 @@ def as_name(value: object) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
+    return str(value) if isinstance(value, str | Number) else ""
 
 
 class Names:

@@ -18,9 +18,9 @@ import numpy as np
 from catalog.annotations import Annotations
 from catalog.index import check_image_ids, listing
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, layout_files
-from catalog.text import decode_text
 from core.console import UserError, progress
 from core.kinds import other_kind
+from core.text import decode_text
 
 _BLOCK_BYTES = 32 << 20
 

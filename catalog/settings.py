@@ -309,7 +309,10 @@ class KarpathyDataset(ImagesDataset):
     splits: Annotated[list[Literal["train", "val", "test"]], Field(min_length=1)] = ["train", "val", "test"]
 
     def known_splits(self) -> set[str]:
-        return set(self.splits)
+        from catalog.karpathy import annotated_splits
+
+        written = annotated_splits(self.annotations) if os.path.isfile(self.annotations) else None
+        return set(self.splits) if written is None else set(self.splits) & written
 
     def sources(self, made: str) -> list[str]:
         return [self.annotations]

@@ -14,18 +14,24 @@ from typing import Any
 
 from catalog.index import listing
 from catalog.names import as_name
-from catalog.text import decode_text
 from core.console import UserError
+from core.files import parse_json
 from core.kinds import other_kind
+from core.text import decode_text
 
 COLUMNS = ("image", "caption", "caption_id", "split")
-SUFFIXES = (".csv", ".tsv", ".txt", ".token", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".txt", ".token", ".jsonl", ".json", ".parquet")
+_OTHERWISE = {  # what to do with what is not read
+    (".xls", ".xlsx", ".ods", ".numbers"): "; export the sheet as CSV in UTF-8",
+    (".gz", ".bz2", ".xz", ".zip"): "; unpack it",
+}
 # Kaggle's Flickr30K, `image_name| comment_number| comment`: the field's most copied table of captions.
 _KNOWN_NAMES = {"image_name": "image", "comment": "caption"}
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _TWICE = re.compile(
     "\u00e2\u20ac[\u0080-\u00ff\u0152-\u2122]|\u00c3[\u0080-\u00bf\u0152-\u2122]"
 )  # a quote, a letter with an accent
+_BAR_LOST = re.compile(r"\s*(\d)\s+(\S.*)")  # one line of Kaggle's Flickr30K: `2199200615.jpg| 4   A dog runs`
 _TOKEN_LINE = re.compile(r"([^\t]+)#\d+\t(.*)")  # Flickr8K's and Flickr30K's *.token: `1000092795.jpg#0<TAB>text`
 
 
@@ -52,13 +58,16 @@ def read_table(path: Path) -> Table:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
+        hint = next((what for suffixes, what in _OTHERWISE.items() if suffix in suffixes), "")
         raise UserError(
-            f"captions file {path}: use {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, not {suffix or 'no suffix'}"
+            f"captions file {path}: use {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, not {suffix or 'no suffix'}{hint}"
         )
     if suffix == ".parquet":
         table = _parquet(path)
     elif suffix == ".jsonl":
         table = _json_lines(path, decode_text(path))
+    elif suffix == ".json":
+        table = _json(path, decode_text(path))
     else:
         text = decode_text(path)
         table = _token_lines(text) if suffix in (".token", ".txt") else None
@@ -76,7 +85,9 @@ def read_table(path: Path) -> Table:
         table.notes.append(f"{path}: {listing(what, wrong)}")
     table.rows, table.places = [table.rows[k] for k in kept], [table.places[k] for k in kept]
     found = list(dict.fromkeys(key for row in table.rows[:50] for key in row))
-    if not {"image", "caption"} <= set(found):
+    if not table.rows and not table.problems:
+        raise UserError(f"{path}: holds no captions; write one row for each, with columns `image` and `caption`")
+    if table.rows and not {"image", "caption"} <= set(found):
         raise UserError(f"{path}: needs columns `image` and `caption`; found {_quoted(found)}")
     return table
 
@@ -159,6 +170,16 @@ def _separated(path: Path, text: str) -> Table:
             place, begins = f"line {begins}", reader.line_num + first
             if not fields:
                 continue
+            if (
+                separator == "|"
+                and len(columns) == 3
+                and len(fields) == 2
+                and (whole := _BAR_LOST.fullmatch(fields[1]))
+            ):
+                fields = [fields[0], *whole.groups()]
+                table.notes.append(
+                    f"{path}, {place}: lacks a bar behind the number {whole[1]}, taken as if it were there"
+                )
             if any(extra.strip() for extra in fields[len(columns) :]):
                 long.append(place)
             values = fields + [None] * (len(columns) - len(fields))
@@ -197,18 +218,11 @@ def _token_lines(text: str) -> Table | None:
 
 def _json_lines(path: Path, text: str) -> Table:
     table = Table()
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise ValueError(f"the key {twice!r} is there twice")
-        return dict(pairs)
-
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=once)
+            row = parse_json(line)
         except ValueError as error:
             what = "not JSON (" if isinstance(error, json.JSONDecodeError) else "("
             raise UserError(f"{path}, line {number}: {what}{error}); write one object per line") from error
@@ -220,6 +234,34 @@ def _json_lines(path: Path, text: str) -> Table:
         table.rows.append(dict(zip(columns, row.values(), strict=True)))
         table.places.append(f"line {number}")
     return table
+
+
+def _json(path: Path, text: str) -> Table:
+    """A list of objects like the rows of a table, or COCO's `captions_*.json`: `images` with their names, `annotations` of their ids."""
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); with an object a line it is called .jsonl") from error
+    entries, names = content, None
+    if isinstance(content, dict):
+        images, entries = content.get("images"), content.get("annotations")
+        if isinstance(images, list) and any(isinstance(one, dict) and "sentences" in one for one in images[:1]):
+            raise UserError(f"{path} has Karpathy's layout; write source: karpathy and annotations: {path}")
+        if isinstance(images, list):
+            names = {as_name(one.get("id")): one.get("file_name") for one in images if isinstance(one, dict)}
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(
+            f"{path}: expected a list of objects with `image` and `caption`, or COCO's `images` and `annotations`"
+        )
+    if names is not None and entries and not any("caption" in entry for entry in entries):
+        raise UserError(f"{path}: its annotations are no captions; COCO's are in the files captions_*.json")
+    rows = []
+    for entry in entries:
+        if names is not None:
+            image = as_name(entry.get("image_id"))
+            entry = {"image": names.get(image, image), "caption": entry.get("caption"), "caption_id": entry.get("id")}
+        rows.append(dict(zip(_columns(path, list(entry)), entry.values(), strict=True)))
+    return Table(rows, [f"entry {number}" for number in range(1, len(rows) + 1)])
 
 
 def _parquet(path: Path) -> Table:

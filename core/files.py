@@ -9,11 +9,12 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from core.console import UserError
+from core.text import decode_text
 
 
 @contextlib.contextmanager
@@ -86,6 +87,35 @@ def digest_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def parse_json(text: str | bytes, objects: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text that somebody else wrote.
+
+    Args:
+        objects: makes an object of its keys and values, as `once` does.
+
+    Raises:
+        ValueError: it is none, a key stands twice in an object, or nobody meant it: nested thousandfold, numbers of thousands of digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=objects or once)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    except ValueError as error:
+        if "sys.set_int_max_str_digits" in str(error):  # advice to users of Python
+            raise ValueError("it holds a number of thousands of digits") from error
+        raise
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. ValueError: a key stands twice, of which only the last would count."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for at, key in enumerate(keys) if key in keys[:at])
+        raise ValueError(f"the key {twice!r} stands twice in an object")
+    return found
+
+
 def keys_given_twice(text: str, place: str) -> list[str]:
     """Keys that stand twice in one section of YAML or JSON, of which only the last would count: a line each.
 
@@ -94,7 +124,12 @@ def keys_given_twice(text: str, place: str) -> list[str]:
     """
     import yaml
 
+    looked_into: set[int] = set()  # a node is there again wherever an alias stands for it
+
     def twice(node: yaml.Node | None, above: tuple[str, ...]) -> Iterator[str]:
+        if id(node) in looked_into:
+            return
+        looked_into.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 yield from twice(item, above)
@@ -105,14 +140,15 @@ def keys_given_twice(text: str, place: str) -> list[str]:
             name, line = str(getattr(key, "value", "")), key.start_mark.line + 1
             # `yes` and `true` are one key.
             meant = yaml.safe_load(name) if key.tag == "tag:yaml.org,2002:bool" else name
-            if meant in lines and name != "<<":
+            if meant in lines:
                 where = f"line {line}" if lines[meant] == line else f"lines {lines[meant]} and {line}"
                 yield f"{'.'.join((*above, name))}: stands twice in {place}, {where}; keep one, or rename it"
             lines.setdefault(meant, line)
             yield from twice(value, (*above, name))
 
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        # JSON may be indented by tabs, YAML may not.
+        root = yaml.compose(text.replace("\t", " "), Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         return []  # whoever reads it for its content says what is wrong with it
     return list(dict.fromkeys(twice(root, ())))
@@ -133,8 +169,8 @@ def read_mapping(value: str, *, flag: str) -> dict[str, Any]:
     if not value.lstrip().startswith("{"):
         place = f"{flag} {value}"
         try:
-            text = Path(value).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = decode_text(value)
+        except (OSError, UserError) as error:
             raise UserError(f"{flag}: {value!r} is neither inline JSON nor a readable file: {error}") from error
     try:
         if value.endswith((".yaml", ".yml")):
@@ -142,7 +178,7 @@ def read_mapping(value: str, *, flag: str) -> dict[str, Any]:
 
             mapping = yaml.safe_load(text)
         else:
-            mapping = json.loads(text)
+            mapping = parse_json(text, dict)
     except Exception as error:  # the two parsers share no error class
         raise UserError(f"{place} cannot be parsed: {error}") from error
     if twice := keys_given_twice(text, place):

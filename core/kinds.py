@@ -15,6 +15,14 @@ _STARTS = (
     (b"7z\xbc\xaf\x27\x1c", "an archive (7z); unpack it"),
     (b"rar!\x1a\x07", "an archive (rar); unpack it"),
 )  # fmt: skip
+# Where text belongs.
+_DOCUMENTS = (
+    (b"PK\x03\x04", "a workbook of a spreadsheet, or a zip archive; export it as CSV in UTF-8, or unpack it"),
+    (b"\xd0\xcf\x11\xe0", "a workbook of a spreadsheet; export it as CSV in UTF-8"),
+    (b"PAR1", "a Parquet file; call it .parquet"),
+    (b"SQLite format 3", "a database; export the table as CSV in UTF-8"),
+)
+_PLAIN = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".yaml", ".yml")
 _TEXTS = (b"{", b"[", b"not found", b"access denied", b"error", b"entry not found")
 _TENSORS = (".pth", ".pt", ".bin", ".pkl", ".safetensors", ".npy", ".npz", ".h5", ".hdf5")
 
@@ -22,12 +30,14 @@ _TENSORS = (".pth", ".pt", ".bin", ".pkl", ".safetensors", ".npy", ".npz", ".h5"
 def other_kind(path: str | os.PathLike[str]) -> str:
     """What a file is by its first bytes, and what to do, if it is one of the things saved in place of another; else "".
 
-    Git-lfs pointers, web pages, servers' messages, archives, and, where numbers belong (by its suffix), text or nothing.
-    Missing files are others' to speak of.
+    Git-lfs pointers, web pages, servers' messages, archives, folders; by its suffix, where numbers belong, text or nothing, and where text
+    belongs, workbooks. Missing files are others' to speak of.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(512)
+    except IsADirectoryError:
+        return "a folder; name the file itself"
     except OSError:
         return ""
     plain = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -38,6 +48,8 @@ def other_kind(path: str | os.PathLike[str]) -> str:
         return "an archive (bzip2); unpack it"
     if head[257:262] == b"ustar":
         return "an archive (tar); unpack it"
+    if os.fspath(path).lower().endswith(_PLAIN):
+        return next((what for start, what in _DOCUMENTS if head.startswith(start)), "")
     if os.fspath(path).lower().endswith(_TENSORS):
         if not head:
             return f"empty (0 bytes): its download or copy failed; {_AGAIN}"

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.console import UserError
+from core.files import parse_json
 
 PROTOCOLS = ("cxc", "eccv")
 PACKAGE = "eccv_caption"
@@ -113,7 +113,7 @@ def read_positives(protocol: str, folder: str | None = None) -> Positives:
 
 
 def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def _package(i2t: Path, t2i: Path, original: Path) -> tuple[dict[str, dict[str, list[str]]], set[str], set[str]]:

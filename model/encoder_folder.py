@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.console import UserError
+from core.files import parse_json
 from core.kinds import other_kind
 from model.vocabulary import SPECIAL_TOKENS, read_vocabulary
 
@@ -43,7 +43,7 @@ class TokenizerSettings:
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. UserError: it cannot be read or holds something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"text.pretrained: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:

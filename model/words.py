@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from core.console import UserError
-from core.files import atomic_path
+from core.files import atomic_path, parse_json
+from core.kinds import other_kind
 from model.tokenizer import Pieces, read_vocabulary
 
 PAD, START, END, UNKNOWN, MASK = "<pad>", "<start>", "<end>", "<unk>", "<mask>"
@@ -229,15 +230,14 @@ def read_word_vocabulary(path: str | Path) -> list[str]:
         UserError: there is no such file, or it is no such vocabulary.
     """
     try:
-        ids = json.loads(Path(path).read_text(encoding="utf-8"))["word2idx"]
+        ids = parse_json(Path(path).read_text(encoding="utf-8"))["word2idx"]
         words = sorted(ids, key=ids.__getitem__)
         whole = [ids[word] for word in words] == list(range(len(words)))
     except OSError as error:
         raise UserError(f"cannot read the vocabulary {path}: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f'{path} is no word vocabulary: JSON with "word2idx" is needed, as SCAN publishes it'
-        ) from error
+        what = other_kind(path) or f'no word vocabulary ({error}): JSON with "word2idx" is needed, as SCAN publishes it'
+        raise UserError(f"{path} is {what}") from error
     if not whole:
         raise UserError(f"{path} is no word vocabulary: its ids do not run from 0 to {len(words) - 1}")
     return words

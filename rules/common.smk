@@ -17,7 +17,7 @@ from core.machine import remember_configfiles, use_this_interpreter
 from published.download import LOCK_FILE
 from rules.failed import show_failures
 from rules.plan import Plan, alternatives
-from settings import load_settings
+from settings import check_readable, load_settings
 
 use_this_interpreter(REPOSITORY)
 lead_jobs()
@@ -42,6 +42,12 @@ def checked(step, *arguments, **options):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+if not workflow.overwrite_configfiles:
+    checked(check_readable, DEFAULT_CONFIG)
+
+    configfile: DEFAULT_CONFIG
 
 
 PLAN = Plan(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -19,6 +18,7 @@ from core.console import UserError
 from core.features import FEATURES
 from core.files import keys_given_twice
 from core.section import FilePath, Name, Section, folder_name
+from core.text import decode_text
 from evaluation.settings import Ensemble, Testset
 from exchange.settings import Export
 from extractors.settings import Features, RegionNames
@@ -27,10 +27,10 @@ from published.registry import resolve
 from published.settings import Published
 from search.settings import Search
 from settings.checks import CrossChecks
-from settings.given import with_command_line, with_exponents
+from settings.given import check_readable, with_command_line, with_exponents
 from settings.salvage import Salvage
 
-__all__ = ["Settings", "load_settings", "used_weights"]
+__all__ = ["Settings", "check_readable", "load_settings", "used_weights"]
 
 
 ALL_CAPTIONS = 1_000_000  # more than any image has
@@ -120,7 +120,7 @@ def load_settings(
         UserError: with one line per mistake: the key, the value and the fix.
     """
     config = with_exponents(with_command_line(config, given or {}))
-    twice = [line for file in files for line in keys_given_twice(Path(file).read_text(encoding="utf-8"), str(file))]
+    twice = [line for file in files for line in keys_given_twice(decode_text(file), str(file))]
     salvage = Salvage(config, Settings)
     lines = [*twice, *salvage.lines, *CrossChecks(salvage, config, check_files)]
     if lines:

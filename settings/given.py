@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from typing import Any
 
 import yaml
 
+from core.console import UserError
+from core.text import decode_text
+
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """UserError: a file of settings is no YAML and no JSON, holds more than one document, or no keys and values; with the line.
+
+    Snakemake, which reads it after this, tells neither line nor reason.
+    """
+    text = decode_text(path)
+    try:
+        json.loads(text)
+        return
+    except ValueError:
+        pass
+    try:
+        roots = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = text.splitlines()[mark.line : mark.line + 1] if mark else []
+        tabs = "; YAML is indented by blanks, not by tabs" if at and "\t" in at[0] else ""
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(
+            f"{path}{where}: {error.problem or error.context}{tabs}; mend that line or the one above"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+    if len(roots) > 1:
+        line = roots[1].start_mark.line + 1
+        raise UserError(f"{path}, line {line}: a second document begins above (---); one file holds one configuration")
+    if not roots or not isinstance(roots[0], yaml.MappingNode):
+        raise UserError(f"{path} holds no keys and values; begin with `datasets:`, see configs/")
 
 
 def typed(value: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from catalog.text import decode_text
 from core.console import UserError
+from core.text import decode_text
 
 
 def read_names(path: str | None) -> list[str]:

@@ -10,7 +10,6 @@ Nothing in such a file can be code. Links that lead out of a file are not follow
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -24,7 +23,7 @@ import numpy as np
 from catalog.layout import H5_IDS
 from catalog.names import as_name, normal
 from core.console import UserError
-from core.files import digest_json
+from core.files import digest_json, parse_json
 from core.kinds import other_kind
 
 if TYPE_CHECKING:
@@ -329,7 +328,7 @@ def _ids_beside(path: str) -> list[str]:
             if path.endswith(".pkl"):
                 content = _NoObjects(file, encoding="latin1").load()
             elif path.endswith(".json"):
-                content = json.load(file)
+                content = parse_json(file.read())
             else:
                 content = file.read().decode("utf-8-sig").splitlines()
         if isinstance(content, dict):

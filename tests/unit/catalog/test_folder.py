@@ -277,3 +277,24 @@ def test_splits_by_file(folder, tmp_path):
         read_folder(str(folder), split_files=files)
     assert "test.txt: 1 names of images that are not in the folder: 'z'" in str(error.value)
     assert "test.txt: 1 images that another split has: 'a (train)'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a", "x", "Train"), ("b", "y", "train")], "2 splits that differ in capitals alone .*: 'Train', 'train'"),
+        ([("a", "\u200b\u202e", "train")], "no caption of an image is left: .* 1 empty captions left out"),
+        ([({"bytes": "..."}, "x", "train")], "1 captions that name no image: 'line 1'"),
+    ],
+    ids=["capitals", "nothing to be seen", "an image in the table"],
+)
+def test_rows_that_look_right(folder, rows, message):
+    rows = [dict(zip(("image", "caption", "split"), row, strict=True)) for row in rows]
+    with pytest.raises(UserError, match=message):
+        read_folder(str(folder), captions(folder, rows, ".jsonl"), missing_captions="drop")
+
+
+def test_control_characters_are_blanks(folder):
+    found = read_folder(str(folder), captions(folder, [*GOOD, {"image": "a", "caption": "a\0dog\x07"}], ".jsonl"))
+    assert "a dog" in found.texts
+    assert found.notes[-1] == "1 captions with control characters, which count as blanks: 'line 5 (a)'"

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from catalog.karpathy import read_karpathy
+from catalog.settings import KarpathyDataset
 from core.console import UserError
 
 
@@ -127,8 +128,12 @@ def test_some_splits_only(coco):
     write, images = coco
     path = write([entry(0), entry(1, "restval"), entry(9, "val"), entry(3, "test")])
     assert read_karpathy(path, str(images), splits=["train", "test"]).image_ids == ["1000", "1001", "1003"]
+    path = write([entry(0)])
     with pytest.raises(UserError, match="have no images of split val; correct splits"):
-        read_karpathy(write([entry(0)]), str(images), splits=["train", "val"])
+        read_karpathy(path, str(images), splits=["train", "val"])
+    # All splits: those that there are. What names another is known before any job.
+    dataset = KarpathyDataset(source="karpathy", annotations=path, images=str(images))
+    assert (dataset.read(None, 1).notes, dataset.known_splits()) == (["no images of split test, val"], {"train"})
 
 
 def test_a_folder_without_the_subfolders_of_coco(coco):

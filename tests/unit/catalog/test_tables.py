@@ -66,7 +66,10 @@ def test_flickrs_token_files(tmp_path):
         ("file;text\na;b\n", "found 'file', 'text'; between them are semicolons"),
         ("a.jpg,a dog\nb.jpg,a cat\n", "in its line 1; found 'a.jpg', 'a dog'. Rename the columns, or add the line"),
         ("image,caption,Caption \na,b,c\n", "the column `caption` is there 2 times ('caption', 'Caption '); keep one"),
-        ("", "needs columns `image` and `caption`; found none"),
+        ("", "holds no captions; write one row for each"),
+        ("image,caption\n", "holds no captions; write one row for each"),
+        ("PK\x03\x04", "is a workbook of a spreadsheet"),
+        ("image,caption\na,a \0dog\n", "line 2: byte 0x00 is no text"),
     ],
 )
 def test_headers_that_cannot_be_read(tmp_path, text, message):
@@ -76,7 +79,7 @@ def test_headers_that_cannot_be_read(tmp_path, text, message):
 
 
 def test_a_key_that_is_there_twice(tmp_path):
-    with pytest.raises(UserError, match=r"captions\.jsonl, line 2: \(the key 'caption' is there twice\)"):
+    with pytest.raises(UserError, match=r"captions\.jsonl, line 2: \(the key 'caption' stands twice in an object\)"):
         table(
             tmp_path, '{"image": 0, "caption": "a"}\n{"image": 0, "caption": "b", "caption": "c"}\n', "captions.jsonl"
         )
@@ -87,3 +90,37 @@ def test_a_key_that_is_there_twice(tmp_path):
 
 def test_numbers_stay_what_they_are(tmp_path):
     assert pairs(table(tmp_path, '{"image": 0, "caption": "a"}\n', "c.jsonl")) == [(0, "a")]
+
+
+def test_the_broken_line_of_kaggles_flickr30k(tmp_path):
+    found = table(tmp_path, "image_name| comment_number| comment\na.jpg| 0| a dog\nb.jpg| 4   A dog runs .\n")
+    assert [(i, c.strip()) for i, c in pairs(found)] == [("a.jpg", "a dog"), ("b.jpg", "A dog runs .")]
+    assert found.notes == [
+        f"{tmp_path / 'captions.csv'}, line 3: lacks a bar behind the number 4, taken as if it were there"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ('[{"Image": "a.jpg", "caption": "a dog"}]', [("a.jpg", "a dog")]),
+        (
+            '{"images": [{"id": 42, "file_name": "b.jpg"}], "annotations": [{"image_id": 42, "id": 7, "caption": "x"}, '
+            '{"image_id": 9, "id": 8, "caption": "y"}]}',
+            [("b.jpg", "x"), ("9", "y")],
+        ),
+        ('{"images": [{"sentences": []}]}', "has Karpathy's layout; write source: karpathy"),
+        ('{"images": [], "annotations": [{"image_id": 1, "bbox": []}]}', "COCO's are in the files captions_*.json"),
+        ('{"a.jpg": ["x"]}', "expected a list of objects"),
+        ('{"image": 1}\n{"image": 2}', "with an object a line it is called .jsonl"),
+        ('[{"image": "a", "image": "b", "caption": "x"}]', "the key 'image' stands twice"),
+    ],
+    ids=["rows", "coco", "karpathy", "instances", "other", "lines", "twice"],
+)
+def test_json_tables(tmp_path, text, result):
+    if isinstance(result, list):
+        assert pairs(table(tmp_path, text, "captions.json")) == result
+        return
+    with pytest.raises(UserError) as error:
+        table(tmp_path, text, "captions.json")
+    assert result in str(error.value)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from core.console import UserError, progress, run_cli
-from core.files import atomic_path, digest_file, digest_json, keys_given_twice, read_mapping, write_json
+from core.files import atomic_path, digest_file, digest_json, keys_given_twice, parse_json, read_mapping, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -85,5 +85,24 @@ def test_a_key_that_stands_twice(tmp_path):
     assert keys_given_twice("yes: 1\ntrue: 2\n'yes': 3\n", "c.yaml") == [
         "true: stands twice in c.yaml, lines 1 and 2; keep one, or rename it"
     ]
+    tabs = '{\n\t"a": [{"b": 1, "b": 2}],\n\t"c": 3\n}'  # as JSON is often indented
+    merged = "a: &a {b: 1}\nc:\n  <<: *a\n  <<: {d: 2}\n"
+    assert [line.split(":")[0] for text in (tabs, merged) for line in keys_given_twice(text, "c")] == ["a.b", "c.<<"]
     with pytest.raises(UserError, match="a: stands twice in --settings, line 1"):
         read_mapping('{"a": 1, "a": 2}', flag="--settings")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"a": ' + "9" * 5000 + "}", "a number of thousands of digits"),
+        ("{'a': 1}", "Expecting property name"),
+    ],
+    ids=["twice", "deep", "digits", "no JSON"],
+)
+def test_json_of_others(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+    assert parse_json('{"a": [1, {"a": null}]}') == {"a": [1, {"a": None}]}

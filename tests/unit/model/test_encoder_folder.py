@@ -93,6 +93,7 @@ def test_faults_of_a_folder_are_lines(tmp_path):
     for content, message in (
         ("{", "not valid JSON"),
         ("[]", "holds no object"),
+        ('{"vocab_size": 9, "vocab_size": 10}', "the key 'vocab_size' stands twice"),
         ('{"is_decoder": true}', "has is_decoder"),
         ('{"position_embedding_type": "relative_key"}', "is a 'bert' model with relative_key positions"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from pathlib import Path
 
 from core.console import UserError
@@ -20,6 +21,19 @@ _WINDOWS = re.compile(rb"[\x80-\x9f]")
 _NOT_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
 _WESTERN = ("cp1252", "latin1")
 _CONTROL = re.compile("[\x80-\x84\x86-\x9f]")  # U+0085 is a line end of old systems
+_BETWEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+_UNSEEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+
+
+def one_line(text: str) -> str:
+    """A text on one line: blanks, line ends and control characters are single blanks between words. "" where nothing can be seen."""
+    text = _BETWEEN.sub(" ", text).strip()
+    return "" if all(unicodedata.category(character)[0] in "CZ" for character in text) else text
+
+
+def has_control(text: str) -> bool:
+    """Whether a text holds control characters other than line ends and tabs."""
+    return _UNSEEN.search(text) is not None
 
 
 def decode_text(path: str | Path, data: bytes | None = None) -> str:
@@ -36,13 +50,21 @@ def decode_text(path: str | Path, data: bytes | None = None) -> str:
     if data is None:
         if what := other_kind(path):
             raise UserError(f"{path} is {what}")
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); see to its path and permissions") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         at, what = error.start, f"byte 0x{data[error.start]:02x} is not UTF-8"
     else:
         if "\0" in text:
+            if _encoding(data) not in ("utf-16le", "utf-16be"):
+                line = text.count("\n", 0, text.index("\0")) + 1
+                raise UserError(
+                    f"{path}, line {line}: byte 0x00 is no text: the file is damaged or no text file; write it again"
+                )
             at, what = data.index(0), "byte 0x00 is no text"
         elif found := _CONTROL.search(text):
             line = text.count("\n", 0, found.start()) + 1
