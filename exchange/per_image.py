@@ -111,12 +111,11 @@ def _h5(wanted: Iterable[str], output: Path, store: Store, ids: list[str]) -> It
 
 
 def _classes(store: Store) -> int:
-    """How many classes the detector of a regions store tells apart: by their names, or by the largest number."""
-    names = class_names(store.attributes)
-    if "class_ids" not in store.arrays:
-        return 0
-    blocks = (range(start, min(start + 4096, len(store))) for start in range(0, len(store), 4096))
-    return max([len(names), *(1 + int(store.rows("class_ids", np.array(block)).max()) for block in blocks)])
+    """How many classes the detector of a regions store tells apart: by their names, else by the largest number."""
+    if (names := class_names(store.attributes)) or "class_ids" not in store.arrays:
+        return len(names)
+    blocks = (np.arange(start, min(start + 4096, len(store))) for start in range(0, len(store), 4096))
+    return max((1 + int(store.rows("class_ids", block).max()) for block in blocks), default=0)
 
 
 def _images(store: Store, rows: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:

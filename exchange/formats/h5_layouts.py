@@ -58,8 +58,8 @@ _COUNTS = ("num_boxes", "num_bbox", "num_regions", "counts")
 _RANGES = ("pos_boxes", "pos_bboxes")
 _TABLE_NAMES = {*_PARTS, *_IDS, *_COUNTS, *_RANGES, GRID_SHAPE}
 _ANY = "|".join(sorted(_PARTS, key=len, reverse=True))
-_BY_IMAGE = re.compile(f"(.+)_({_ANY})")  # 42_features
-_BY_FILE = re.compile(f"(?:.*[_.-])?({_ANY})")  # cocobu_att
+_BY_IMAGE = re.compile(f"(.+?)_({_ANY})")  # 42_features; of 42_class_scores the longest that is known
+_BY_FILE = re.compile(f"(?:.*?[_.-])?({_ANY})")  # cocobu_att
 _OTHER_FILES = re.compile(
     "(?:.*[_.-])?(fc|label|labels)"
 )  # cocobu_fc, cocotalk_label: of a folder they are not looked into

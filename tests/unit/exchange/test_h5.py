@@ -6,12 +6,13 @@ import h5py
 import numpy as np
 import pytest
 
-from catalog.index import ImageRows
+from catalog.index import ImageRows, read_image_rows
 from catalog.settings import RegionImport
 from core.console import UserError
 from exchange.importing import open_reader
-from exchange.per_image import export_images
+from exchange.per_image import _classes, export_images
 from tests.unit.exchange.test_per_image import IDS, exported  # noqa: F401 - a fixture
+from tests.unit.model.conftest import FakeStore
 
 IMAGES = ImageRows(["42", "7"], "digest", ["COCO_val2014_000000000042.jpg", "7.jpg"], [(480, 640)] * 2)
 COUNTS = [5, 3]
@@ -283,7 +284,7 @@ def test_as_captioning_codes_read_ours(exported):  # noqa: F811
         features = file[f"{42:d}_features"][()]
         order = np.argsort(np.max(file[f"{42:d}_cls_prob"][()], -1))[::-1]
         assert features.dtype == np.float32 and np.array_equal(features, own["features"][0].astype(np.float32))
-        assert np.array_equal(order, np.argsort(own["scores"][0])[::-1])
+        assert np.array_equal(order, np.argsort(own["class_scores"][0])[::-1])
         assert np.array_equal(file["sub/b c_boxes"][()], own["boxes"][1, :1])
     # As self-critical.pytorch's HybridLoader and its Dataset do.
     with (
@@ -301,3 +302,23 @@ def test_as_captioning_codes_read_ours(exported):  # noqa: F811
     export_images(formats=["h5"], **options["grids"])
     with h5py.File(options["grids"]["output"] / "features.h5") as file:
         assert file["42_grids"] == file["42_features"] and file["42_grids"].shape == (6, 16)
+
+
+def test_cls_prob_alone_gives_classes_and_their_scores_back(exported, monkeypatch):  # noqa: F811
+    """As of a file that is not ours: without what ours hold beside it."""
+    folder, arrays, options = exported
+    monkeypatch.setattr("exchange.h5_files.BESIDE", ())
+    export_images(formats=["h5"], **options["regions"])
+    _, found, _ = read(
+        options["regions"]["output"] / "features.h5", images=read_image_rows(folder / "images.parquet"), num_regions=6
+    )
+    assert np.array_equal(found["class_ids"][:3], arrays["regions"]["class_ids"][:3])
+    assert np.array_equal(found["scores"][:3], arrays["regions"]["class_scores"][:3])
+
+
+@pytest.mark.parametrize("names", [[], ["dog", "cat"]], ids=["by the largest number", "by their names"])
+def test_cls_prob_has_a_column_for_each_class_and_the_background(names):
+    asked = []
+    store = FakeStore({"class_ids": np.array([[1, -1], [0, -1]])}, ["a", "b"], {"class_names": names})
+    rows, store.rows = store.rows, lambda array, indices: asked.append(array) or rows(array, indices)
+    assert _classes(store) == 2 and bool(asked) == (not names), "all images are read only where nothing says it"

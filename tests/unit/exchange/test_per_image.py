@@ -41,6 +41,9 @@ def exported(tmp_path):
         "boxes": boxes * valid[:, :, None],
         "scores": generator.random((4, 6)).astype(np.float32) * valid,
         "class_ids": np.where(valid, generator.integers(0, 1600, (4, 6)), -1).astype(np.int16),
+        "class_scores": generator.random((4, 6)).astype(np.float32) * valid,
+        "attribute_ids": np.where(valid, generator.integers(-1, 400, (4, 6)), -1).astype(np.int16),
+        "attribute_scores": generator.random((4, 6)).astype(np.float32) * valid,
         "counts": np.array(COUNTS, np.int16),
     }
     shapes = np.array([[2, 3], [3, 2], [1, 6], [0, 0]], np.int16)
@@ -91,7 +94,9 @@ def test_back_and_forth_is_bit_exact(exported, feature, format, reading, place):
         | ({"boxes"} if format in boxes else set())
         | ({"grid_shapes"} if feature == "grids" else set())
     )
-    expected |= {"scores", "class_ids"} if format in boxes - {"h5_arrays"} else set()
+    if format in boxes - {"h5_arrays"}:
+        expected |= {"scores", "class_ids", "attribute_ids", "attribute_scores"}
+        expected |= {"class_scores"} if format.startswith("h5") else set()
     assert expected <= compared
     for name in compared:
         assert np.array_equal(found[name][:3], arrays[feature][name][:3]), name
@@ -107,7 +112,9 @@ def test_files_are_as_their_programs_read_them(exported):
         assert content["x"].shape == (6, 16) and content["x"].dtype == np.float32 and int(content["num_bbox"]) == 6
         info = content["info"].item()
         assert (int(content["image_h"]), int(content["image_w"])) == (480, 640)
-        assert np.array_equal(info["objects_id"], arrays["regions"]["class_ids"][0]) and (info["attrs_id"] == -1).all()
+        assert np.array_equal(info["objects_id"], arrays["regions"]["class_ids"][0]) and np.array_equal(
+            info["attrs_conf"], arrays["regions"]["attribute_scores"][0]
+        )
     # As LXMERT's load_obj_tsv does.
     lines = [line.split("\t") for line in (out / "features.tsv").read_text().splitlines()]
     assert [line[0] for line in lines] == IDS[:3]
