@@ -1,21 +1,16 @@
-"""The page in a real browser: type, see, click. A picture of each step is kept where THREESHNET_SCREENSHOTS says."""
+"""The page in a real browser: type, see, click, by mouse and by keyboard."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium chromium-driver)"
-)
+from tests.unit.browsing import look, needs_browser, until
+
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -32,41 +27,6 @@ def address(built, repository):
     process.terminate()
     assert process.wait(20) is not None
     process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def shot(browser, tmp_path):
-    folder = Path(os.environ.get("THREESHNET_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return lambda name: browser.save_screenshot(str(folder / f"search-{name}.png"))
-
-
-def look(browser, width: int, *, dark: bool) -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-
-
-def until(browser, condition):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 60).until(condition)
 
 
 def hits(browser) -> list:
@@ -91,23 +51,34 @@ def test_type_see_click_and_go_back(browser, address, shot):
     found = hits(browser)
     assert found != first and "q=a+green+bird" in browser.current_url
     assert all(browser.execute_script("return [...document.images].map(i => i.complete && i.naturalWidth > 0)"))
-    shot("sentence")
+    shot("search-sentence")
     # Highlights on: frames and words appear; off: they go.
-    browser.execute_script("document.querySelector('[name=why]').click()")
+    browser.find_element(By.CSS_SELECTOR, "label.toggle").click()
     until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, ".hits svg rect"))
     assert browser.find_elements(By.CSS_SELECTOR, ".words li") and hits(browser) == found
-    shot("highlights")
-    browser.execute_script("document.querySelector('[name=why]').click()")
+    shot("search-highlights")
+    browser.find_element(By.NAME, "why").send_keys(Keys.SPACE)
     until(browser, lambda b: not b.find_elements(By.CSS_SELECTOR, ".hits svg"))
     # One run alone answers otherwise than both.
-    browser.execute_script("document.querySelector('[name=run][value=second]').click()")
+    scores = "return [...document.querySelectorAll('.hits .score')].map(i => i.textContent)"
+    both = browser.execute_script(scores)
+    browser.find_element(By.XPATH, "//label[normalize-space()='first']").click()
+    until(browser, lambda b: "run=first" in b.current_url)
+    browser.find_element(By.CSS_SELECTOR, "[name=run]:checked").send_keys(Keys.ARROW_RIGHT)
     until(browser, lambda b: "run=second" in b.current_url)
-    # An image, opened by keyboard: its sentences, others like it.
     until(browser, lambda b: b.find_element(By.ID, "results").get_attribute("aria-busy") == "false")
+    assert browser.execute_script(scores) != both
+    # An image, opened by keyboard: its sentences, others like it; one of these, by mouse.
     browser.find_element(By.CSS_SELECTOR, ".hits a").send_keys(Keys.ENTER)
     until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, ".chosen img"))
     assert browser.find_elements(By.CSS_SELECTOR, ".sentences li") and hits(browser)
-    shot("image")
+    shot("search-image")
+    first, beside = browser.current_url, hits(browser)[0].rpartition("/")[2]
+    browser.find_element(By.CSS_SELECTOR, ".hits a").click()
+    until(browser, lambda b: f"image={beside}" in b.current_url and b.current_url != first)
+    assert browser.find_element(By.CSS_SELECTOR, ".chosen img").get_attribute("src").endswith(f"/photo/{beside}")
+    browser.back()
+    until(browser, lambda b: b.current_url == first)
     browser.back()
     until(browser, lambda b: not b.find_elements(By.CSS_SELECTOR, ".chosen"))
     assert browser.find_element(By.ID, "q").get_attribute("value") == "a green bird"
@@ -127,7 +98,7 @@ def test_it_fits_the_screen_in_both_colours(browser, address, shot, width, dark)
         light = sum(int(v) for v in re.findall(r"\d+", background)[:3]) / 3
         assert light < 60 if dark else light > 200
         assert not browser.execute_script("return [...document.images].filter(i => !i.alt).length")
-        shot(f"{name}-{width}-{'dark' if dark else 'light'}")
+        shot(f"search-{name}-{width}-{'dark' if dark else 'light'}")
 
 
 def test_it_works_without_scripts(browser, address):

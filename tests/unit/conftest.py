@@ -1,0 +1,23 @@
+"""Shared by the unit tests: a browser."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.browsing import start
+
+
+@pytest.fixture(scope="session")
+def browser():
+    driver = start()
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def shot(browser, tmp_path):
+    """`shot(name)` keeps a picture of what is seen."""
+    folder = Path(os.environ.get("THREESHNET_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda name: browser.save_screenshot(str(folder / f"{name}.png"))
