@@ -21,6 +21,11 @@ WEIGHTS, CONFIG, VOCABULARY, HISTORY = "model.safetensors", "config.json", "voca
 METRICS, RANKS = "metrics.json", "ranks.safetensors"
 
 
+def work(results: str) -> str:
+    """`results` itself, or for a bucket a folder `results/BUCKET/FOLDER`."""
+    return results.replace("s3://", "results/", 1) if results.startswith("s3://") else results
+
+
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 

@@ -69,10 +69,10 @@ def _outputs(settings: Settings, results: Path) -> Iterator[Path]:
     for ensemble in settings.ensembles:
         for path in (layout.ensemble_metrics, layout.ensemble_ranks):
             yield from (Path(path(results, ensemble, testset)) for testset in settings.testsets)
-    for search in settings.search:
+    for search, section in settings.search.items():
         marker = Path(layout.search(results, search))
         yield from (marker, marker.with_name(layout.IMAGES), marker.with_name(layout.CAPTIONS))
-        for run in settings.runs:
+        for run in (*settings.runs, *section.imported):
             yield from (marker.with_name(f"{run}.{side}.safetensors") for side in ("images", "captions"))
         yield from marker.parent.glob(f"thumbnails/[0-9a-f][0-9a-f]/{'[0-9a-f]' * 16}*.jpg")
     yield from (Path(layout.table(results, suffix)) for suffix in ("csv", "md", "tex"))

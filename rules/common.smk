@@ -71,11 +71,6 @@ for name in checked(PLAN.kept_runs):
         f"note: runs.{name}: {layout.run_folder(PLAN.results, name)} holds an imported checkpoint; it is scored as it is and not trained",
         file=sys.stderr,
     )
-for name in PLAN.unsearchable():
-    print(
-        f"note: search.{name} is left out: results in a bucket cannot be searched; copy the run folders, and search on this machine",
-        file=sys.stderr,
-    )
 
 SETTINGS, RESULTS, WORK = PLAN.settings, PLAN.results, PLAN.work
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.

@@ -74,7 +74,7 @@ class Plan(Shown, Reasons):
     @property
     def work(self) -> str:
         """Where logs, benchmarks, states to resume from and rendered images lie: never in a bucket."""
-        return self.results.replace("s3://", "results/") if self.remote else self.results
+        return layout.work(self.results)
 
     def ask(self, place: str) -> Callable[[Wildcards], Any]:
         """A function of wildcards: what the settings hold at a place such as `datasets.{dataset}.shards`.
@@ -208,12 +208,8 @@ class Plan(Shown, Reasons):
         return [self.kept(layout.table(self.results, suffix)) for suffix in formats]
 
     def all_searches(self) -> list[str]:
-        """None in a bucket: asking reads files, see `unsearchable`."""
-        return [self.kept(layout.search(self.results, search)) for search in self.settings.search if not self.remote]
-
-    def unsearchable(self) -> list[str]:
-        """Searches that are left out as the results lie in a bucket."""
-        return list(self.settings.search) if self.remote else []
+        """Everything that can be asked."""
+        return [self.kept(layout.search(self.results, search)) for search in self.settings.search]
 
     def needed_features(self, dataset: str) -> list[Feature]:
         """What is made of a dataset: what its runs and test sets read, or everything if nothing reads it."""

@@ -20,6 +20,7 @@ rule build_search:
         dataset=PLAN.ask("search.{search}.dataset"),
         runs=PLAN.search_runs,
         captions=PLAN.search_flags,
+        place=PLAN.search_place,
     message:
         "Makes {wildcards.search} searchable"
     shell:
@@ -30,6 +31,7 @@ rule build_search:
             --captions {input.captions:q} \
             --runs {params.runs:q} \
             {params.captions:q} \
+            --place {params.place:q} \
             --output {output.search:q} \
             --threads {threads} \
             > {log:q} 2>&1

@@ -36,6 +36,10 @@ class Shown:
             "stores": [self.sealed(search.dataset, feature) for feature in FEATURES if feature in read],
         }
 
+    def search_place(self, wildcards: Wildcards) -> str:
+        """Where a search's files lie, a bucket's address included."""
+        return os.path.dirname(layout.search(self.results, wildcards.search))
+
     def search_runs(self, wildcards: Wildcards) -> str:
         """For each run its folder and the stores it reads, as the command takes them."""
         search = self.settings.search[wildcards.search]

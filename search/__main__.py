@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="the images are not drawings of the embedded renderer: warn on the page",
     )
     building.add_argument("--output", required=True, type=Path, help="search.json to write; the rest lies beside it")
+    building.add_argument("--place", help="where the rest lies instead, such as an address in a bucket")
     building.add_argument("--batch-size", type=int, default=128)
     add_device(building)
 
@@ -103,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_threads(serving)
     for one in (asking, serving):
         one.add_argument("--dataset", required=True, help="name of a search, or of its dataset")
-        one.add_argument("--results", default="results", help="the results folder (default: %(default)s)")
+        one.add_argument(
+            "--results", default="results", help="the results folder, or s3://BUCKET/FOLDER (default: %(default)s)"
+        )
     options = vars(parser.parse_args(argv))
     options.pop("function")(**options)
 

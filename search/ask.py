@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +17,11 @@ import pyarrow.parquet as pq
 from core import layout
 from core.console import UserError
 from core.messages import did_you_mean
-from search.build import SEARCH_VERSION, THUMBNAILS, captions_file, images_file, thumbnail
+from search.build import SEARCH, SEARCH_VERSION, captions_file, images_file, thumbnail, thumbnails_of
+from search.copies import fetched, resolved, run_folder
 from search.vectors import nearest, read_vectors
 from stores.class_names import class_names
+from stores.places import Location, Place, place_of
 
 if TYPE_CHECKING:
     from model.data import Features
@@ -39,7 +40,7 @@ class Hit:
 
 
 class Search:
-    """One `search.json` and what lies beside it. Methods may be called from several threads.
+    """One `search.json`, of a folder or in a bucket, and what lies beside it. Methods may be called from several threads.
 
     Attributes:
         name: of the folder. dataset: which is searched. runs: names, in the configuration's order. warning: for who sees the page.
@@ -50,11 +51,13 @@ class Search:
         UserError: there is no such search, it is of another version, or its files do not fit together.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.folder = Path(path).parent
-        about = _about(Path(path))
-        self.name, self.dataset, self._runs = self.folder.name, about["dataset"], about["runs"]
+    def __init__(self, path: Location) -> None:
+        self.place = place_of(os.path.dirname(os.fspath(path)))
+        about = _about(self.place)
+        self.dataset, self._runs = about["dataset"], about["runs"]
         self.runs = list(self._runs)
+        self.folder = fetched(self.place, about.get("files", {}))
+        self.name = self.folder.name
         self._region_names = about.get("region_names", ())
         self.warning: str = about.get("warning", "")
         self.images = pq.read_table(self.folder / layout.IMAGES).to_pylist()
@@ -131,10 +134,13 @@ class Search:
         )
         raise UserError(f"--image: {image!r} is not indexed; {hint}")
 
-    def thumbnail(self, row: int) -> Path | None:
-        """The small picture of an image; None if it has none."""
+    def thumbnail(self, row: int) -> bytes | None:
+        """The small picture of an image, a JPEG file; None if it has none."""
         content = self.images[row]["thumbnail"]
-        return thumbnail(self.folder / THUMBNAILS, content) if content else None
+        try:
+            return thumbnails_of(self.place).read(thumbnail(content)) if content else None
+        except FileNotFoundError:
+            return None
 
     def explain(self, sentence: str, rows: Sequence[int], *, run: str) -> list[Explanation]:
         """Why images are as similar to a sentence as a run says."""
@@ -182,9 +188,10 @@ class Search:
         from model.runs import WEIGHTS, load_run
 
         full_float32("cpu")
-        folder = self._place(run, "folder")
+        digest = self._runs[run]["weights_digest"]
+        folder = run_folder(self._where(run, "folder"), digest)
         network, _, tokenizer = load_run(folder)
-        if digest_file(Path(folder, WEIGHTS)) != self._runs[run]["weights_digest"]:
+        if digest_file(folder / WEIGHTS) != digest:
             raise UserError(f"run {run} has been trained again since its images were embedded; run the target `search`")
         return network, tokenizer
 
@@ -195,44 +202,45 @@ class Search:
 
         panoptic = "panoptic" in self._runs[run]
         return Features(
-            open_store(self._place(run, "visual")), open_store(self._place(run, "panoptic")) if panoptic else None
+            open_store(self._where(run, "visual")), open_store(self._where(run, "panoptic")) if panoptic else None
         )
 
-    def _place(self, run: str, what: str) -> Path:
-        return Path(os.path.normpath(self.folder / self._runs[run][what]))
+    def _where(self, run: str, what: str) -> str:
+        return resolved(self._runs[run][what], self.place)
 
 
-def open_search(results: str | os.PathLike[str], name: str) -> Search:
-    """The search of a name, or the only one of a dataset of this name.
+def open_search(results: Location, name: str) -> Search:
+    """The search of a name, or the only one of a dataset of this name. `results`: a folder, or an address in a bucket.
 
     Raises:
         UserError: there is none.
     """
-    if (path := Path(layout.search(results, name))).is_file():
-        return Search(path)
-    found = {file: _about(file)["dataset"] for file in sorted(Path(results).glob("search/*/search.json"))}
-    of_dataset = [file for file, dataset in found.items() if dataset == name]
+    results = os.fspath(results).rstrip("/")
+    searches = place_of(f"{results}/search")
+    names = searches.folders()
+    if name in names and searches.size(f"{name}/{SEARCH}") is not None:
+        return Search(layout.search(results, name))
+    names = [one for one in names if searches.size(f"{one}/{SEARCH}") is not None]
+    of_dataset = [one for one in names if _about(place_of(f"{results}/search/{one}"))["dataset"] == name]
     if len(of_dataset) == 1:
-        return Search(of_dataset[0])
+        return Search(layout.search(results, of_dataset[0]))
     if of_dataset:
-        names = ", ".join(file.parent.name for file in of_dataset)
-        raise UserError(f"--dataset: {name!r} has several searches; choose one of them by its name: {names}")
-    names = [file.parent.name for file in found]
+        found = ", ".join(of_dataset)
+        raise UserError(f"--dataset: {name!r} has several searches; choose one of them by its name: {found}")
     hint = did_you_mean(name, names, f"there are: {', '.join(names)}") if names else "there is none there yet"
     raise UserError(
-        f"--dataset: no search {name!r} below {os.fspath(results)!r}; {hint}. A section `search` in the configuration and "
+        f"--dataset: no search {name!r} below {results!r}; {hint}. A section `search` in the configuration and "
         "`snakemake --cores N search` make one; --results names another folder"
     )
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _about(place: Place) -> dict[str, Any]:
+    again = "run the target `search` again"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(place.read(SEARCH))
         version = about["search_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no search ({error}); run the target `search` again") from error
+        raise UserError(f"{place}/{SEARCH} is no search ({error}); {again}") from error
     if version != SEARCH_VERSION:
-        raise UserError(
-            f"{path} has version {version!r}, this program reads {SEARCH_VERSION}; run the target `search` again"
-        )
+        raise UserError(f"{place}/{SEARCH} has version {version!r}, this program reads {SEARCH_VERSION}; {again}")
     return about

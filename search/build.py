@@ -1,6 +1,6 @@
 """What is needed to find a dataset's images by sentences. Made again, only what is new is embedded and shrunk.
 
-search.json                   written last: what the search is of, where its runs and stores are
+search.json                   written last: what the search is of, where its runs and stores are, digests of the files beside it
 images.parquet                the rows that can be found;   captions.parquet   theirs
 {run}.images.safetensors      embeddings, each with a digest of what it was made from;   {run}.captions.safetensors
 thumbnails/                   a small JPEG for each content of an image file, named by its digest
@@ -9,6 +9,8 @@ thumbnails/                   a small JPEG for each content of an image file, na
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +25,20 @@ from catalog.index import read_captions, read_images
 from core import layout
 from core.console import UserError, progress
 from core.embedded import knows_drawings_only, warning
-from core.files import atomic_path, digest_file, digest_json, write_json
+from core.files import atomic_path, digest_file, digest_json
 from core.pictures import load_upright
 from model.runs import CONFIG, VOCABULARY, WEIGHTS, check_same_extractor, load_run, read_config
+from search.copies import changing, relative, run_folder
 from search.vectors import KEY_BYTES, updated
 from stores.class_names import read_names
+from stores.places import Location, Place, place_of
 from stores.schema import CONTENT_HASHES
 
 if TYPE_CHECKING:
     from model.data import Features
 
 SEARCH_VERSION = 1
-THUMBNAILS, THUMBNAIL_SIDE = "thumbnails", 384
+SEARCH, THUMBNAIL_SIDE = "search.json", 384
 _ROWS_AT_ONCE = 512
 
 
@@ -45,6 +49,7 @@ def build_search(
     captions: Path,
     runs: Mapping[str, Mapping[str, str]],
     output: Path,
+    place: Location | None = None,
     without_captions: bool = False,
     region_names: Path | None = None,
     photographs: bool = False,
@@ -52,11 +57,12 @@ def build_search(
     device: str = "auto",
     threads: int | None = None,
 ) -> None:
-    """Make or bring up to date the folder of `output`, its `search.json`.
+    """Make or bring up to date what lies in `place`; then write its `search.json`, and that again to `output`.
 
     Args:
         dataset: its name. images, captions: its index. runs: for each run its `folder`, and the stores `visual` and, where its
-            network needs it, `panoptic`. without_captions: embed none. batch_size: images at a time.
+            network needs it, `panoptic`. place: a folder, or an address in a bucket; None: the folder of `output`.
+        without_captions: embed none. batch_size: images at a time.
         region_names: file of the names of the regions' classes, for stores that do not know them.
         photographs: the images are not drawings of the embedded renderer, so the page warns where its detectors made the features.
 
@@ -70,30 +76,36 @@ def build_search(
 
     opened, _ = open_device(device, threads=threads)
     full_float32(opened)
-    folder = Path(output).parent
-    Path(output).unlink(missing_ok=True)  # what follows replaces parts of what it describes
+    where = place_of(Path(output).parent if place is None else place)
+    for old in (where, place_of(Path(output).parent)):
+        old.remove(SEARCH)  # what follows replaces parts of what it describes
     table, digest = read_images(images)
-    loaded = {name: _load(name, run, digest) for name, run in runs.items()}
+    here = {name: {**run, "folder": str(run_folder(run["folder"]))} for name, run in runs.items()}
+    loaded = {name: _load(name, run, digest) for name, run in here.items()}
     dropped = set().union(*(features.dropped for _, _, _, features in loaded.values()))
     ids = table["image_id"].to_pylist()
     rows = np.array([row for row, image_id in enumerate(ids) if image_id not in dropped], dtype=np.int64)
     shown = _shown_images(table, rows)
     texts = _shown_captions(captions, shown, none=without_captions)
-    folder.mkdir(parents=True, exist_ok=True)
+    shown = _with_thumbnails(shown, thumbnails_of(where))
     described = {}
-    for name, one in loaded.items():
-        one[0].to(opened)
-        described[name] = _embed(folder, name, runs[name], one, rows, texts, batch_size)
-        described[name] |= {key: os.path.relpath(value, folder) for key, value in runs[name].items()}
-    shown = _with_thumbnails(shown, folder / THUMBNAILS)
-    for name, content in ((layout.IMAGES, shown), (layout.CAPTIONS, texts)):
-        with atomic_path(folder / name) as temporary:
-            pq.write_table(content, temporary)
-    about = {"dataset": dataset, "index_digest": digest, "images": len(shown), "captions": len(texts)}
+    files = [layout.IMAGES, layout.CAPTIONS, *(file(name) for name in runs for file in (images_file, captions_file))]
+    with changing(where, files) as folder:
+        for name, one in loaded.items():
+            one[0].to(opened)
+            described[name] = _embed(folder, name, here[name], one, rows, texts, batch_size)
+            described[name] |= {key: relative(value, where) for key, value in runs[name].items()}
+        for name, content in ((layout.IMAGES, shown), (layout.CAPTIONS, texts)):
+            with atomic_path(folder / name) as temporary:
+                pq.write_table(content, temporary)
+        digests = {name: digest_file(folder / name) for name in files}
+    about = {"dataset": dataset, "index_digest": digest, "images": len(shown), "captions": len(texts), "files": digests}
     if region_names is not None:
         about["region_names"] = read_names(str(region_names))
     about |= {"warning": _warning(dataset, [features for *_, features in loaded.values()])} if photographs else {}
-    write_json(output, {"search_version": SEARCH_VERSION, **about, "runs": described})
+    whole = json.dumps({"search_version": SEARCH_VERSION, **about, "runs": described}, indent=2, ensure_ascii=False)
+    for there in dict.fromkeys((str(where), str(Path(output).parent))):
+        place_of(there).write(SEARCH, f"{whole}\n".encode())
     print(f"{output}: {len(shown)} images, {len(texts)} captions, {len(dropped)} images without features left out")
 
 
@@ -231,34 +243,40 @@ def _stacked(digests: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), KEY_BYTES)
 
 
-def _with_thumbnails(shown: pa.Table, folder: Path) -> pa.Table:
+def _with_thumbnails(shown: pa.Table, place: Place) -> pa.Table:
     """Make the small pictures that are missing, remove those of no image; adds `thumbnail`, the name of each, or null."""
     contents, paths = shown["content_hash"].to_pylist(), shown["path"].to_pylist()
     # Features from files may have come without images: what stands for their contents is no file's digest.
     named = {c: p for c, p in zip(contents, paths, strict=True) if c and p and os.path.isfile(p)}
-    known = {file.name.removesuffix(".jpg") for file in folder.glob("*/*.jpg")}
+    known = {key.rpartition("/")[2].removesuffix(".jpg") for key in place.keys() if key.endswith(".jpg")}
     missing = [(content, path) for content, path in named.items() if content not in known]
     with ThreadPoolExecutor(4) as pool:
-        jobs = pool.map(lambda job: _shrink(folder, *job), missing)
+        jobs = pool.map(lambda job: _shrink(place, *job), missing)
         failed = {content for content in progress(jobs, total=len(missing), desc="thumbnails", unit="image") if content}
     for content in known - named.keys():
-        thumbnail(folder, content).unlink(missing_ok=True)
+        place.remove(thumbnail(content))
     names = [content if content in named and content not in failed else None for content in contents]
     print(f"thumbnails: {len(missing) - len(failed)} made, {len(failed)} files could not be read")
     return shown.append_column("thumbnail", pa.array(names, pa.string()))
 
 
-def thumbnail(folder: Path, content: str) -> Path:
-    """Where the small picture of a content lies: 256 folders, because few file systems like a million files in one."""
-    return folder / content[:2] / f"{content}.jpg"
+def thumbnails_of(folder: Place) -> Place:
+    """Where the small pictures lie."""
+    return place_of(f"{folder}/thumbnails")
 
 
-def _shrink(folder: Path, content: str, path: str) -> str | None:
+def thumbnail(content: str) -> str:
+    """The key of the small picture of a content: 256 folders, because few file systems like a million files in one."""
+    return f"{content[:2]}/{content}.jpg"
+
+
+def _shrink(place: Place, content: str, path: str) -> str | None:
     """Write one small picture; the content itself if the file cannot be read."""
     try:
         small = load_upright(path, THUMBNAIL_SIDE)
     except OSError:
         return content
-    with atomic_path(thumbnail(folder, content)) as temporary:
-        small.save(temporary, "JPEG", quality=82)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=82)
+    place.write(thumbnail(content), buffer.getvalue())
     return None

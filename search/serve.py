@@ -7,6 +7,7 @@ in the same browser can read along.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import ipaddress
@@ -141,22 +142,17 @@ def make_app(search: Search, *, hosts: Sequence[str] = ("127.0.0.1", "localhost"
         return HTMLResponse(pages.get_template("results.html").render(answer(request)))
 
     def thumbnail(request: Request) -> Response:
-        path = search.thumbnail(row_of(request))
-        try:
-            if path is not None:
-                return Response(path.read_bytes(), media_type="image/jpeg", headers={"Cache-Control": "max-age=600"})
-        except FileNotFoundError:
-            pass
-        raise HTTPException(404, "This image has no thumbnail.")
+        small = search.thumbnail(row_of(request))
+        if small is None:
+            raise HTTPException(404, "This image has no thumbnail.")
+        return Response(small, media_type="image/jpeg", headers={"Cache-Control": "max-age=600"})
 
     def photo(request: Request) -> Response:
         path = search.images[row_of(request)]["path"]
-        try:
-            if not path:
-                raise FileNotFoundError
-            return _encoded(load_upright(path, _PHOTO_SIDE), "JPEG", quality=88)
-        except OSError as error:
-            raise HTTPException(404, "The file of this image cannot be read any more.") from error
+        with contextlib.suppress(OSError):
+            if path:
+                return _encoded(load_upright(path, _PHOTO_SIDE), "JPEG", quality=88)
+        return thumbnail(request)  # its file is gone, or on another machine
 
     def overlay(request: Request) -> Response:
         row, wanted = row_of(request), asked(request)

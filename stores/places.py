@@ -49,6 +49,10 @@ class Place(Protocol):
         """All files, sorted."""
         ...
 
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, sorted; none where there is no such place."""
+        ...
+
     def prune(self) -> None:
         """Remove empty folders, where a place has any."""
         ...
@@ -90,6 +94,9 @@ class Folder:
     def keys(self) -> list[str]:
         found = (path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir())
         return sorted(path.relative_to(self.path).as_posix() for path in found)
+
+    def folders(self) -> list[str]:
+        return sorted(path.name for path in self.path.iterdir() if path.is_dir()) if self.path.is_dir() else []
 
     def prune(self) -> None:
         for path in sorted(self.path.rglob("*"), reverse=True):  # children before their folders
@@ -137,6 +144,10 @@ class Bucket:
         with self._reached():
             return sorted(entry["path"] for page in _client(self.url).list() for entry in page)
 
+    def folders(self) -> list[str]:
+        with self._reached():
+            return sorted(_client(self.url).list_with_delimiter()["common_prefixes"])
+
     def prune(self) -> None:
         pass
 
@@ -150,6 +161,19 @@ class Bucket:
         starts, lengths = [offset for offset, _ in ranges], [length for _, length in ranges]
         with self._reached():
             return [bytes(data) for data in _client(self.url).get_ranges(key, starts=starts, lengths=lengths)]
+
+    def fetch(self, key: str, target: Path) -> None:
+        """Copy a file to this machine, block by block. FileNotFoundError if there is none."""
+        with self._reached():
+            found = _client(self.url).get(key)
+            with atomic_path(target) as temporary, open(temporary, "wb") as file:
+                for block in found.stream():
+                    file.write(block)
+
+    def send(self, key: str, source: Path) -> None:
+        """Copy a file of this machine into place."""
+        with self._reached(reading=False):
+            _client(self.url).put(key, source)
 
     def zarr_store(self) -> Any:
         """For zarr-python, to read from."""

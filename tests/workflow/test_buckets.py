@@ -2,10 +2,12 @@
 
 import io
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from search.__main__ import main
 from stores.places import place_of
 
 from .conftest import TINY
@@ -13,15 +15,18 @@ from .conftest import TINY
 pytestmark = pytest.mark.workflow
 
 
+SEARCHED = TINY | {"search": {"mine": {"dataset": "tiny", "runs": ["region"], "captions": False}}}
+
+
 def run(workflow, results, *arguments):
-    return workflow.run(*arguments, config=TINY | {"results": results})
+    return workflow.run(*arguments, config=SEARCHED | {"results": results})
 
 
 def planned(workflow, results):
-    return workflow.planned(config=TINY | {"results": results})
+    return workflow.planned(config=SEARCHED | {"results": results})
 
 
-def test_results_in_a_bucket_are_those_of_a_folder(make_workflow, make_bucket, finished):
+def test_results_in_a_bucket_are_those_of_a_folder(make_workflow, make_bucket, finished, monkeypatch, capsys):
     results = f"{make_bucket()}/lab/tiny"
     workflow = make_workflow(TINY)
     made = run(workflow, results)
@@ -42,6 +47,13 @@ def test_results_in_a_bucket_are_those_of_a_folder(make_workflow, make_bucket, f
     for key in ("tables/results.csv", "runs/region/model.safetensors", "runs/region/vocab.txt"):
         assert key in keys
     assert any(key.startswith("evaluation/region/tiny_test/embeddings.zarr/") for key in keys)
+
+    # Images are found by a sentence, from where the workflow ran.
+    monkeypatch.chdir(workflow.folder)
+    main(["ask", "two dogs on the grass", "--results", results, "--dataset", "mine", "--top", "3"])
+    found = capsys.readouterr().out.splitlines()
+    assert len(found) == 3 and all(Path(line.split(maxsplit=2)[2]).is_file() for line in found)
+    assert len([key for key in keys if key.startswith("search/mine/thumbnails/")]) == 44
 
     # Damage is found and mended by the command that the message names.
     key = "tiny/features/grids.zarr/features/c/1/0/0"

@@ -355,11 +355,10 @@ def test_results_in_a_bucket(default, monkeypatch):
     assert asked.run_stores(scenes)[1] == "s3://lab/x/scenes/features/grids.zarr"
     assert asked.run_inputs(scenes)["visual"] == "<s3://lab/x/scenes/features/grids.zarr/zarr.json>"
     assert asked.all_verified()[0] == "results/lab/x/verified/scenes/regions.json"
-    assert (
-        asked.unsearchable() == ["scenes"]
-        and not asked.all_searches()
-        and plan(default | {"results": "results"}).all_searches()
-    )
+    assert asked.all_searches() == ["<s3://lab/x/search/scenes/search.json>"]
+    search = W(search="scenes")
+    assert asked.search_place(search) == "s3://lab/x/search/scenes"
+    assert json.loads(asked.search_runs(search))["grid"]["folder"] == "s3://lab/x/runs/grid"
     assert asked.trained == "grid", "a checkpoint that somebody put into a bucket is not trained over"
     assert asked.receipts(scenes)[1] == "<s3://lab/x/scenes/features/grids.receipts/1.json>"
 

@@ -77,10 +77,8 @@ def make_searchable(folder: Path, *, runs=("first", "second"), **world_options) 
     output = folder / "results" / "search" / "mine" / "search.json"
 
     def build(**options):
-        build_search(
-            dataset="photos", images=world.images, captions=world.captions, runs=described, output=output, device="cpu",
-            **options,
-        )  # fmt: skip
+        given = {"runs": described, "output": output, "device": "cpu"} | options
+        build_search(dataset="photos", images=world.images, captions=world.captions, **given)
         return json.loads(output.read_text())
 
     return SimpleNamespace(world=world, runs=described, output=output, results=folder / "results", build=build)

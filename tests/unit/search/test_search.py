@@ -17,6 +17,7 @@ from search.__main__ import main
 from search.ask import Search, open_search
 from search.vectors import read_vectors
 from stores import open_store
+from stores.places import place_of
 from tests.unit.model.helpers import prepare
 from tests.unit.search.conftest import HOSTILE, make_searchable, write_stores
 
@@ -99,6 +100,54 @@ def test_only_new_photos_are_embedded_and_shrunk(searchable, capsys, monkeypatch
     assert np.array_equal(after[others], before[others]) and not np.array_equal(after[5], before[5])
     np.testing.assert_allclose(after, expected_images(searchable, "first"), atol=1e-5)
     assert len(list(folder.glob("thumbnails/*/*.jpg"))) == 36, "the small picture of what is gone is gone"
+
+
+def test_a_search_in_a_bucket_is_that_of_a_folder(searchable, make_bucket, tmp_path, monkeypatch, capsys):
+    """Built there, asked from there, brought up to date there; photos and an imported run stay where they are."""
+    monkeypatch.chdir(tmp_path)
+    searchable.build()
+    here = Search(searchable.output)
+    results = f"{make_bucket()}/lab/mine"
+    place = place_of(results)
+    for path in ("first.zarr", "runs/first"):  # as in results: what moves with them
+        source = tmp_path / path.replace("first.zarr", "visual.zarr")
+        for file in source.rglob("*"):
+            if file.is_file():
+                place.write(f"{path}/{file.relative_to(source).as_posix()}", file.read_bytes())
+    searchable.runs["first"] |= {"folder": f"{results}/runs/first", "visual": f"{results}/first.zarr"}
+    marker = tmp_path / "marker" / "search.json"
+    options = {"place": f"{results}/search/mine", "output": marker}
+    searchable.build(**options)
+    assert place.read("search/mine/search.json") == marker.read_bytes()
+    runs = json.loads(marker.read_bytes())["runs"]
+    assert (
+        runs["first"]["folder"] == "../../runs/first"
+        and runs["second"]["folder"] == searchable.runs["second"]["folder"]
+    )
+    shutil.rmtree(tmp_path / "results" / results.removeprefix("s3://"))  # asked from another machine
+
+    there = open_search(results, "photos")
+    assert there.images == here.images and there.thumbnail(3) == here.thumbnail(3)
+    for run in (None, "first", "second"):
+        assert there.find("a red dog", run=run) == here.find("a red dog", run=run)
+    assert there.explain("a dog", [2], run="first")[0].score == here.explain("a dog", [2], run="first")[0].score
+    asked = ["ask", "a red dog", "--results", results, "--dataset"]
+    capsys.readouterr()
+    main([*asked, "mine", "--top", "1"])
+    assert capsys.readouterr().out.split()[2].startswith(str(tmp_path / "photos"))
+    with pytest.raises(UserError, match="no search 'mime' below 's3://.*did you mean 'mine'"):
+        main([*asked, "mime"])
+
+    searchable.build(**options)
+    assert "first: embedded 0 of 36 images and 0 captions anew" in capsys.readouterr().out
+    # A copy of an older state is told from what is there now; a file that is not what was built, too.
+    copy = tmp_path / "results" / f"{results}/search/mine/first.images.safetensors".removeprefix("s3://")
+    copy.write_bytes(b"older")
+    assert open_search(results, "mine").find("a dog") == here.find("a dog")
+    place.write("search/mine/first.images.safetensors", b"other")
+    copy.unlink()
+    with pytest.raises(UserError, match="first.images.safetensors is missing or has changed since; run the target"):
+        open_search(results, "mine")
 
 
 def test_imported_features_are_compared_by_their_values(tmp_path, capsys):

@@ -163,18 +163,19 @@ def test_other_addresses_need_a_flag(built, host):
         main(["serve", "--dataset", "mine", "--results", str(built.results), "--host", host])
 
 
-def test_a_photo_that_is_gone_is_told(searchable):
+def test_a_photo_that_is_gone_is_shown_small(searchable):
     searchable.build(without_captions=True)
     search = Search(searchable.output)
     from pathlib import Path
 
     Path(search.images[4]["path"]).unlink()
     with TestClient(make_app(search), base_url="http://localhost") as client:
-        assert client.get("/photo/4").status_code == 404 and "cannot be read" in client.get("/photo/4").text
-        assert client.get("/thumbnail/4").status_code == 200
+        assert client.get("/photo/4").content == client.get("/thumbnail/4").content == search.thumbnail(4)
         page = soup(client.get("/?image=4"))
         assert "No captions were embedded" in page.text
         assert client.get(f"/?q={quote('a dog')}").status_code == 200
+        shutil.rmtree(searchable.output.parent / "thumbnails")
+        assert client.get("/photo/4").status_code == 404 and "no thumbnail" in client.get("/photo/4").text
 
 
 def test_long_captions_are_folded(tmp_path):
