@@ -21,9 +21,9 @@ WEIGHTS, CONFIG, VOCABULARY, HISTORY = "model.safetensors", "config.json", "voca
 METRICS, RANKS = "metrics.json", "ranks.safetensors"
 
 
-def work(results: str) -> str:
-    """`results` itself, or for a bucket a folder `results/BUCKET/FOLDER`."""
-    return results.replace("s3://", "results/", 1) if results.startswith("s3://") else results
+def work_of(place: str) -> str:
+    """The folder beside results in a bucket, for `s3://BUCKET/FOLDER` `results/BUCKET/FOLDER`; of a folder itself."""
+    return place.replace("s3://", "results/", 1) if place.startswith("s3://") else place
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Plan(Shown, Reasons):
     @property
     def work(self) -> str:
         """Where logs, benchmarks, states to resume from and rendered images lie: never in a bucket."""
-        return layout.work(self.results)
+        return layout.work_of(self.results)
 
     def ask(self, place: str) -> Callable[[Wildcards], Any]:
         """A function of wildcards: what the settings hold at a place such as `datasets.{dataset}.shards`.

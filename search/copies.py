@@ -20,7 +20,7 @@ from stores.places import Bucket, Location, Place, place_of
 
 def folder_of(place: Place) -> Path:
     """Where this machine has a place's files: the folder itself, or that of its copies."""
-    return Path(layout.work(str(place)))
+    return Path(layout.work_of(str(place)))
 
 
 @contextlib.contextmanager
