@@ -26,7 +26,7 @@ SUFFIXES = (
         ".jpf",
         ".jpg",
     ),
-    *(".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
+    *(".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
 )
 
 
@@ -38,12 +38,12 @@ def is_archive(path: str) -> bool:
     return path.lower().endswith(".zip")
 
 
-def _scan(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """Entries of files that are not hidden; linked folders are entered as well, unless they lead back up."""
+def files_below(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[os.DirEntry[str]]:
+    """Entries of files that are not hidden, in a folder and below; linked folders are entered as well, unless they lead back up."""
     try:
         status, entries = os.stat(folder), os.scandir(folder)
     except OSError as error:
-        raise UserError(f"image folder {folder!r} cannot be read ({error.strerror}); see to its permissions") from error
+        raise UserError(f"folder {folder!r} cannot be read ({error.strerror}); see to its permissions") from error
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
@@ -53,7 +53,7 @@ def _scan(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[os.D
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _scan(entry.path, (*above, here))
+                yield from files_below(entry.path, (*above, here))
             elif entry.is_file() or entry.is_symlink():
                 yield entry
 
@@ -67,7 +67,7 @@ def sort_files(folder: str) -> tuple[list[str], list[str]]:
     """Paths of the images in `folder` and below, and those of the other files, each sorted; hidden ones are left out."""
     images: list[str] = []
     others: list[str] = []
-    for entry in _scan(folder):
+    for entry in files_below(folder):
         (images if is_image(entry.name) else others).append(entry.path)
     return tuple(sorted(paths, key=lambda path: path.split(os.sep)) for paths in (images, others))
 
@@ -98,7 +98,7 @@ def folder_state(folder: str) -> str:
     that is no image.
     """
     states = []
-    for entry in _scan(folder):
+    for entry in files_below(folder):
         if not is_image(entry.name):
             continue
         try:

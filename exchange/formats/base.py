@@ -5,12 +5,13 @@ from __future__ import annotations
 import filecmp
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
+from catalog.files import files_below
 from catalog.index import ImageRows
 from catalog.names import NUMBER, normal
 from core.console import UserError
@@ -19,6 +20,7 @@ from core.files import digest_json
 from stores.schema import ArraySpec
 
 T = TypeVar("T")
+_EXAMPLES = 5  # files that are looked into for what is usual
 Rows = dict[str, np.ndarray]
 Failures = list[tuple[int, str]]
 
@@ -97,7 +99,7 @@ class PerImageReader(Reader):
         self.path, self.sizes = path, images.sizes
         self.names = all_names(images.ids, images.paths)
         self.attributes["files_digest"] = self.open()
-        self.describe(self.example(f"{path} has no usable {self.unit} any image of the index"))
+        self.describe(self._usual(f"{path} has no usable {self.unit} any image of the index"))
 
     def open(self) -> str:
         """Find out what lies at `path`. Returns: a digest, part of the store's fingerprint. UserError: it cannot be used."""
@@ -141,15 +143,32 @@ class PerImageReader(Reader):
         """Write an image's arrays to place `at` of `result`. ValueError: what is wrong with it."""
         raise NotImplementedError
 
-    def example(self, otherwise: str) -> Any:
-        """The first image's content that can be loaded. UserError with the message `otherwise` and the first's fault: there is none."""
-        first = ""
+    def layout(self, content: Any) -> Hashable:
+        """What images of one store have in common, of one image's content."""
+        raise NotImplementedError
+
+    def check(self, content: Any, row: int) -> None:
+        """ValueError: an image's content, by itself, cannot be what it is said to be."""
+
+    def _usual(self, otherwise: str) -> Any:
+        """The content of an image with the layout that most of the first usable ones have: one odd file must not decide for all.
+
+        UserError with the message `otherwise` and the first's fault: there is none.
+        """
+        first, found = "", []
         for row in range(len(self.names)):
             try:
-                return self.load(row)
+                content = self.load(row)
+                self.check(content, row)
+                found.append(content)
             except ValueError as error:
                 first = first or f"; {self.names[row][0]!r}: {error}"
-        raise UserError(otherwise + first)
+            if len(found) == _EXAMPLES:
+                break
+        if not found:
+            raise UserError(otherwise + first)
+        layouts = [self.layout(content) for content in found]
+        return found[layouts.index(Counter(layouts).most_common(1)[0][0])]
 
     def read(self, rows: range) -> tuple[Rows, Failures]:
         """See `Reader.read`."""
@@ -163,8 +182,11 @@ class PerImageReader(Reader):
         return result, failures
 
     def rounded(self, row: int, features: np.ndarray) -> np.ndarray:
-        """An image's features as float16."""
-        return self.rounding(features, f"features of {self.names[row][0]!r} in {self.path}")
+        """An image's features as float16. ValueError: values beyond it."""
+        try:
+            return self.rounding(features, f"features of {self.names[row][0]!r} in {self.path}")
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
 
 def image_names(image_id: str, path: str) -> list[str]:
@@ -196,24 +218,14 @@ def named_files(folder: str, suffix: str) -> tuple[dict[str, str], str]:
     """
     if not os.path.isdir(folder):
         raise UserError(f"imports.path: {folder!r} is not a folder of {suffix} files")
-    found = dict(sorted(_files_below(folder, suffix)))
-    digest = digest_json({name: size for name, (_, size) in found.items()})
+    files = [entry.path for entry in files_below(folder) if entry.name.lower().endswith(suffix)]
+    found = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in sorted(files)}
+    # A link to nowhere is found out about when it is read.
+    digest = digest_json({n: os.path.getsize(path) if os.path.exists(path) else -1 for n, path in found.items()})
     bare = Counter(PurePosixPath(name).name for name in found)
-    named = {normal(name)[: -len(suffix)]: path for name, (path, _) in found.items()}
-    for name, (path, _) in found.items():
+    named = {normal(name)[: -len(suffix)]: path for name, path in found.items()}
+    for name, path in found.items():
         own = PurePosixPath(normal(name)).name
         if bare[PurePosixPath(name).name] == 1:
             named.setdefault(own[: -len(suffix)], path)
     return named, digest
-
-
-def _files_below(folder: str, suffix: str, above: str = "") -> Iterator[tuple[str, tuple[str, int]]]:
-    """(path below the folder, (path, bytes)) of files with that suffix."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name[0] == ".":
-                continue
-            if entry.is_dir():
-                yield from _files_below(entry.path, suffix, f"{above}{entry.name}/")
-            elif entry.name.lower().endswith(suffix):
-                yield above + entry.name, (entry.path, entry.stat().st_size)

@@ -91,8 +91,8 @@ def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) ->
     """
     count = len(found["features"])
     check_numbers("features", found["features"])
-    if not count:
-        raise ValueError("has no regions")
+    if not found["features"].size:
+        raise ValueError("has no regions" if not count else "features have no numbers")
     if not found["features"].any():
         raise ValueError("features are all zero: whoever wrote them failed")
     if "boxes" in found:
@@ -114,3 +114,12 @@ def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) ->
 def channels_first(shape: tuple[int, ...]) -> bool:
     """Whether a map of this shape is (width, h, w), not (h, w, width): no map has 256 cells a side, few networks fewer channels."""
     return not (shape[-1] >= 256 > shape[0])
+
+
+def cells_last(shape: tuple[int, int], grid: tuple[int, int] | None) -> bool:
+    """Whether features of a grid are (width, cells), not (cells, width): by the rows and columns of the grid where they are known; else
+    few networks have fewer than 256 numbers a cell, and few that do so many cells."""
+    rows, columns = shape
+    if grid is not None:
+        return columns == grid[0] * grid[1] != rows
+    return rows >= 256 > columns

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 
 from catalog.index import ImageRows
 from core.features import Feature
 from exchange.formats.base import PerImageReader, Rows
-from exchange.formats.checks import channels_first, check_regions
+from exchange.formats.checks import cells_last, channels_first, check_regions
 from stores.features import grid_arrays, grid_cells, grid_shape
 
 
@@ -37,6 +39,10 @@ class GridReader(PerImageReader):
     def load(self, row: int) -> np.ndarray:
         """An image's map (width, h, w). ValueError: what is wrong with it."""
         raise NotImplementedError
+
+    def layout(self, content: np.ndarray) -> Hashable:
+        """See `PerImageReader.layout`."""
+        return len(content)
 
     def describe(self, example: np.ndarray) -> None:
         """Set `arrays` to those of maps like this one."""
@@ -70,6 +76,8 @@ def as_map(values: np.ndarray, place: str, shape: tuple[int, int] | None = None)
     if values.ndim == 4 and len(values) == 1:
         values = values[0]
     if values.ndim == 2:
+        if cells_last(values.shape, shape):
+            values = values.T
         cells = len(values)
         side = round(cells**0.5)
         shape = shape or ((side, side) if side * side == cells else (1, cells))

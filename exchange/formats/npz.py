@@ -32,7 +32,7 @@ class NpzReader(RegionReader):
         self._transposed = self._usual_layout()
         self.attributes["imported_transposed"] = bool(self._transposed)
 
-    def load(self, row: int) -> tuple[Rows, tuple[int, int]]:
+    def load(self, row: int) -> tuple[Rows, tuple[int, int] | None]:
         """See `RegionReader.load`."""
         file = self.find(row, self._files, "{}.npz")
         features, boxes, count, size, info = self._open(file)
@@ -51,18 +51,22 @@ class NpzReader(RegionReader):
                 found[array] = np.asarray(info[key])
         return {name: values[:count] for name, values in found.items()}, size
 
-    def _open(self, file: str) -> tuple[np.ndarray, np.ndarray, int, tuple[int, int], dict[str, Any]]:
+    def _open(self, file: str) -> tuple[np.ndarray, np.ndarray, int, tuple[int, int] | None, dict[str, Any]]:
         """What is in a file: x, bbox, num_bbox, (height, width), info. ValueError: it cannot be read."""
         try:
             with np.load(file, allow_pickle=False) as content:
+                if missing := [key for key in ("x", "bbox") if key not in content]:
+                    raise ValueError(
+                        f"no {' and no '.join(missing)} in it, only {', '.join(content.files) or 'nothing'}"
+                    )
                 features, boxes = content["x"], content["bbox"]
-                size = int(content["image_h"]), int(content["image_w"])
-                count = int(content["num_bbox"]) if "num_bbox" in content else len(box_rows(boxes))
-            return features, boxes, count, size, _read_info(file)
+                size = tuple(_whole(key, content[key]) for key in ("image_h", "image_w") if key in content)
+                count = _whole("num_bbox", content["num_bbox"]) if "num_bbox" in content else len(box_rows(boxes))
+            return features, boxes, count, size if len(size) == 2 else None, _read_info(file)
         except Exception as error:  # damaged and hostile files raise errors of every kind
             if what := other_kind(file):
                 raise ValueError(f"{file} is {what}") from error
-            raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{file} cannot be read ({error})") from error
 
     def _usual_layout(self) -> bool | None:
         """Whether `x` is (width, boxes), by the first file whose sides differ; None if there is none."""
@@ -75,6 +79,14 @@ class NpzReader(RegionReader):
             if features.shape[-2:] != (count, count):
                 return features.shape[-1] == count
         return None
+
+
+def _whole(key: str, value: np.ndarray) -> int:
+    """A whole number, alone in its array. ValueError: it is none."""
+    number = value.reshape(-1)
+    if len(number) != 1 or number.dtype.kind not in "iuf" or not number[0] == np.floor(number[0]) < 1 << 31:
+        raise ValueError(f"{key} is {value}, no whole number")
+    return int(number[0])
 
 
 class _InfoUnpickler(pickle.Unpickler):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from catalog.index import ImageRows
 from core.features import Feature
 from exchange.formats.base import PerImageReader, Rows
@@ -28,6 +30,19 @@ class RegionReader(PerImageReader):
         """Unpadded arrays of an image and the (height, width) they are for, if it is said. ValueError: what is wrong with it."""
         raise NotImplementedError
 
+    def layout(self, content: tuple[Rows, tuple[int, int] | None]) -> Hashable:
+        """See `PerImageReader.layout`."""
+        found, _ = content
+        return found["features"].shape[1:], frozenset(found)
+
+    def check(self, content: tuple[Rows, tuple[int, int] | None], row: int) -> None:
+        """See `PerImageReader.check`."""
+        (found, size), known = content, self.sizes[row]
+        if known[0] and size is not None and size != known:
+            raise ValueError(f"is of an image of {size[1]} x {size[0]} pixels, this one has {known[1]} x {known[0]}")
+        # Whose size the index does not know is measured by the file's own.
+        check_regions(found, known if known[0] else size)
+
     def describe(self, example: tuple[Rows, tuple[int, int] | None]) -> None:
         """Set `arrays` to those that one image has."""
         found, _ = example
@@ -35,14 +50,16 @@ class RegionReader(PerImageReader):
 
     def put(self, row: int, result: Rows, at: int) -> None:
         """See `PerImageReader.put`."""
-        found, size = self.load(row)
-        self._check(found, size, self.sizes[row])
+        content = self.load(row)
+        found, _ = content
+        self._fits(found)
+        self.check(content, row)
         count = len(found["features"])
         for name in self.arrays.keys() - {"counts"}:
             result[name][at, :count] = self.rounded(row, found[name]) if name == "features" else found[name]
         result["counts"][at] = count
 
-    def _check(self, found: Rows, size: tuple[int, int] | None, known: tuple[int, int]) -> None:
+    def _fits(self, found: Rows) -> None:
         count = len(found["features"])
         if count > self.num_regions:
             raise ValueError(f"has {count} regions; raise imports.regions.num_regions from {self.num_regions}")
@@ -51,7 +68,3 @@ class RegionReader(PerImageReader):
         for name, spec in self.arrays.items():
             if name != "counts" and found[name].shape != (count, *spec.shape[1:]):
                 raise ValueError(f"{name} has shape {found[name].shape} instead of {(count, *spec.shape[1:])}")
-        if known[0] and size is not None and size != known:
-            raise ValueError(f"is of an image of {size[1]} x {size[0]} pixels, this one has {known[1]} x {known[0]}")
-        # Whose size the index does not know is measured by the file's own.
-        check_regions(found, known if known[0] else size)

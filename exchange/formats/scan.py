@@ -89,7 +89,7 @@ class ScanReader(Reader):
                 "instead of (regions or cells, width)"
             )
         k, dim = shapes["features"]
-        if k >= 512 and k > dim:
+        if k >= 256 > dim or k > max(511, dim):
             raise UserError(
                 f"{self._path(self._parts[0], 'features')}: {k} {'cells' if feature == 'grids' else 'regions'} of width {dim} in an "
                 "image; the last two axes must be (regions or cells, width), swap them"

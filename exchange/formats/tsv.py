@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 
 import numpy as np
 
@@ -40,12 +41,16 @@ class TsvReader(RegionReader):
             with open(self.path, "rb") as file:
                 offset = 0
                 for line in file:
+                    if not offset and line.startswith(codecs.BOM_UTF8):
+                        offset, line = len(codecs.BOM_UTF8), line[len(codecs.BOM_UTF8) :]
                     name = normal(line[: line.find(b"\t")].decode("utf-8", "replace"))
                     if line.strip() and name not in ("img_id", "image_id"):
                         lines.setdefault(name, []).append(offset)
                     offset += len(line)
         except OSError as error:
             raise UserError(f"imports.path: {self.path} cannot be read ({error.strerror})") from error
+        if not lines:
+            raise UserError(f"imports.path: {self.path} has no lines; download or export it again")
         self._offsets = self._one_each(lines)
         if not self._offsets.keys() & {name for own in self.names for name in own} and (what := other_kind(self.path)):
             raise UserError(f"imports.path: {self.path} is {what}")
@@ -101,7 +106,7 @@ class TsvReader(RegionReader):
                 if column in values
             }
             # How wide features are only the file says: their numbers are as wide as those of its boxes.
-            features = np.frombuffer(base64.b64decode(values["features"], validate=True), found["boxes"].dtype)
+            features = np.frombuffer(_decoded(values["features"]), found["boxes"].dtype)
             found["features"], found["boxes"] = features.reshape(count, -1), found["boxes"].reshape(count, 4)
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"its line in {self.path} is damaged ({error})") from error
@@ -110,8 +115,13 @@ class TsvReader(RegionReader):
 
 def _numbers(cell: bytes, count: int, types: dict[int, type], column: str) -> np.ndarray:
     """The `count` numbers of a cell in base64. ValueError: it does not hold so many of any of the `types`, by their bytes."""
-    content = base64.b64decode(cell, validate=True)
+    content = _decoded(cell)
     width, rest = divmod(len(content), max(1, count))
     if rest or width not in types:
         raise ValueError(f"{column} has {len(content)} bytes for {count} numbers")
     return np.frombuffer(content, types[width])
+
+
+def _decoded(cell: bytes) -> bytes:
+    """A cell's bytes; Python 3 has left `b'...'` around many."""
+    return base64.b64decode(cell[2:-1] if cell[:2] in (b"b'", b'b"') else cell, validate=True)

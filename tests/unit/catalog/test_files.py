@@ -59,5 +59,5 @@ def test_the_state_changes_with_the_images_and_with_nothing_else(folder):
 
 
 def test_a_folder_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match=r"image folder '.*nowhere' cannot be read \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"folder '.*nowhere' cannot be read \(No such file or directory\)"):
         image_files(str(tmp_path / "nowhere"))

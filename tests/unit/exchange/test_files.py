@@ -248,6 +248,9 @@ def test_features_the_other_way_round_are_turned(tmp_path):
         ({"bbox": np.zeros((3, 5), "f4")}, "boxes have shape"),
         ({"num_bbox": 9}, "says num_bbox is 9, but holds 4 boxes"),
         ({"num_bbox": 0}, "has no regions"),
+        ({"num_bbox": 3.5}, "num_bbox is 3.5, no whole number"),
+        ({"num_bbox": np.nan}, "num_bbox is nan, no whole number"),
+        ({"x": np.full((4, 16), 1e6, "f4")}, "beyond 65504"),
         ({"info": {"objects_id": np.arange(4), "objects_conf": np.array([3.5, 0, 1, 1])}}, "not 0 to 1"),
         ({"info": {"objects_id": np.arange(4), "objects_conf": np.full(4, np.nan)}}, "not finite"),
         ({"info": {"objects_id": np.arange(4) + 0.5, "objects_conf": np.ones(4)}}, "no class numbers"),
@@ -336,3 +339,61 @@ def test_what_cannot_be_imported_at_all(tmp_path):
         read({"format": "tsv", "path": str(tmp_path / "no")})
     with pytest.raises(UserError, match="--source of format npz.*colour"):
         read({"format": "npz", "path": str(tmp_path), "colour": 1})
+
+
+def test_one_odd_file_does_not_decide_for_all(tmp_path):
+    """The first is of another network, or has what the others lack: it is the one that is refused."""
+    for name, image, size in zip(NAMES, IMAGES, SIZES, strict=True):
+        write_npz(tmp_path / f"{name}.npz", image, size, info={})
+    for odd in ({"x": np.ones((4, 8), "f4"), "info": {}}, {"num_bbox": np.array([4])}):
+        write_npz(tmp_path / f"{NAMES[0]}.npz", IMAGES[0], SIZES[0], **odd)
+        _, rows, failures = read({"format": "npz", "path": str(tmp_path)})
+        assert rows["counts"].tolist() == [0 if "x" in odd else 4, 6, 1] and len(failures) == ("x" in odd)
+
+
+def test_files_that_nothing_can_be_made_of(tmp_path):
+    for name, image, size in zip(NAMES, IMAGES, SIZES, strict=True):
+        write_npz(
+            tmp_path / f"{name}.npz",
+            image,
+            size,
+            bbox=image["boxes"] / 1000,
+            image_h=size[0] or 90,
+            image_w=size[1] or 90,
+        )
+    os.symlink(tmp_path / "nowhere", tmp_path / "link.npz")
+    with pytest.raises(
+        UserError, match=r"no usable \.npz file for any image of the index; '42': boxes reach .* as fractions"
+    ):
+        read({"format": "npz", "path": str(tmp_path)})
+    np.savez(tmp_path / f"{NAMES[0]}.npz", features=IMAGES[0]["features"])
+    with pytest.raises(UserError, match="no x and no bbox in it, only features"):
+        read({"format": "npz", "path": str(tmp_path)})
+
+
+def test_lines_as_programs_leave_them(tmp_path):
+    """A byte order mark, Python 3's `b'...'` around base64, files without sizes."""
+    write_tsv(tmp_path / "f.tsv", IMAGES, NAMES)
+    lines = [line.split("\t") for line in (tmp_path / "f.tsv").read_text().splitlines()]
+    text = "\n".join("\t".join(c if k in (0, 1, 2, 7) else f"b'{c}'" for k, c in enumerate(cells)) for cells in lines)
+    (tmp_path / "f.tsv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read({"format": "tsv", "path": str(tmp_path / "f.tsv")})[1]["counts"].tolist() == COUNTS
+    (tmp_path / "f.tsv").write_bytes(b"")
+    with pytest.raises(UserError, match="has no lines"):
+        read({"format": "tsv", "path": str(tmp_path / "f.tsv")})
+    for name, image in zip(NAMES, IMAGES, strict=True):
+        np.savez(tmp_path / f"{name}.npz", x=image["features"], bbox=image["boxes"])
+    assert read({"format": "npz", "path": str(tmp_path)})[1]["counts"].tolist() == COUNTS
+
+
+def test_grids_the_other_way_round(tmp_path):
+    first = torch.randn(300, 7, 7)
+    np.save(tmp_path / "42.npy", first.flatten(1).numpy())
+    np.save(tmp_path / "7.npy", first.flatten(1).T.numpy())
+    torch.save(first.requires_grad_(), tmp_path / "42.pth")
+    torch.save(first.detach().to_sparse(), tmp_path / "7.pth")
+    _, rows, failures = read({"format": "npy", "path": str(tmp_path)}, feature="grids")
+    assert np.array_equal(rows["features"][0], rows["features"][1]) and [row for row, _ in failures] == [2]
+    _, also, failures = read({"format": "pth", "path": str(tmp_path)}, feature="grids")
+    assert np.array_equal(also["features"][0], rows["features"][0])
+    assert "7.pth holds torch.float32 (1, 300, 7, 7)".replace("(1, ", "(") in failures[0][1]

@@ -35,7 +35,7 @@ def config(tmp_path):
         np.savez(
             tmp_path / "npz" / f"{name}.npz",
             x=np.ones((3, 8), "f4"),
-            bbox=np.ones((3, 4), "f4"),
+            bbox=np.tile(np.array([0, 0, 5, 5], "f4"), (3, 1)),
             num_bbox=3,
             image_h=10,
             image_w=20,
