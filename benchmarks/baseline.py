@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from model.bert import Bert
 from model.layers import l2_normalise, sinusoidal_positions
+from model.library_encoder import LibraryEncoder, attending, padded_states
 from model.pooling import GeneralizedPooling
 from model.three_shnet import ThreeSHNet
 from model.tokenizer import CaptionTokenizer
@@ -118,21 +118,10 @@ def pool(module: GeneralizedPooling, inputs: Tensor, lengths: Tensor) -> Tensor:
     return (ordered * weights).sum(dim=1)
 
 
-def bert_states(bert: Bert, token_ids: Tensor) -> Tensor:
-    """Last hidden states (B, T, H) of all tokens, padding included, with the attention written out."""
-    states = bert.embeddings(token_ids)
-    bias = torch.where(token_ids == 0, torch.finfo(states.dtype).min, 0.0)[:, None, None, :]
-    for layer in bert.encoder["layer"]:
-        attention = layer.attention
-        query, key, value = (
-            attention.self[name](states).unflatten(2, (attention.heads, -1)).transpose(1, 2)
-            for name in ("query", "key", "value")
-        )
-        scores = torch.softmax(query @ key.transpose(2, 3) / math.sqrt(query.shape[3]) + bias, dim=3)
-        context = F.dropout(scores, attention.dropout, bert.training) @ value
-        states = attention.output(context.transpose(1, 2).flatten(2), states)
-        states = layer.output(layer.activation(layer.intermediate.dense(states)), states)
-    return states
+def bert_states(bert: LibraryEncoder, token_ids: Tensor) -> Tensor:
+    """Last hidden states (B, T, H) of all tokens, padding included, by the library with the attention written out."""
+    with attending(bert.model, "eager"):
+        return padded_states(bert.model, token_ids, token_ids != 0)
 
 
 class PairsInMemory(Dataset):

@@ -23,8 +23,8 @@ from benchmarks.data import VOCABULARY_SIZE
 from catalog.categories import NUM_CATEGORIES
 from core.devices import matmul_precision, open_device
 from core.files import write_json
-from model.bert import Bert, BertConfig
 from model.build import new_image_encoder
+from model.library_encoder import LibraryEncoder, bert_config
 from model.settings import ThreeSHNetModel
 from model.text import TextEncoder
 from model.three_shnet import ThreeSHNet
@@ -58,8 +58,8 @@ def start(args: argparse.Namespace) -> torch.device:
 
 def build_network(args: argparse.Namespace, *, dropout: float = 0.1) -> ThreeSHNet:
     """A network of the sizes asked for, with random weights."""
-    bert = Bert(
-        BertConfig(
+    bert = LibraryEncoder(
+        bert_config(
             vocabulary_size=VOCABULARY_SIZE,
             hidden_size=args.bert_size,
             layers=args.bert_layers,

@@ -17,10 +17,10 @@ from torch import nn
 from core.console import UserError
 from core.files import digest_file
 from core.messages import did_you_mean
-from model.bert import Bert, BertConfig
 from model.network import RetrievalNetwork
 from model.pretrained import load_encoder
 from model.settings import DEFAULT_KIND, KINDS, Network, Recipe, Text, WordText, kind_file, kind_needs
+from model.small_encoder import SmallConfig, SmallEncoder
 from model.text import CaptionEncoder, TextEncoder, WordEncoder, caption_encoder
 from model.tokenizer import CaptionTokenizer, train_vocabulary
 from model.words import MASK, WordTokenizer, count_words
@@ -178,8 +178,8 @@ def new_text_encoder(
     else:
         vocabulary = train_vocabulary(captions, vocabulary_size=text.vocabulary_size, min_frequency=text.min_frequency)
         tokenizer = CaptionTokenizer(vocabulary, max_tokens=text.max_tokens)
-        bert = Bert(
-            BertConfig(
+        bert = SmallEncoder(
+            SmallConfig(
                 vocabulary_size=len(vocabulary),
                 hidden_size=text.hidden_size,
                 layers=text.layers,

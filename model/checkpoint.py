@@ -21,6 +21,7 @@ from model.checkpoints.scan import load_scan
 from model.checkpoints.three_shnet import load_reference
 from model.checkpoints.vse_infinity import load_vse_infinity
 from model.checkpoints.writing import export_checkpoint
+from model.text import TextEncoder, WordEncoder
 
 if TYPE_CHECKING:
     from model.build import Tokenizer
@@ -104,8 +105,10 @@ def _unit(network: RetrievalNetwork) -> str:
 
 
 def _vocabulary_size(network: RetrievalNetwork) -> int:
-    text = network.text.config()
-    return text.get("words") or text.get("vocabulary_size", 0)
+    text = network.text
+    if isinstance(text, WordEncoder):
+        return text.embedding.num_embeddings
+    return text.bert.config.vocabulary_size if isinstance(text, TextEncoder) else 0
 
 
 def _tokenizer_of(
@@ -130,9 +133,8 @@ def _tokenizer_of(
             print(f"warning: {error}", file=sys.stderr)
     if vocabulary is None:
         return None
-    tokenizer = CaptionTokenizer.from_file(
-        vocabulary, max_tokens=min(max_tokens, network.text.config()["max_positions"])
-    )
+    longest = min(max_tokens, network.text.bert.config.max_positions)
+    tokenizer = CaptionTokenizer.from_file(vocabulary, max_tokens=longest)
     if len(tokenizer.vocabulary) != size:
         raise UserError(
             f"the vocabulary {vocabulary} has {len(tokenizer.vocabulary)} pieces, but the text encoder in {path} "

@@ -20,8 +20,6 @@ ENCODER_FILES = (
     *("config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt"),
     *(*TOKENIZER_FILES, *WEIGHTS),
 )
-#: Of `model.bert`; others are run by the library.
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 _SPECIAL_KEYS = dict(
     zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
 )
@@ -123,10 +121,9 @@ def _other_tokenizer(given: dict[str, Any], library: dict[str, Any]) -> list[str
     return wrong
 
 
-def is_bert(folder: Path) -> bool:
-    """Whether the encoder is a BERT with BERT's own tokenizer, which need no library. UserError: files cannot be read."""
-    published = read_object(folder / "config.json")
-    if published.get("model_type", "bert") != "bert" or published.get("hidden_act", "gelu") not in ACTIVATIONS:
+def has_berts_tokenizer(folder: Path) -> bool:
+    """Whether the encoder is a BERT with BERT's own tokenizer, of which a vocabulary is enough. UserError: files cannot be read."""
+    if read_object(folder / "config.json").get("model_type", "bert") != "bert":
         return False
     names = ("tokenizer_config.json", "tokenizer.json")
     given, library = (read_object(folder / name) if (folder / name).exists() else {} for name in names)
@@ -162,7 +159,7 @@ def _has_accents(vocabulary: Sequence[str]) -> bool:
 def folder_faults(folder: Path) -> Iterator[str]:
     """Everything about an encoder's folder that can be seen without loading it: lines without `text.pretrained`."""
     try:
-        berts = not (folder / "config.json").is_file() or is_bert(folder)
+        berts = not (folder / "config.json").is_file() or has_berts_tokenizer(folder)
     except UserError as error:
         yield str(error).removeprefix("text.pretrained: ")
         return
@@ -173,7 +170,7 @@ def folder_faults(folder: Path) -> Iterator[str]:
             yield f"{folder / name} is {what}"
     if not berts and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         yield f"{folder} lacks its tokenizer ({TOKENIZER_FILES[0]}, or {', '.join(TOKENIZER_FILES[1:])})"
-    weights = WEIGHTS if berts else (*WEIGHTS, *(f"{name}.index.json" for name in WEIGHTS))
+    weights = (*WEIGHTS, *(f"{name}.index.json" for name in WEIGHTS))
     found = next((folder / name for name in weights if (folder / name).is_file()), None)
     if found is None:
         yield f"{folder} lacks {WEIGHTS[0]} (or {WEIGHTS[1]})"

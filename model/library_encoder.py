@@ -1,19 +1,21 @@
 """Any text encoder of the transformers library, fed packed: the tokens of all captions as one row, so that padding costs nothing.
 
-The library lets an attention be registered by name. Ours spreads the packed rows to (B, T), attends within each caption and packs
-what comes out; everything else in an encoder works token by token, and positions are given. Whether that holds for an encoder
-(it does not where attention is relative to positions, or causal, or the encoder's own) is found out by comparing with the
-library's padded result when the encoder is loaded; an encoder that does not agree is run padded, as the library does it.
+The library lets an attention be registered by name. Ours attends within each caption (`packing.py`); everything else in an encoder
+works token by token, and positions are given. Whether that holds for an encoder (it does not where attention is relative to
+positions, or causal, or the encoder's own) is found out by comparing with the library's padded result when the encoder is loaded;
+an encoder that does not agree is run padded, as the library does it.
 
 The library takes seconds to import: this module does so only where such an encoder is made.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from core.console import UserError
-from model.bert import spread
-from model.kernels import short_attention
+from model.encoder_folder import read_object
 from model.library_tokenizer import LibraryTokenizer
+from model.packing import Packing
 
 INSTALL = "pip install --group transformers"
 PACKED = "packed_captions"
 _CLOSE = 1e-3  # of the hidden states; rounding is a hundred times less, another result a hundred times more
+#: Of an attention's keys, as its parameters are called.
+_KEY_BIAS = re.compile(r"(^|[._])k(ey)?(_lin|_proj)?\.bias$")
 _packing = threading.local()
 
 
@@ -55,6 +59,16 @@ class LibraryConfig:
             "first_position": self.first_position,
         }
 
+    @property
+    def vocabulary_size(self) -> int:
+        return self.library["vocab_size"]
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens that there are positions for; None: any number."""
+        positions = self.library.get("max_position_embeddings")
+        return positions - self.first_position if isinstance(positions, int) and positions > 0 else None
+
 
 class LibraryEncoder(nn.Module):
     """Token ids -> last hidden states, by a model of the library."""
@@ -66,30 +80,57 @@ class LibraryEncoder(nn.Module):
         self.model = _new_model(config.library) if model is None else model
         if config.packed:
             _set_attention(self.model, PACKED)
+        self.register_load_state_dict_pre_hook(_as_named_now)
 
-    def forward(self, token_ids: Tensor, valid: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Last hidden states of captions' own tokens, zeros elsewhere.
 
         Args:
             token_ids: (B, T) integers, whatever they are behind a caption's end.
-            lengths: (B,) integers in host memory, the tokens of each caption; None: those that are `valid`, (B, T) bool.
+            lengths: (B,) integers in host memory, the tokens of each caption.
 
         Returns:
             (B, T, hidden_size).
         """
-        if lengths is None:
-            lengths = valid.sum(1).cpu()
-        own = torch.arange(token_ids.shape[1]) < lengths[:, None]
-        valid = own.to(token_ids.device, non_blocking=True)
+        packing = Packing.of(lengths, token_ids.shape[1], token_ids.device)
         if not self.config.packed:
-            return _padded(self.model, token_ids, valid) * valid[:, :, None]
-        places = own.flatten().nonzero().squeeze(1).to(token_ids.device, non_blocking=True)
-        rows = _packed(self.model, token_ids, valid, places, self.config.first_position)
-        return spread(rows, places, token_ids.shape)
+            return padded_states(self.model, token_ids, packing.valid) * packing.valid[:, :, None]
+        return packing.spread(_packed(self.model, token_ids, packing, self.config.first_position))
 
     def compiled(self) -> Iterator[nn.Module]:
         """None of the library's layers: each of them calls back into `_attend`."""
         yield from ()
+
+
+def bert_config(
+    *,
+    vocabulary_size: int,
+    hidden_size: int = 768,
+    layers: int = 12,
+    heads: int = 12,
+    intermediate_size: int = 3072,
+    max_positions: int = 512,
+    token_types: int = 2,
+    activation: str = "gelu",
+    layer_norm_eps: float = 1e-12,
+    dropout: float = 0.1,
+) -> LibraryConfig:
+    """That of a BERT of these sizes, BERT base unless said, as version 0.1 named them."""
+    library = {
+        "model_type": "bert",
+        "vocab_size": vocabulary_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": intermediate_size,
+        "max_position_embeddings": max_positions,
+        "type_vocab_size": token_types,
+        "hidden_act": activation,
+        "layer_norm_eps": layer_norm_eps,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+    return LibraryConfig(library, hidden_size, packed=True)
 
 
 def load_library_encoder(folder: Path, *, dropout: float) -> LibraryEncoder:
@@ -103,8 +144,10 @@ def load_library_encoder(folder: Path, *, dropout: float) -> LibraryEncoder:
         UserError: the library is not there, cannot read the folder, or the model does not read text alone.
     """
     transformers = _library()
+    named = "model_type" in read_object(folder / "config.json")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        reader = transformers.AutoConfig if named else transformers.BertConfig  # the first published files do not say
+        config = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config = getattr(config, "text_config", config)  # of a model that sees too
         for key, value in config.to_dict().items():
             if "dropout" in key and "classif" not in key and isinstance(value, float | int):
@@ -119,21 +162,29 @@ def load_library_encoder(folder: Path, *, dropout: float) -> LibraryEncoder:
             f"text.pretrained: the transformers library cannot load {folder} as a text encoder "
             f"({type(error).__name__}: {_first_line(error)})"
         ) from error
-    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
-    if missing or found.get("mismatched_keys"):
-        some = ", ".join(missing[:3]) or ", ".join(str(key) for key in list(found["mismatched_keys"])[:3])
-        raise UserError(
-            f"text.pretrained: the weights in {folder} do not fit its config.json: {some} "
-            f"{'is missing' if missing else 'has another shape'}; copy the folder again"
-        )
+    wrong = {
+        "is missing": [key for key in found["missing_keys"] if "pooler" not in key],
+        "has another shape": list(found["mismatched_keys"]),
+        "is of a layer too many": _layers_left_over(model, found["unexpected_keys"]),
+    }
+    for what, keys in wrong.items():
+        if keys:
+            some = ", ".join(sorted(map(str, keys))[:3])
+            raise UserError(
+                f"text.pretrained: the weights in {folder} do not fit its config.json: {some} {what}; copy the folder again"
+            )
     model = _text_part(model)
     return LibraryEncoder(_examined(model, folder), model)
 
 
-def token_limit(encoder: LibraryEncoder) -> int | None:
-    """Most tokens that the encoder has positions for; None: any number."""
-    positions = encoder.config.library.get("max_position_embeddings")
-    return positions - encoder.config.first_position if isinstance(positions, int) and positions > 0 else None
+def _layers_left_over(model: nn.Module, keys: Iterable[str]) -> list[str]:
+    """Those of weights that found no place that differ in a number from one that did; heads of a pretraining do not."""
+
+    def unnumbered(key: str) -> str:
+        return re.sub(r"\d+", "#", key.removeprefix(f"{model.base_model_prefix}."))
+
+    known = {unnumbered(key) for key in model.state_dict()}
+    return [key for key in keys if unnumbered(key) in known]
 
 
 def load_library_tokenizer(folder: Path, *, max_tokens: int) -> LibraryTokenizer:
@@ -169,12 +220,13 @@ def _examined(model: nn.Module, folder: Path) -> LibraryConfig:
         ids = torch.where(ids == padding, (padding + 1) % size, ids)
     valid = torch.arange(longest) < torch.tensor([[longest], [4]])
     ids = ids.where(valid, torch.tensor(0 if padding is None else padding))
+    packing = Packing.of(valid.sum(1), longest, ids.device)
     model.eval()
     try:
-        padded = _padded(model, ids, valid)
+        padded = padded_states(model, ids, valid)
         padded.square().sum().backward()
         with torch.no_grad():
-            alone = _padded(model, ids[1:, :4], valid[1:, :4])
+            alone = padded_states(model, ids[1:, :4], valid[1:, :4])
     except Exception as error:  # what models raise that want other inputs
         raise UserError(
             f"text.pretrained: the {model.config.model_type!r} model in {folder} does not read text alone "
@@ -184,53 +236,62 @@ def _examined(model: nn.Module, folder: Path) -> LibraryConfig:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
+    _freeze_key_biases(model, ids, valid, padded)
     if padded.ndim != 3 or not _same(alone[0], padded[1, :4]):
         raise UserError(
             f"text.pretrained: what the {model.config.model_type!r} model in {folder} makes of a caption depends on the captions "
             "beside it (padding is not masked); choose another encoder"
         )
     published = {"library": _plain(model.config), "hidden_size": padded.shape[2]}
-    before = model.config._attn_implementation
-    places = valid.flatten().nonzero().squeeze(1)
     firsts = (0,) if padding is None else (0, padding + 1)
     for first in firsts:
         try:
-            _set_attention(model, PACKED)
-            with torch.no_grad():
-                rows = _packed(model, ids, valid, places, first)
+            with attending(model, PACKED), torch.no_grad():
+                rows = _packed(model, ids, packing, first)
         except Exception:  # an encoder that cannot be packed may raise anything
             rows = None
         if rows is not None and _same(rows, padded[valid]):
             return LibraryConfig(**published, packed=True, first_position=first)
-    _set_attention(model, before)
     # It counts positions by itself, from one of these.
     return LibraryConfig(**published, packed=False, first_position=firsts[-1])
+
+
+def _freeze_key_biases(model: nn.Module, ids: Tensor, valid: Tensor, padded: Tensor) -> None:
+    """Where the softmax takes the shift of a key's bias back, its gradient is rounding, which AdamW would turn into steps."""
+    biases = [bias for name, bias in model.named_parameters() if bias.requires_grad and _KEY_BIAS.search(name)]
+    with torch.no_grad():
+        before = [bias.clone() for bias in biases]
+        for bias in biases:
+            bias.add_(1.0)
+        without_effect = _same(padded_states(model, ids, valid), padded)
+        for bias, values in zip(biases, before, strict=True):
+            bias.copy_(values).requires_grad_(not without_effect)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one - other).abs().max() <= _CLOSE * max(1.0, other.abs().max().item()))
 
 
-def _padded(model: nn.Module, token_ids: Tensor, valid: Tensor) -> Tensor:
+def padded_states(model: nn.Module, token_ids: Tensor, valid: Tensor) -> Tensor:
+    """(B, T, H) of all tokens (B, T), as the library runs its models; those that are `valid` (B, T) are read."""
     return model(input_ids=token_ids, attention_mask=valid.long()).last_hidden_state
 
 
-def _packed(model: nn.Module, token_ids: Tensor, valid: Tensor, places: Tensor, first: int) -> Tensor:
-    """(N, H): the states of the tokens at `places` (N,) of B * T."""
-    ids = token_ids.flatten().index_select(0, places)
-    positions = places % token_ids.shape[1] + first
-    with _packed_as(valid, places):
+def _packed(model: nn.Module, token_ids: Tensor, packing: Packing, first: int) -> Tensor:
+    """(N, H)."""
+    ids, positions = packing.pack(token_ids), packing.positions() + first
+    with _packed_as(packing):
         return model(input_ids=ids[None], position_ids=positions[None]).last_hidden_state[0]
 
 
 @contextmanager
-def _packed_as(valid: Tensor, places: Tensor) -> Iterator[None]:
-    """What `_attend` is to spread: not every model hands arguments through to its attention."""
-    _packing.layout = valid, places
+def _packed_as(packing: Packing) -> Iterator[None]:
+    """What `_attend` is to do it by: not every model hands arguments through to its attention."""
+    _packing.now = packing
     try:
         yield
     finally:
-        del _packing.layout
+        del _packing.now
 
 
 def _attend(
@@ -245,23 +306,16 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The library's attention interface: (1, heads, N, D) each -> (1, N, heads, D), each caption by itself."""
-    valid, places = _packing.layout
     heads, size = query.shape[1], query.shape[3]
     if scaling is not None and not math.isclose(scaling, size**-0.5):
         query = query * (scaling * size**0.5)
-    own = []
-    for part in (query, key, value):
-        rows = part[0].transpose(0, 1)
-        if part.shape[1] != heads:  # several heads share keys and values
-            rows = rows.repeat_interleave(heads // part.shape[1], dim=1)
-        own.append(spread(rows.flatten(1), places, valid.shape).unflatten(2, (heads, size)))
-    seen = valid
-    if sliding_window is not None and valid.shape[1] > sliding_window:
-        steps = torch.arange(valid.shape[1], device=valid.device)
-        seen = valid[:, None, :] & ((steps[:, None] - steps).abs() < sliding_window)
-        seen = seen | ~valid[:, :, None]  # rows of padding, which nobody reads, must attend to something
-    context = short_attention.attend(*own, seen, dropout=dropout)
-    return context.reshape(valid.numel(), heads, size).index_select(0, places)[None], None
+    query, key, value = (
+        part[0].transpose(0, 1).repeat_interleave(heads // part.shape[1], dim=1)  # several may share keys and values
+        if part.shape[1] != heads
+        else part[0].transpose(0, 1)
+        for part in (query, key, value)
+    )
+    return _packing.now.attend(query, key, value, window=sliding_window, dropout=dropout)[None], None
 
 
 # The library.
@@ -307,9 +361,22 @@ def _new_model(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _text_part(model: nn.Module) -> nn.Module:
-    """The encoder of a model that has a decoder too (or could have)."""
+    """What gives the hidden states: of a model with a decoder its encoder, and no pooler, which works on the first token alone."""
     inner = getattr(model, "encoder", None)
-    return inner if isinstance(inner, type(model).__mro__[1]) and hasattr(inner, "config") else model
+    if isinstance(inner, type(model).__mro__[1]) and hasattr(inner, "config"):
+        return inner
+    if "add_pooling_layer" in inspect.signature(type(model)).parameters:
+        model.pooler = None
+    return model
+
+
+def _as_named_now(encoder: LibraryEncoder, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Version 0.1 wrote a BERT's weights without `model.`; poolers were written later, and are left out."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        rest = key.removeprefix(prefix).removeprefix("model.")
+        value = state.pop(key)
+        if not rest.startswith("pooler."):
+            state[f"{prefix}model.{rest}"] = value
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -323,6 +390,17 @@ def _set_attention(model: nn.Module, name: str) -> None:
         config = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
             config._attn_implementation = name
+
+
+@contextmanager
+def attending(model: nn.Module, name: str) -> Iterator[None]:
+    """Have a model of the library attend in the way that is registered under this name."""
+    before = model.config._attn_implementation
+    _set_attention(model, name)
+    try:
+        yield
+    finally:
+        _set_attention(model, before)
 
 
 def _first_line(error: Exception) -> str:

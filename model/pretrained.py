@@ -8,26 +8,21 @@ from typing import Any
 
 from core.console import UserError
 from core.files import digest_file
-from model.bert import Bert, load_pretrained
 from model.encoder_folder import (
     TOKENIZER_FILES,
     WEIGHTS,
-    check_config,
     folder_faults,
-    is_bert,
-    read_object,
+    has_berts_tokenizer,
     tokenizer_settings,
 )
-from model.library_encoder import LibraryEncoder, load_library_encoder, load_library_tokenizer, token_limit
+from model.library_encoder import LibraryEncoder, load_library_encoder, load_library_tokenizer
 from model.tokenizer import CaptionTokenizer
 
 _DESCRIPTIONS = ["config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZER_FILES]
 
 
-def load_encoder(name: str, *, dropout: float, max_tokens: int) -> tuple[Bert | LibraryEncoder, CaptionTokenizer]:
+def load_encoder(name: str, *, dropout: float, max_tokens: int) -> tuple[LibraryEncoder, CaptionTokenizer]:
     """A published text encoder and its own tokenizer.
-
-    A BERT with BERT's tokenizer is run by `model.bert`, every other encoder by the transformers library.
 
     Args:
         name: as `resolve_pretrained`. dropout: replaces the published dropout. max_tokens: longer captions are cut; fewer if the
@@ -39,16 +34,13 @@ def load_encoder(name: str, *, dropout: float, max_tokens: int) -> tuple[Bert | 
     folder = resolve_pretrained(name)
     if faults := list(folder_faults(folder)):
         raise UserError(f"text.pretrained: {'; '.join(faults)}")
-    if is_bert(folder):
-        encoder, _, _ = load_pretrained(folder, dropout=dropout)
-        limit, known = encoder.config.max_positions, encoder.config.vocabulary_size
-        options = {"max_tokens": min(max_tokens, limit), **tokenizer_settings(folder).options()}
-        tokenizer = CaptionTokenizer.from_file(folder / "vocab.txt", **options)
+    encoder = load_library_encoder(folder, dropout=dropout)
+    longest, known = min(max_tokens, encoder.config.max_positions or max_tokens), encoder.config.vocabulary_size
+    if has_berts_tokenizer(folder):
+        options = tokenizer_settings(folder).options()
+        tokenizer = CaptionTokenizer.from_file(folder / "vocab.txt", max_tokens=longest, **options)
     else:
-        check_config(read_object(folder / "config.json"), folder)
-        encoder = load_library_encoder(folder, dropout=dropout)
-        tokenizer = load_library_tokenizer(folder, max_tokens=min(max_tokens, token_limit(encoder) or max_tokens))
-        known = encoder.config.library["vocab_size"]
+        tokenizer = load_library_tokenizer(folder, max_tokens=longest)
     if len(tokenizer.vocabulary) > known:
         raise UserError(
             f"text.pretrained: the tokenizer in {folder} has {len(tokenizer.vocabulary)} pieces, more than the {known} that the "

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from core.console import UserError
-from model.bert import Bert, BertConfig
 from model.layers import at_least_single, l2_normalise
 from model.pooling import GeneralizedPooling
+from model.small_encoder import SmallConfig, SmallEncoder
 
 if TYPE_CHECKING:
     from model.library_encoder import LibraryEncoder
@@ -58,16 +58,16 @@ class CaptionEncoder(nn.Module):
 
 
 class TextEncoder(CaptionEncoder):
-    """BERT and a projection.
+    """BERT, or another transformer, and a projection.
 
     Args:
-        bert: gives the hidden states; a `LibraryEncoder` does as well. embed_size: width E of the embedding.
+        bert: gives the hidden states. embed_size: width E of the embedding.
         pool_position_size, pool_hidden_size: sizes of the pooling's position encoding and GRU. pool: False: none.
     """
 
     def __init__(
         self,
-        bert: Bert | LibraryEncoder,
+        bert: SmallEncoder | LibraryEncoder,
         embed_size: int,
         *,
         pool_position_size: int = 32,
@@ -82,7 +82,7 @@ class TextEncoder(CaptionEncoder):
             self.pool = GeneralizedPooling(pool_position_size, pool_hidden_size)
 
     def states(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self.projection(self.bert(token_ids, token_ids != 0, lengths))
+        return self.projection(self.bert(token_ids, lengths))
 
     def published_parameters(self) -> Iterator[nn.Parameter]:
         return self.bert.parameters()
@@ -154,10 +154,11 @@ def caption_encoder(config: Mapping[str, Any]) -> CaptionEncoder:
     return TextEncoder(encoder_of(config), **given)
 
 
-def encoder_of(sizes: Mapping[str, Any]) -> Bert | LibraryEncoder:
+def encoder_of(sizes: Mapping[str, Any]) -> SmallEncoder | LibraryEncoder:
     """An encoder with random weights, from what its `config.to_dict()` gave. The library is imported for its own only."""
-    if "library" not in sizes:
-        return Bert(BertConfig(**sizes))
-    from model.library_encoder import LibraryConfig, LibraryEncoder
+    former = "activation" in sizes  # version 0.1 described every encoder so, and all were BERTs
+    if not former and "library" not in sizes:
+        return SmallEncoder(SmallConfig(**sizes))
+    from model.library_encoder import LibraryConfig, LibraryEncoder, bert_config
 
-    return LibraryEncoder(LibraryConfig(**sizes))
+    return LibraryEncoder(bert_config(**sizes) if former else LibraryConfig(**sizes))

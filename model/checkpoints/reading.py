@@ -11,8 +11,8 @@ from torch import Tensor
 
 from core.checkpoints import read_checkpoint
 from core.console import UserError
-from model.bert import canonical_weights, config_from_weights
 from model.build import network_from
+from model.library_encoder import LibraryConfig, bert_config
 from model.network import RetrievalNetwork
 from model.text import WordEncoder
 from model.tokenizer import read_vocabulary
@@ -21,8 +21,10 @@ from model.words import MASK, WordTokenizer, read_word_vocabulary
 # The two layers of the authors' MLP; its second BatchNorm (`bns.1`) is in their files but never applied.
 MLP_PARTS = {"layers.0": "hidden", "bns.0": "norm", "layers.1": "output"}
 MLP_UNUSED = re.compile(r"(?:^|\.)bns\.1\.")
-BERT_PREFIXES = {"bert": "bert", "linear": "projection", "gpool.gru": "pool.gru", "gpool.linear": "pool.score"}
+BERT_PREFIXES = {"bert": "bert.model", "linear": "projection", "gpool.gru": "pool.gru", "gpool.linear": "pool.score"}
 WORD_PREFIXES = {"embed": "embedding", "rnn": "gru", "gpool.gru": "pool.gru", "gpool.linear": "pool.score"}
+BERT_UNUSED = re.compile(r"(pooler\.|embeddings\.position_ids$)")  # its hidden states do not depend on them
+_OLD_NORM = {"gamma": "weight", "beta": "bias"}
 #: How families of checkpoints tell, in this order: a key's beginning in the image encoder's state, and whose it is.
 FAMILIES = (
     ("crossmodalfusion_s", "3shnet"),
@@ -55,8 +57,9 @@ def renamed(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> tuple[d
             continue
         rest = key[len(prefix) + 1 :]
         if prefix == "bert":
-            found |= {f"bert.{name}": kept for name, kept in canonical_weights({rest: value}).items()}
-            continue
+            if BERT_UNUSED.match(rest):
+                continue
+            rest = re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{_OLD_NORM[old[1]]}", rest)
         for theirs, ours in MLP_PARTS.items():
             if rest.startswith(f"{theirs}."):
                 rest = ours + rest[len(theirs) :]
@@ -87,11 +90,27 @@ def read_text(
         }
         sizes["bidirectional"] = "gru.weight_hh_l0_reverse" in weights
     else:
-        bert = {key.removeprefix("bert."): value for key, value in weights.items() if key.startswith("bert.")}
-        sizes = config_from_weights(bert, heads=heads).to_dict()
+        sizes = _sizes_of_bert(weights, heads).to_dict()
         sizes["embed_size"] = weights["projection.weight"].shape[0]
     sizes |= pool_sizes(weights) if pooled else {"pool": False}
     return sizes | ({} if normalise else {"normalise": False}), weights, unknown
+
+
+def _sizes_of_bert(weights: Mapping[str, Tensor], heads: int | None) -> LibraryConfig:
+    def rows(name: str) -> int:
+        return weights[f"bert.model.{name}"].shape[0]
+
+    layers = {int(match[1]) for key in weights if (match := re.match(r"bert\.model\.encoder\.layer\.(\d+)\.", key))}
+    hidden = rows("embeddings.LayerNorm.weight")
+    return bert_config(
+        vocabulary_size=rows("embeddings.word_embeddings.weight"),
+        hidden_size=hidden,
+        layers=max(layers, default=-1) + 1,
+        heads=heads or max(1, hidden // 64),
+        intermediate_size=rows("encoder.layer.0.intermediate.dense.bias") if layers else 4 * hidden,
+        max_positions=rows("embeddings.position_embeddings.weight"),
+        token_types=rows("embeddings.token_type_embeddings.weight"),
+    )
 
 
 def pool_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:

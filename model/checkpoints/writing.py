@@ -26,7 +26,14 @@ PREFIXES = {
     "vse_infinity": vse_infinity.IMAGE_PREFIXES,
     "scan": scan.IMAGE_PREFIXES,
 }
-_BERT_BASE = {"vocabulary_size": 30522, "hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 3072}
+_BERT_BASE = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
 
 
 def export_checkpoint(run_dir: str | Path, path: str | Path, *, check: bool = True) -> None:
@@ -54,7 +61,9 @@ def export_checkpoint(run_dir: str | Path, path: str | Path, *, check: bool = Tr
     image = _named(state, PREFIXES[kind])
     if kind == "scan":
         image = {_scan_key(key): value for key, value in image.items()}
-    text = _named(network.text.state_dict(), WORD_PREFIXES if words else BERT_PREFIXES)
+    small = not words and "library" not in network.text.config()
+    prefixes = WORD_PREFIXES if words else BERT_PREFIXES | ({"bert": "bert"} if small else {})
+    text = _named(network.text.state_dict(), prefixes)
     if not words:  # in their files, and never applied
         size = network.text.bert.config.hidden_size
         text |= {"bert.pooler.dense.weight": torch.zeros(size, size), "bert.pooler.dense.bias": torch.zeros(size)}
@@ -91,10 +100,12 @@ def _unfit(kind: str, network: RetrievalNetwork) -> Iterator[str]:
             yield "text.bidirectional is False; theirs is always True"
     elif kind == "scan":
         yield "text.kind is 'bert'; SCAN's authors have a GRU over words alone"
+    elif "library" not in text:
+        yield "text.pretrained is null; their BERT is bert-base-uncased"
     else:
         for key, value in _BERT_BASE.items():
-            if text.get(key) != value:
-                yield f"text.{key} is {text.get(key)}; their BERT is bert-base-uncased, with {value}"
+            if (found := text["library"].get(key)) != value:
+                yield f"the text encoder's {key} is {found!r}; their BERT is bert-base-uncased, with {value!r}"
 
 
 def _named(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
@@ -129,7 +140,7 @@ def _options(kind: str, network: RetrievalNetwork) -> dict[str, Any]:
     options = {
         "img_dim": sizes.img_dim,
         "embed_size": sizes.embed_size,
-        "vocab_size": text.get("words") or text.get("vocabulary_size"),
+        "vocab_size": text["words"] if words else network.text.bert.config.vocabulary_size,
         "no_imgnorm": not getattr(sizes, "normalise_images", True),
         "no_txtnorm": not network.text.normalise,
         "precomp_enc_type": "weight_norm" if getattr(sizes, "weight_norm", False) else "basic",

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks import baseline, data
 from model import ranking
-from model.bert import Bert, BertConfig
 from model.data import image_tensors
+from model.library_encoder import LibraryEncoder, bert_config
 from model.three_shnet import ThreeSHNet
 from model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
 from tests.unit.model.helpers import image_encoder, text_encoder
@@ -20,7 +20,8 @@ WORDS = ("a", "dog", "red", "runs", "on", "##s", "grass")
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    bert = Bert(BertConfig(len(SPECIAL_TOKENS) + len(WORDS), 32, 2, 2, 64, 64, dropout=0.0))
+    sizes = {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64, "max_positions": 64}
+    bert = LibraryEncoder(bert_config(vocabulary_size=len(SPECIAL_TOKENS) + len(WORDS), dropout=0.0, **sizes))
     made = ThreeSHNet(image_encoder(24, 16, 8, dropout=0.0), text_encoder(bert, 16))
     with torch.no_grad():
         for name, values in made.state_dict().items():

@@ -42,8 +42,8 @@ def write_store(path, digest, ids, arrays, feature, kind, dropped=()):
 @pytest.fixture
 def world(tmp_path):
     """A tiny index, both stores and a run; paths as `encode` takes them."""
-    from model.bert import Bert, BertConfig
     from model.runs import save_run
+    from model.small_encoder import SmallConfig, SmallEncoder
     from model.three_shnet import ThreeSHNet
     from model.tokenizer import CaptionTokenizer, train_vocabulary
     from tests.unit.model.helpers import image_encoder, text_encoder
@@ -80,7 +80,7 @@ def world(tmp_path):
     write_store(tmp_path / "panoptic.zarr", digest, ids, panoptic, "panoptic", "panoptic")
     torch.manual_seed(0)
     tokenizer = CaptionTokenizer(train_vocabulary(captions["text"].to_pylist(), vocabulary_size=60))
-    bert = Bert(BertConfig(len(tokenizer.vocabulary), hidden_size=12, layers=1, heads=2, intermediate_size=16))
+    bert = SmallEncoder(SmallConfig(len(tokenizer.vocabulary), 12, 1, 2, 16, 512))
     network = ThreeSHNet(image_encoder(WIDTH, EMBED, 8), text_encoder(bert, EMBED)).eval()
     described = {
         kind: {

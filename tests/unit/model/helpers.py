@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from model.bert import Bert
 from model.build import new_image_encoder, new_network
 from model.data import Features, TrainingPairs, read_split
 from model.runs import load_run
 from model.settings import Recipe, Text, ThreeSHNetModel, Training
+from model.small_encoder import SmallEncoder
 from model.text import TextEncoder
 from model.three_shnet import ImageEncoder, ThreeSHNet
 from model.training.loop import step, train
@@ -24,7 +24,7 @@ def image_encoder(
 
 
 def text_encoder(
-    bert: Bert, embed_size: int = 1024, *, pool_position_size: int = 32, pool_hidden_size: int = 32
+    bert: SmallEncoder, embed_size: int = 1024, *, pool_position_size: int = 32, pool_hidden_size: int = 32
 ) -> TextEncoder:
     return TextEncoder(bert, embed_size, pool_position_size=pool_position_size, pool_hidden_size=pool_hidden_size)
 

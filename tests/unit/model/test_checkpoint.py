@@ -11,10 +11,10 @@ import torch
 
 from catalog.categories import UPSNET_TO_COCO
 from core.console import UserError
-from model.bert import Bert, BertConfig
 from model.checkpoint import import_reference, load_reference, main
 from model.checkpoints.three_shnet import IMAGE_PREFIXES
 from model.runs import load_run, save_run
+from model.small_encoder import SmallConfig, SmallEncoder
 from model.three_shnet import ThreeSHNet
 from model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
 from tests.unit.model import naive
@@ -67,7 +67,7 @@ def reference_checkpoint(path, *, img_dim=24, e=16, spatial=8, bert_width=128, s
             image[f"{name}.num_batches_tracked"] = torch.tensor(7)
     image |= pool()
     torch.manual_seed(seed)
-    bert = Bert(BertConfig(len(VOCABULARY), bert_width, 1, 2, 48, 20))
+    bert = SmallEncoder(SmallConfig(len(VOCABULARY), bert_width, 1, 2, 48, 20))
     text = OrderedDict({f"bert.{key}": value for key, value in bert.state_dict().items()})
     text["bert.embeddings.position_ids"] = torch.arange(20)[None]
     text |= {"bert.pooler.dense.weight": draw(bert_width, bert_width), "bert.pooler.dense.bias": draw(bert_width)}
@@ -126,7 +126,7 @@ def test_reference_embeddings_in_our_class_order(tmp_path, encoding):
         for k, v in text.items()
         if k.startswith("gpool")
     }
-    expected = naive.encode_captions(weights, network.text.bert(ids, ids != 0), lengths)
+    expected = naive.encode_captions(weights, network.text.bert(ids, lengths), lengths)
     assert (network.encode_captions(ids, lengths) - expected).abs().max() < 1e-5
 
 
@@ -136,9 +136,10 @@ def test_sizes_come_from_the_weights(tmp_path):
     sizes, bert = network.image.sizes, network.text.bert.config
     assert (sizes.img_dim, sizes.embed_size, sizes.spatial_size, sizes.num_categories) == (10, 12, 6, 133)
     assert (sizes.class_order, sizes.seg_map_encoding) == ("upsnet", "raw")
-    assert [bert.vocabulary_size, bert.hidden_size, bert.layers, bert.heads] == [50, 64, 1, 1]
-    assert bert.intermediate_size == 48 and bert.max_positions == 20
-    assert load_reference(tmp_path / "ref.pth", heads=4).text.bert.config.heads == 4
+    assert (bert.vocabulary_size, bert.hidden_size, bert.max_positions) == (50, 64, 20)
+    names = ("num_hidden_layers", "num_attention_heads", "intermediate_size", "type_vocab_size")
+    assert [bert.library[name] for name in names] == [1, 1, 48, 2]
+    assert load_reference(tmp_path / "ref.pth", heads=4).text.bert.config.library["num_attention_heads"] == 4
     assert len([key for key in image if "running" not in key and "tracked" not in key]) == 87
     assert len(image) == 132
 
@@ -156,7 +157,7 @@ def test_every_key_is_accounted_for(tmp_path):
     message = str(caught.value)
     for part in (
         "image encoder: unexpected surprise.weight",
-        "unexpected text.bert.encoder.layer.0.extra",
+        "unexpected text.bert.model.encoder.layer.0.extra",
         "missing the weights for image.spatial.fusion_mlp.output.bias",
         "image.fusion_mlp.hidden.weight has shape (3, 3), expected (8, 16)",
     ):
@@ -194,7 +195,9 @@ def test_nothing_in_a_file_is_run(tmp_path, capsys):
 def test_a_run_folder_is_all_it_takes(tmp_path):
     torch.manual_seed(0)
     image = image_encoder(24, 16, 8, seg_map_encoding="standardised", void_value=7, pool_hidden_size=5)
-    network = ThreeSHNet(image, text_encoder(Bert(BertConfig(50, 32, 2, 4, 40, 30)), 16, pool_position_size=10)).eval()
+    network = ThreeSHNet(
+        image, text_encoder(SmallEncoder(SmallConfig(50, 32, 2, 4, 40, 30)), 16, pool_position_size=10)
+    ).eval()
     tokenizer = CaptionTokenizer(VOCABULARY, lowercase=False, max_tokens=9)
     save_run(tmp_path / "run", network, tokenizer, config={"run": "one", "features": {"visual": None}})
     loaded, config, again = load_run(tmp_path / "run")
@@ -207,20 +210,27 @@ def test_a_run_folder_is_all_it_takes(tmp_path):
 
 
 def test_a_run_folder_of_version_0_1_is_read(tmp_path):
-    """It named no kind of network: there was one."""
+    """It named no kind of network, as there was one, and described every text encoder as a BERT."""
     torch.manual_seed(0)
-    network = ThreeSHNet(image_encoder(24, 16, 8), text_encoder(Bert(BertConfig(50, 32, 1, 4, 40, 30)), 16)).eval()
+    network = ThreeSHNet(
+        image_encoder(24, 16, 8), text_encoder(SmallEncoder(SmallConfig(50, 32, 1, 4, 40, 30)), 16)
+    ).eval()
     save_run(tmp_path, network, None, config={"run": "old"})
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.pop("kind") == "3shnet" and config["format_version"] == 2
+    config["text"] |= {"token_types": 2, "activation": "gelu", "layer_norm_eps": 1e-12}
     (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 1}))
-    images = inputs()
-    assert torch.equal(load_run(tmp_path)[0].encode_images(*images), network.encode_images(*images))
+    images, ids, lengths = inputs(), torch.tensor([[2, 8, 30, 3], [2, 3, 0, 0]]), torch.tensor([4, 2])
+    loaded = load_run(tmp_path)[0]
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_images(*images), network.encode_images(*images))
+        difference = loaded.encode_captions(ids, lengths) - network.encode_captions(ids, lengths)
+    assert difference.abs().max() < 1e-5
 
 
 def test_a_run_folder_that_does_not_fit_is_explained(tmp_path):
     torch.manual_seed(0)
-    network = ThreeSHNet(image_encoder(24, 16, 8), text_encoder(Bert(BertConfig(50, 32, 1, 4, 40, 30)), 16))
+    network = ThreeSHNet(image_encoder(24, 16, 8), text_encoder(SmallEncoder(SmallConfig(50, 32, 1, 4, 40, 30)), 16))
     save_run(tmp_path, network, None, config={})
     assert load_run(tmp_path)[2] is None
     config = json.loads((tmp_path / "config.json").read_text())

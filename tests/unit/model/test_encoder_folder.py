@@ -111,15 +111,17 @@ def test_a_vocabulary_with_windows_line_ends(tmp_path):
 def test_a_bert_is_loaded_with_what_its_folder_says(tmp_path, pieces, lowercase):
     from safetensors.torch import save_file
 
-    from model.bert import Bert, BertConfig, load_pretrained
+    from model.pretrained import load_encoder
+    from model.small_encoder import SmallConfig, SmallEncoder
 
     folder(tmp_path, pieces)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     sizes |= {"vocab_size": 20, "max_position_embeddings": 9}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"} | sizes))
-    save_file(Bert(BertConfig(20, 8, 1, 2, 8, 9)).state_dict(), tmp_path / "model.safetensors")
-    bert, vocabulary, found = load_pretrained(str(tmp_path))
-    assert bert.config.layers == 1 and vocabulary == tmp_path / "vocab.txt" and found is lowercase
+    save_file(SmallEncoder(SmallConfig(20, 8, 1, 2, 8, 9)).state_dict(), tmp_path / "model.safetensors")
+    bert, tokenizer = load_encoder(str(tmp_path), dropout=0.1, max_tokens=20)
+    assert bert.config.library["num_hidden_layers"] == 1 and tokenizer.max_tokens == 9
+    assert tokenizer.lowercase is lowercase and tokenizer.vocabulary[-len(pieces) :] == pieces
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match="git-lfs pointer"):
-        load_pretrained(str(tmp_path))
+        load_encoder(str(tmp_path), dropout=0.1, max_tokens=20)

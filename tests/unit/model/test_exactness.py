@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from benchmarks import data
-from model.bert import Bert, BertConfig
 from model.data import image_tensors
 from model.layers import sinusoidal_positions
 from model.losses import triplet_loss
+from model.small_encoder import SmallConfig, SmallEncoder
 from model.three_shnet import ThreeSHNet
 from tests.unit.model import naive
 from tests.unit.model.helpers import image_encoder, text_encoder
@@ -28,7 +28,7 @@ E, D = 1024, 2048
 def network():
     torch.manual_seed(0)
     made = ThreeSHNet(
-        image_encoder(D, E, dropout=0.0), text_encoder(Bert(BertConfig(50, 32, 1, 2, 64, 64, dropout=0.0)), E)
+        image_encoder(D, E, dropout=0.0), text_encoder(SmallEncoder(SmallConfig(50, 32, 1, 2, 64, 64, dropout=0.0)), E)
     )
     with torch.no_grad():
         for name, values in made.state_dict().items():
@@ -83,7 +83,7 @@ def test_caption_embeddings_for_any_length_and_batch(network):
     lengths = torch.tensor([2, 3, 15, 40])
     ids = torch.randint(1, 50, (4, 40), generator=torch.Generator().manual_seed(0))
     ids[torch.arange(40) >= lengths[:, None]] = 0
-    expected = naive.encode_captions(double_weights(network), network.text.bert(ids, ids != 0), lengths)
+    expected = naive.encode_captions(double_weights(network), network.text.bert(ids, lengths), lengths)
     assert (network.encode_captions(ids, lengths) - expected).abs().max() < 1e-5
     for i, n in enumerate(lengths):
         assert (network.encode_captions(ids[i : i + 1, :n], lengths[i : i + 1])[0] - expected[i]).abs().max() < 1e-5

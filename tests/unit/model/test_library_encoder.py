@@ -159,14 +159,14 @@ def test_states_equal_the_librarys_padded_ones(family, tmp_path, monkeypatch):
     valid = torch.arange(ids.shape[1]) < lengths[:, None]
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=valid.long()).last_hidden_state
-        found = encoder(ids, None, lengths)
+        found = encoder(ids, lengths)
         # Whatever stands behind a caption's end.
         found_again = encoder_of(json.loads(json.dumps(encoder.config.to_dict()))).eval()
         found_again.load_state_dict(encoder.state_dict())
-        assert torch.equal(found_again(ids, None, lengths), found)
+        assert torch.equal(found_again(ids, lengths), found)
     assert (found - expected)[valid].abs().max() < 1e-5 and (found[~valid] == 0).all()
     kept = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    encoder.train()(ids, valid).square().sum().backward()
+    encoder.train()(ids, lengths).square().sum().backward()
     assert kept and all(parameter.grad is not None for parameter in kept)
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.bert import Bert, BertConfig
 from model.losses import triplet_loss
+from model.small_encoder import SmallConfig, SmallEncoder
 from model.three_shnet import ThreeSHNet
 from tests.unit.model import naive
 from tests.unit.model.helpers import image_encoder, text_encoder
@@ -14,7 +14,7 @@ CATEGORIES, SIDE = 133, 12
 
 def small_network(seed: int = 0, *, dropout: float = 0.0, **image) -> ThreeSHNet:
     torch.manual_seed(seed)
-    bert = Bert(BertConfig(50, 32, 1, 2, 64, 64, dropout=dropout))
+    bert = SmallEncoder(SmallConfig(50, 32, 1, 2, 64, 64, dropout=dropout))
     network = ThreeSHNet(
         image_encoder(24, 16, 8, num_categories=CATEGORIES, dropout=dropout, **image), text_encoder(bert, 16)
     )
@@ -110,7 +110,7 @@ def test_caption_embeddings_equal_the_formulae():
     ids = torch.randint(1, 50, (4, 30), generator=torch.Generator().manual_seed(0))
     ids[torch.arange(30) >= lengths[:, None]] = 0
     found = network.encode_captions(ids, lengths)
-    hidden = network.text.bert(ids, ids != 0)
+    hidden = network.text.bert(ids, lengths)
     assert (found - naive.encode_captions(double_weights(network), hidden, lengths)).abs().max() < 1e-5
     for i, n in enumerate(lengths):
         alone = network.encode_captions(ids[i : i + 1, :n], lengths[i : i + 1])
@@ -127,7 +127,7 @@ def test_loss_gradients_of_the_whole_network_equal_the_formulae():
     for hardest in (False, True):
         network.zero_grad()
         weights = double_weights(network, grad=True)
-        hidden = network.text.bert(ids, ids != 0).double()
+        hidden = network.text.bert(ids, lengths).double()
         expected = naive.triplet_loss(
             oracle(network, batch, weights=weights, training=True),
             naive.encode_captions(weights, hidden, lengths),
@@ -172,7 +172,7 @@ def test_autocast_stays_close():
 def test_sizes_of_the_papers_network():
     with torch.device("meta"):
         image = image_encoder(2048, 1024, 128)
-        text = text_encoder(Bert(BertConfig(30522)), 1024)
+        text = text_encoder(SmallEncoder(SmallConfig(30522, 768, 12, 12, 3072, 512)), 1024)
     # The authors' files hold 7 second batch norms and a BERT pooler besides, which nothing ever applies.
     unused_norms = 2 * (6 * 1024 + 128)
     assert sum(p.numel() for p in image.parameters()) + unused_norms == 11_615_008
