@@ -18,6 +18,7 @@ import numpy as np
 from catalog.annotations import Annotations
 from catalog.index import check_image_ids, listing
 from catalog.layout import BOXES_FILE, CAPTIONS_PER_IMAGE, array_path, layout_files
+from catalog.tables import TOKEN_LINE
 from core.console import UserError, progress
 from core.kinds import other_kind
 from core.text import decode_text
@@ -31,7 +32,10 @@ def open_array(path: Path) -> np.ndarray:
     What has been looked at stays in memory while the array lives: open it anew for every block.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is a .npz archive")
+        return array
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; complete the folder or correct the dataset's splits") from error
     except (ValueError, EOFError, OSError) as error:
@@ -129,6 +133,10 @@ def read_precomputed(
         blank = [f"line {n}" for n, text in enumerate(captions, 1) if not text.strip()]
         if blank:
             problems.append(listing(f"empty captions in {part.prefix}_caps.txt", blank))
+        if all(TOKEN_LINE.fullmatch(text) for text in captions):
+            problems.append(
+                f"{part.prefix}_caps.txt has `name#number<TAB>caption` lines; leave the caption alone in each"
+            )
         found.image_ids += ids
         found.paths += [f"{array_path(folder, part.prefix, next(iter(part.steps)))}#{i}" for i in range(part.images)]
         found.splits += [split] * part.images

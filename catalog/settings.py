@@ -350,6 +350,10 @@ class PrecomputedDataset(DatasetSection):
     rounding: Literal["count", "error"] = "count"
     provenance: str = "unknown"
 
+    def mistakes(self) -> Iterator[str]:
+        if len(set(self.splits.values())) < len(self.splits):
+            yield f"splits: {self.splits} name the same files twice; give each split files of its own"
+
     @field_validator("features")
     @classmethod
     def _one_visual_feature(cls, value: list[str]) -> list[str]:

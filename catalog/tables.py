@@ -32,7 +32,7 @@ _TWICE = re.compile(
     "\u00e2\u20ac[\u0080-\u00ff\u0152-\u2122]|\u00c3[\u0080-\u00bf\u0152-\u2122]"
 )  # a quote, a letter with an accent
 _BAR_LOST = re.compile(r"\s*(\d)\s+(\S.*)")  # one line of Kaggle's Flickr30K: `2199200615.jpg| 4   A dog runs`
-_TOKEN_LINE = re.compile(r"([^\t]+)#\d+\t(.*)")  # Flickr8K's and Flickr30K's *.token: `1000092795.jpg#0<TAB>text`
+TOKEN_LINE = re.compile(r"([^\t]+)#\d+\t(.*)")  # Flickr8K's and Flickr30K's *.token: `1000092795.jpg#0<TAB>text`
 
 
 @dataclass
@@ -200,13 +200,13 @@ def _separated(path: Path, text: str) -> Table:
 def _token_lines(text: str) -> Table | None:
     """Flickr's `name#k<TAB>caption` lines; None where the first line is none of them."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    if not _TOKEN_LINE.fullmatch(lines[0]):
+    if not TOKEN_LINE.fullmatch(lines[0]):
         return None
     table, wrong = Table(), []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if (match := _TOKEN_LINE.fullmatch(line)) is None:
+        if (match := TOKEN_LINE.fullmatch(line)) is None:
             wrong.append(f"line {number}")
             continue
         table.rows.append({"image": match[1], "caption": match[2]})

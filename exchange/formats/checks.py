@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+ALL_ZERO = "features are all zero: whoever wrote them failed"
 _SLACK = 0.01  # of the image's side, for programs that round, and beside it a pixel
 _MANY = 10
 _PER_REGION = ("scores", "attribute_scores", "class_ids", "attribute_ids")
@@ -64,11 +65,12 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
         return
     if boxes.min() < -1 - _SLACK * boxes.max():
         raise ValueError(f"boxes begin at {boxes.min():g}, left of or above the image")
-    if size is None or 0 in size:
-        return
     ordered = bool((boxes[:, 2:] >= boxes[:, :2]).all())
-    if boxes.max() <= 1 and min(size) > 4 and ordered:
+    known = size is not None and 0 not in size
+    if boxes.max() <= 1 and ordered and not (known and min(size) <= 4):
         raise ValueError("boxes reach 1 at most, as fractions of the image do; they must be in pixels")
+    if not known:
+        return
     height, width = size
     right, below = width * (1 + _SLACK) + 1, height * (1 + _SLACK) + 1
     if boxes[:, ::2].max() > right or boxes[:, 1::2].max() > below:
@@ -94,7 +96,7 @@ def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) ->
     if not found["features"].size:
         raise ValueError("has no regions" if not count else "features have no numbers")
     if not found["features"].any():
-        raise ValueError("features are all zero: whoever wrote them failed")
+        raise ValueError(ALL_ZERO)
     if "boxes" in found:
         check_boxes(found["boxes"], size)
     for name in _PER_REGION:

@@ -15,7 +15,7 @@ from catalog.precomputed import open_array, read_parts, seg_map_encoding, standa
 from core.console import UserError
 from core.features import FEATURES, Feature
 from exchange.formats.base import Failures, Reader, Rows
-from exchange.formats.checks import check_boxes
+from exchange.formats.checks import ALL_ZERO, check_boxes
 from stores.features import PANOPTIC_ARRAYS, grid_arrays, region_arrays
 
 _ROWS_AT_ONCE = 32
@@ -83,7 +83,7 @@ class ScanReader(Reader):
                 "imported_seg_maps": dict(self._encodings),
             }  # fmt: skip
             return
-        if len(shapes["features"]) != 2:
+        if len(shapes["features"]) != 2 or 0 in shapes["features"]:
             raise UserError(
                 f"{self._path(self._parts[0], 'features')}: one image's features have shape {shapes['features']} "
                 "instead of (regions or cells, width)"
@@ -121,7 +121,9 @@ class ScanReader(Reader):
                 for name, values in self._read_block(part, images).items():
                     result[name][target] = values
             start += part.images
-        return result, []
+        if "counts" not in result:
+            return result, []
+        return result, [(rows[k], ALL_ZERO) for k in np.flatnonzero(result["counts"] == 0)]
 
     def _read_block(self, part: Any, images: range) -> Rows:
         found: Rows = {}

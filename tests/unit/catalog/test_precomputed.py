@@ -118,3 +118,25 @@ def test_maps_are_recognised_by_their_range(tmp_path):
     # One class only, and one with a positive value.
     np.save(tmp_path / "one.npy", np.full((3, 64, 64), (100 / 133 - 0.3342) / 0.0621, np.float32))
     assert seg_map_encoding(tmp_path / "one.npy") == "standardised"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "train_caps.txt",
+            "".join(f"{i}.jpg#{k}\ta dog\n" for i in range(3) for k in range(5)),
+            "leave the caption alone",
+        ),
+        ("train_ims.npy", {"x": np.ones((3, 3, 4))}, "it is a .npz archive"),
+    ],
+    ids=["token lines", "archive"],
+)
+def test_files_that_only_look_like_it(folder, name, content, message):
+    if isinstance(content, str):
+        (folder / name).write_text(content)
+    else:
+        with open(folder / name, "wb") as file:
+            np.savez(file, **content)
+    with pytest.raises(UserError, match=message):
+        read_precomputed(str(folder), SPLITS, ["regions"])

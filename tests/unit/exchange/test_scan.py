@@ -31,7 +31,7 @@ def make_index(folder, output, splits=SPLITS, features=FEATURES):
     return output
 
 
-def import_feature(index, folder, feature, shards=2, splits=SPLITS, features=FEATURES, **options):
+def import_feature(index, folder, feature, shards=2, splits=SPLITS, features=FEATURES, on_bad_image="fail", **options):
     store = index / f"{feature}.zarr"
     source = {"format": "scan", "folder": str(folder), "splits": splits, "features": features} | options
     receipts = [index / f"{feature}.receipts" / f"{k}.json" for k in range(shards)]
@@ -41,7 +41,8 @@ def import_feature(index, folder, feature, shards=2, splits=SPLITS, features=FEA
             + ["--images", str(index / "images.parquet"), "--receipt", str(receipt)]
             + ["--shard", str(k), "--shards", str(shards)]
         )  # fmt: skip
-    seal(store=store, receipts=receipts, images=read_image_rows(index / "images.parquet"))
+    images = read_image_rows(index / "images.parquet")
+    seal(store=store, receipts=receipts, images=images, on_bad_image=on_bad_image)
     return open_store(store)
 
 
@@ -123,13 +124,16 @@ def test_void_and_padding_survive(tmp_path):
     np.save(folder / "train_ims.npy", ims), np.save(folder / "train_seg_maps.npy", maps)
     splits = {"train": "train"}
     index = make_index(folder, tmp_path / "index", splits)
-    stores = {f: import_feature(index, folder, f, splits=splits) for f in FEATURES}
+    with pytest.raises(UserError, match=r"image 'train2' .*train_ims.npy#2\): features are all zero"):
+        import_feature(index, folder, "regions", splits=splits)
+    stores = {f: import_feature(index, folder, f, splits=splits, on_bad_image="drop") for f in FEATURES}
     assert stores["regions"].rows("counts", range(5)).tolist() == [6, 4, 0, 6, 6]
+    assert stores["regions"].attributes["dropped"] == ["train2"]
     assert (stores["panoptic"].rows("seg_maps", [3])[0, :10] == 255).all()
     export(index, tmp_path / "out")
     for name in ("ims", "seg_maps"):
-        file = f"train_{name}.npy"
-        assert (tmp_path / "out" / file).read_bytes() == (folder / file).read_bytes()
+        exported = np.load(tmp_path / "out" / f"train_{name}.npy")
+        assert np.array_equal(exported, np.load(folder / f"train_{name}.npy")[[0, 1, 3, 4]]), name
 
 
 def test_standardised_maps_give_the_same_store(scan, imported, tmp_path):
