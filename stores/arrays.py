@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ _ABSENT = np.iinfo(np.uint64).max
 # Between "bytes" and "crc32c": how a chunk is compressed, if it is.
 _COMPRESSORS = ([], ["zstd"], ["blosc"])
 _INDEX_CODECS = ("bytes", "crc32c")
+
+Data = bytes | np.ndarray  # bytes of a file; as an array uint8
 
 
 class DamagedRows(UserError):
@@ -154,18 +157,17 @@ class ShardedArray:
         except (RuntimeError, ValueError) as error:  # what decoders raise
             raise self._damage(shard, f"cannot be decoded ({error})") from error
 
-    def _chunks(self, shard: int, chunks: list[int]) -> Iterator[bytes]:
-        """The chunks' compressed bytes, their checksums taken off."""
+    def _chunks(self, shard: int, chunks: list[int]) -> Iterator[Data]:
+        """The chunks' compressed bytes, their checksums taken off; each holds until the next is asked for."""
         with open(f"{self.place}/{self._key(shard)}", "rb", buffering=0) as file:
             if shard not in self._indices:
                 size = file.seek(0, 2)
                 file.seek(max(0, size - self._index_bytes))
                 self._indices[shard] = self._parse_index(shard, file.read(self._index_bytes))
             for chunk, (offset, length) in zip(chunks, self._where(shard, chunks), strict=True):
-                # Twice: cutting the checksum off would copy the rest.
-                content = os.pread(file.fileno(), length - _CRC_BYTES, offset)
-                checksum = os.pread(file.fileno(), _CRC_BYTES, offset + length - _CRC_BYTES)
-                yield self._content(shard, chunk, content, checksum, length)
+                room = _room(length)
+                found = room[: os.preadv(file.fileno(), [room], offset)]
+                yield self._content(shard, chunk, found, length)
 
     @property
     def _index_bytes(self) -> int:
@@ -186,9 +188,10 @@ class ShardedArray:
                 raise self._damage(shard, f"{self._rows_of(shard, chunk)} missing")
         return places
 
-    def _content(self, shard: int, chunk: int, content: bytes, checksum: bytes, length: int) -> bytes:
-        if len(content) + len(checksum) != length:
+    def _content(self, shard: int, chunk: int, found: Data, length: int) -> Data:
+        if len(found) != length:
             raise self._damage(shard, f"{self._rows_of(shard, chunk)} cut off")
+        content, checksum = found[:-_CRC_BYTES], found[-_CRC_BYTES:]
         if not _sound(content, checksum):
             raise self._damage(shard, f"{self._rows_of(shard, chunk)} fails its checksum")
         return content
@@ -223,14 +226,14 @@ class BucketArray(ShardedArray):
     def _pieces(self, span: slice) -> Iterator[slice]:
         yield span
 
-    def _chunks(self, shard: int, chunks: list[int]) -> Iterator[bytes]:
+    def _chunks(self, shard: int, chunks: list[int]) -> Iterator[Data]:
         key = self._key(shard)
         if shard not in self._indices:
             self._indices[shard] = self._parse_index(shard, self.place.read_end(key, self._index_bytes))
         places = self._where(shard, chunks)
         found = self.place.read_ranges(key, places)
         for chunk, (_, length), data in zip(chunks, places, found, strict=True):
-            yield self._content(shard, chunk, data[:-_CRC_BYTES], data[-_CRC_BYTES:], length)
+            yield self._content(shard, chunk, data, length)
 
 
 class ZarrArray:
@@ -290,10 +293,21 @@ def _decoder(compressor: str) -> Callable[..., Any]:
     return copy
 
 
-def _sound(content: bytes, checksum: bytes) -> bool:
+_own = threading.local()
+
+
+def _room(size: int) -> np.ndarray:
+    """(size,) uint8 of this thread's own, the same memory each time: what is new to a process costs more than reading into it."""
+    room = getattr(_own, "room", None)
+    if room is None or len(room) < size:
+        room = _own.room = np.empty(size * 5 // 4, np.uint8)
+    return room[:size]
+
+
+def _sound(content: Data, checksum: Data) -> bool:
     import google_crc32c
 
-    return google_crc32c.value(content) == int.from_bytes(checksum, "little")
+    return google_crc32c.value(content) == int.from_bytes(bytes(checksum), "little")
 
 
 _pool: tuple[int, ThreadPoolExecutor] | None = None
