@@ -10,7 +10,7 @@ from typing import Any
 
 from catalog.archives import unpack_images
 from catalog.copies import copies_between_splits, in_one_split, told
-from catalog.index import write_index
+from catalog.index import listing, write_index
 from catalog.settings import Dataset, DatasetSection
 from core.console import run_cli
 from core.flags import add_index, add_mapping, command
@@ -53,10 +53,12 @@ def index(
     for note in found.notes:
         print(f"note: {note}")
     write_index(images, captions, rows, texts, notes=found.notes, limited=True)
-    bad = sum(error is not None for error in rows.column("error").to_pylist())
+    broken = [f"{row['path']}: {row['error']}" for row in rows.select(["path", "error"]).to_pylist() if row["error"]]
+    if broken:
+        print(f"note: {listing('images that cannot be read', broken)}")
     splits = ", ".join(f"{name} {count}" for name, count in sorted(Counter(rows["split"].to_pylist()).items()))
-    broken = f", {bad} files with a broken header" if bad else ""
-    print(f"{dataset}: {rows.num_rows} images ({splits}), {texts.num_rows} captions{broken}")
+    unread = f", {len(broken)} files with a broken header" if broken else ""
+    print(f"{dataset}: {rows.num_rows} images ({splits}), {texts.num_rows} captions{unread}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from core import layout
 from core.console import UserError, run_cli
 from core.flags import add_results, command
+from core.notes import note_lines, spoken
 
 _TAIL = 8192  # bytes of a log's end that are looked at: many progress lines
 _BAR = re.compile(
@@ -91,7 +92,7 @@ def _last_bar(path: Path) -> re.Match[str] | None:
 
 
 def follow(*, results: str, every: float | None = None, silent: float = 600.0, once: bool = False) -> None:
-    """Print a line per running job, again and again until interrupted; on a terminal in place.
+    """Print a line per running job, and what jobs note, again and again until interrupted; on a terminal in place.
 
     Args:
         results: see `running_jobs`. every: seconds between looks; None: 2 on a terminal, 60 elsewhere.
@@ -103,9 +104,14 @@ def follow(*, results: str, every: float | None = None, silent: float = 600.0, o
     for flag, value in (("--every", every), ("--silent", silent)):
         if not value > 0:
             raise UserError(f"{flag} {value:g}: must be above 0")
+    told: set[str] = set()
     try:
         while True:
             lines = [str(job) for job in running_jobs(Path(results), silent=silent)] or ["no job reports progress"]
+            # In place all of them stay in sight, elsewhere each is told once.
+            noted = note_lines(spoken(results, time.time() - silent))
+            lines += [line for line in noted if live or line not in told]
+            told.update(noted)
             stamp = time.strftime("%H:%M:%S")
             width = shutil.get_terminal_size().columns
             # Home, each line cleared behind its text, and all below: redrawn without flicker.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from catalog.index import ImageRows
+from catalog.index import ImageRows, listing, read_images
 from core.console import UserError, progress, run_cli
 from core.devices import open_device
 from core.features import Feature
@@ -197,15 +197,22 @@ def extract(
     workers: int,
     device: str,
     threads: int,
+    on_bad_image: str = "drop",
     **place: Any,
 ) -> None:
-    """Extract one shard with the extractor that these settings describe; it is built where it is needed."""
+    """Extract one shard with the extractor that these settings describe; it is built where it is needed.
+
+    Raises:
+        UserError: among others, where the index knows of images that cannot be read and `on_bad_image` is "fail".
+    """
     start = time.perf_counter()
     # Everything that can be wrong with the command, before torch is imported.
     batch_size = settings.get("batch_size", 8)
     if type(batch_size) is not int or batch_size < 1:
         raise UserError(f"batch_size of {feature} must be a whole number of at least 1, not {batch_size!r}")
     rows = job_index(images, store=store, shard=shard, shards=shards)
+    if on_bad_image == "fail":
+        _refuse_broken(images)
 
     def build() -> tuple[Any, str]:
         opened, words = open_device(device, threads=threads)
@@ -238,6 +245,16 @@ def extract(
     )
 
 
+def _refuse_broken(images: Path) -> None:
+    """UserError: the index found images broken, so that no store could be sealed; hours of extraction would be in vain."""
+    table, _ = read_images(images)
+    broken = [f"{row['path']}: {row['error']}" for row in table.select(["path", "error"]).to_pylist() if row["error"]]
+    if broken:
+        raise UserError(
+            f"{listing('images cannot be read', broken)}; mend or remove them, or set features.on_bad_image: drop"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command("extractors.run", __doc__)
     add_shard(parser)
@@ -245,6 +262,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", required=True, type=int, help="the extractor's RECIPE, as the workflow read it")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads beside the network (default: 0)")
     add_device(parser, threads=1)
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("fail", "drop"),
+        default="drop",
+        help="fail: not at all with images that the index found broken",
+    )
     extract(**vars(parser.parse_args(argv)))
 
 

@@ -1,6 +1,7 @@
 # Start-up: the settings are checked, and PLAN says what each rule needs. No rules here.
 import shlex
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from core.features import FEATURES
 from core.jobs import lead_jobs
 from core.machine import remember_configfiles, use_this_interpreter
 from published.download import LOCK_FILE
-from rules.failed import show_failures
+from rules.failed import show_failures, show_notes
 from rules.plan import Plan, alternatives
 from settings import check_readable, load_settings
 
@@ -73,6 +74,7 @@ for name in checked(PLAN.kept_runs):
     )
 
 SETTINGS, RESULTS, WORK = PLAN.settings, PLAN.results, PLAN.work
+STARTED = time.time()
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.
 GPUS_PER_JOB = int(gpu_present())
 

@@ -1,31 +1,46 @@
-"""What the user reads when jobs have failed: where each job's log lies, and its last lines."""
+"""What the user reads when the jobs have ended: of those that failed where each log lies and its last lines, and what jobs noted."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from core.notes import note_lines, spoken
+
 LINES = 30  # of each log: a traceback's end or all of a `UserError`
 _MENTION = re.compile(r"^\s*log: (.+) \(check log file\(s\) for error details\)$", re.MULTILINE)
+# With `--quiet rules` Snakemake leaves the mention out and quotes the command alone.
+_COMMAND = re.compile(r"> (\S.*\.log'?) 2>&1' returned non-zero exit status", re.MULTILINE)
 
 
 def failed_logs(snakemake_log: Path) -> list[Path]:
     """The logs of the jobs that failed, once each, in the order of their failures, out of Snakemake's own log."""
     text = snakemake_log.read_text(encoding="utf-8", errors="replace")
-    return [Path(path) for path in dict.fromkeys(p for paths in _MENTION.findall(text) for p in paths.split(", "))]
+    found = [path for paths in _MENTION.findall(text) for path in paths.split(", ")]
+    found += [path for quoted in _COMMAND.findall(text) for path in shlex.split(quoted)]
+    return [Path(path) for path in dict.fromkeys(found)]
 
 
-def show_failures(snakemake_logs: Sequence[str]) -> None:
+def show_failures(snakemake_logs: Sequence[str], work: str | Path, since: float) -> None:
     """Print the end of each failed job's log under its path, on stderr.
 
     Args:
-        snakemake_logs: those that Snakemake wrote of itself.
+        snakemake_logs: those that Snakemake wrote of itself. work, since: where jobs' logs lie, and when the workflow started: if
+            Snakemake tells of none, those that end with an error are meant.
     """
     found = [path for log in snakemake_logs if Path(log).is_file() for path in failed_logs(Path(log))]
+    found = found or [one.log for one in spoken(work, since) if one.failed]
     for path in dict.fromkeys(found):
         if path.is_file():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             cut = "" if len(lines) <= LINES else f", the last {LINES} of {len(lines)} lines"
             print(f"\n{path}{cut}:", *(f"    {line}" for line in lines[-LINES:]), sep="\n", file=sys.stderr)
+
+
+def show_notes(work: str | Path, since: float) -> None:
+    """Print what the jobs of this workflow noted: images left out, captions not used. On stderr."""
+    if lines := note_lines(spoken(work, since)):
+        print("\nnoted by the jobs:", *(f"  {line}" for line in lines), sep="\n", file=sys.stderr)

@@ -27,6 +27,7 @@ rule extract_shard:
         shards=PLAN.shards,
         store=PLAN.store,
         compression=PLAN.compression,
+        on_bad_image=PLAN.on_bad_image,
     message:
         "Extracts {wildcards.feature} of {wildcards.dataset}, shard {wildcards.shard}"
     shell:
@@ -41,6 +42,7 @@ rule extract_shard:
             --settings {params.settings:q} \
             --recipe {params.recipe} \
             --compression {params.compression} \
+            --on-bad-image {params.on_bad_image:q} \
             --threads {threads} \
             --workers {threads} \
             > {log:q} 2>&1

@@ -59,8 +59,10 @@ rule build_report:
 
 
 onsuccess:
+    show_notes(WORK, STARTED)
     PLAN.show_results()
 
 
 onerror:
-    show_failures(log)
+    show_notes(WORK, STARTED)
+    show_failures(log, WORK, STARTED)

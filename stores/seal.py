@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from catalog.index import ImageRows, read_image_rows
+from catalog.index import ImageRows, listing, read_image_rows
 from core.console import UserError, progress, run_cli
 from core.files import atomic_path
 from core.flags import add_images, add_receipts, add_store, command
@@ -189,6 +189,10 @@ def seal_store(*, images: Path, **options: Any) -> None:
     """`seal` of a store of the index with this images.parquet, and what became of it in a line."""
     rows = read_image_rows(images)
     dropped = seal(images=rows, **options)["dropped"]
+    if dropped:
+        reasons = {f["image_id"]: f["error"] for path in options["receipts"] for f in read_receipt(path)["failures"]}
+        feature = Path(options["store"].name if isinstance(options["store"], Path) else options["store"]).stem
+        print("note: " + listing(f"images dropped from {feature}", [f"{i}: {reasons[i]}" for i in dropped]))
     print(f"sealed {options['store']}: {len(rows.ids)} images, {len(dropped)} of them dropped as unreadable")
 
 

@@ -57,3 +57,9 @@ def test_the_command(tmp_path, capsys):
     log(tmp_path, "train_model/runs", BAR, age=40)
     main(["--results", str(tmp_path), "--once"])
     assert "9/20, 1.00s/batch, 00:12 left, silent for 40 s\n" in capsys.readouterr().out
+
+
+def test_the_command_tells_what_jobs_note(tmp_path, capsys):
+    log(tmp_path, "index_dataset/p", "note: 2 images that cannot be read\n")
+    main(["--results", str(tmp_path), "--once"])
+    assert "index_dataset/p: note: 2 images that cannot be read\n" in capsys.readouterr().out

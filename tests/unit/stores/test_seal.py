@@ -243,7 +243,8 @@ def command(parts, tmp_path):
 def test_command_seals(command, capsys):
     made, arguments = command
     main([*arguments, "--on-bad-image", "drop"])
-    assert "16 images, 1 of them dropped" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "16 images, 1 of them dropped" in told and "note: 1 images dropped from " in told
     assert open_store(made.store).image_ids.tolist() == made.ids
 
 
