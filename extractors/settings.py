@@ -17,6 +17,8 @@ from core.messages import did_you_mean
 from core.section import FilePath, GridKept, OwnPath, Positive, RegionsKept, Section
 from published.registry import PREFIX
 
+#: Architectures whose weights lie in a retrieval model's checkpoint: its head reads their cells alone.
+CHECKPOINT_CNNS = ("vse_grid_detector", "vse_grid_wsl")
 #: The features that each architecture of `extractors.networks.architectures` makes; importing that would load torch.
 ARCHITECTURES: dict[str, tuple[Feature, ...]] = {
     **dict.fromkeys(
@@ -33,7 +35,7 @@ ARCHITECTURES: dict[str, tuple[Feature, ...]] = {
         ),
         ("regions", "grids"),
     ),
-    **dict.fromkeys(("vse_grid_detector", "vse_grid_wsl"), ("grids",)),
+    **dict.fromkeys(CHECKPOINT_CNNS, ("grids",)),
     **dict.fromkeys(
         (
             *("panoptic_fpn_r50", "panoptic_fpn_r101", "panoptic_fpn_r101_dconv_cascade"),

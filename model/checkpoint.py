@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.checkpoints import read_checkpoint
+from core.checkpoints import cnn_architecture, read_checkpoint, split_cnn
 from core.console import UserError, run_cli
+from core.features import VISUAL
 from core.files import digest_file
+from core.flags import add_mapping
 from model.checkpoints.reading import family, word_tokenizer_of, wrong_family
 from model.checkpoints.scan import load_scan
 from model.checkpoints.three_shnet import load_reference
@@ -47,6 +49,8 @@ def import_checkpoint(
     heads: int | None = None,
     vocabulary: str | Path | None = None,
     max_tokens: int = 128,
+    visual: str | None = None,
+    grids: Mapping[str, Any] | None = None,
     by_workflow: bool = False,
 ) -> None:
     """Turn a checkpoint of authors into a run folder.
@@ -55,22 +59,35 @@ def import_checkpoint(
     bert-base-uncased's from the Hugging Face hub; of one that reads words it is `vocabulary`, else a single `*vocab.json`
     beside it. If none is to be had, the folder is written without, and a warning says what to do.
 
+    Of a grid checkpoint of VSE-infinity the head becomes the run, which records the file's digest: its visual tokens are the
+    cells of the file's own CNN, and `model.runs.check_same_extractor` refuses those of another.
+
     Args:
         kind: whose it must be (see `model.settings.KINDS`); None: of any.
         class_order, seg_map_encoding: see `load_reference`; of 3SHNet alone. heads: attention heads of its BERT.
         max_tokens: longer captions are cut. by_workflow: made by the workflow, which then also needs a vocabulary.
+        visual, grids: what it is to read, and the extractor of grids (config section `features.grids`), if that is known:
+            what a grid checkpoint cannot be scored on is then told at once.
 
     Raises:
-        UserError: the file does not fit, is of another kind, or `run_dir` holds a run that was trained.
+        UserError: the file does not fit, is of another kind or on other visual tokens, or `run_dir` holds a run that was
+            trained.
     """
     from model.runs import HISTORY, save_run
 
     if (Path(run_dir) / HISTORY).exists():
         raise UserError(f"{run_dir} holds a run that was trained here; import {path} into another folder")
-    found = family(read_checkpoint(path, "3SHNet's, VSE-infinity's or SCAN's authors")[0])
+    image, _, options = read_checkpoint(path, "3SHNet's, VSE-infinity's or SCAN's authors")
+    found = family(image)
     if found is None or kind not in (None, found):
         raise wrong_family(path, kind or "3shnet, vse_infinity or scan", found)
     source: dict[str, Any] = {"imported": Path(path).name, "digest": digest_file(path)}
+    features = None
+    if cnn := split_cnn(image)[0]:
+        architecture = cnn_architecture(path, cnn, options)
+        _check_cells(path, run_dir, architecture, source["digest"], visual, grids)
+        own = {"architecture": architecture, "checkpoint": source["imported"]}
+        features = {"visual": {"feature": "grids", "weights_digest": source["digest"], "cnn": own}}
     if found == "3shnet":
         network = load_reference(path, class_order, seg_map_encoding, heads=heads)
         source |= {"class_order": class_order, "seg_map_encoding": seg_map_encoding}
@@ -89,10 +106,37 @@ def import_checkpoint(
     config = {
         "run": Path(run_dir).name,
         "source": source | ({"by_workflow": True} if by_workflow else {}),
-        "features": None,
+        "features": features,
         "training": None,
     }
     save_run(run_dir, network, tokenizer, config=config)
+
+
+def _check_cells(
+    path: str | Path,
+    run_dir: str | Path,
+    architecture: str,
+    digest: str,
+    visual: str | None,
+    grids: Mapping[str, Any] | None,
+) -> None:
+    """UserError if what is to be read are no cells of a grid checkpoint's own CNN. Weights yet to be fetched are not looked into."""
+    run, section = f"runs.{Path(run_dir).name}", f"{{architecture: {architecture}, weights: {path}, grid: native}}"
+    if visual not in (None, "grids"):
+        raise UserError(
+            f"{run}.visual: {visual!r}, but {path} is a grid checkpoint, which reads the cells of its own CNN; write visual: grids "
+            f"and features.grids: {section}"
+        )
+    if grids is None:
+        return
+    weights = grids.get("weights")
+    here = weights is not None and Path(weights).is_file()
+    if grids.get("architecture") != architecture or (here and digest_file(weights) != digest):
+        maker = f"{grids.get('architecture') or grids.get('engine')} with weights {weights}"
+        raise UserError(
+            f"{run}.checkpoint: {path} reads the cells of its own CNN, but features.grids are those of {maker}; write "
+            f"features.grids: {section}"
+        )
 
 
 def import_reference(path: str | Path, run_dir: str | Path, **options: Any) -> None:
@@ -156,10 +200,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--vocabulary", type=Path, help="vocab.txt or *_vocab.json of its text encoder")
     command.add_argument("--heads", type=int, help="attention heads of its BERT (default: 64 features each)")
     command.add_argument("--max-tokens", type=int, default=128)
+    command.add_argument(
+        "--visual", choices=VISUAL, help="what it is to read, to be compared with what it was trained on"
+    )
+    add_mapping(command, "--grids", "the extractor of grids, to be compared likewise")
     command.add_argument("--by-workflow", action="store_true", help=argparse.SUPPRESS)
     command = commands.add_parser("export", help="write a run's weights as its kind's authors do")
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     command.add_argument("path", type=Path, metavar="FILE")
+    command.add_argument(
+        "--cnn", type=Path, metavar="REF.pth", help="checkpoint whose CNN made the cells of a head of grids"
+    )
     arguments = vars(parser.parse_args(argv))
     {"import": import_checkpoint, "export": export_checkpoint}[arguments.pop("command")](**arguments)
 

@@ -129,7 +129,8 @@ def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, 
 
     Args:
         trained: `{visual, panoptic}`, each `{feature, extractor, weights_digest, ...}`, as recorded by the run; None
-            for an imported run, of which nothing is known.
+            for an imported run, of which nothing is known. With `cnn` in it, of the head of a grid checkpoint, all that is
+            known is the file whose CNN it was trained along: `{architecture, checkpoint}`.
         given: the same of the stores to encode. run: for messages.
 
     Raises:
@@ -145,6 +146,9 @@ def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, 
     problems = []
     for kind, now in given.items():
         then = trained.get(kind) or {}
+        if "cnn" in then:
+            _check_own_cells(then, now, run)
+            continue
         for key in ("feature", "weights_digest"):
             if then.get(key) != now.get(key):
                 name = key.replace("_", " ")
@@ -159,4 +163,31 @@ def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, 
             + "\n  ".join(problems)
             + "\nextract the data set's features with the settings and weights of the extractor that the run was "
             "trained on, or train the run again"
+        )
+
+
+def _check_own_cells(then: Mapping[str, Any], now: Mapping[str, Any], run: str) -> None:
+    """The cells given must come from the CNN that lies in the checkpoint of this head."""
+    cnn = then["cnn"]
+    fix = (
+        f"write features.grids: {{architecture: {cnn['architecture']}, weights: FILE, grid: native}} with FILE the checkpoint that "
+        f"the run was made of ({cnn['checkpoint']}, sha256 {then['weights_digest']})"
+    )
+    if now.get("feature") == then["feature"] and now.get("weights_digest") is None:
+        print(
+            f"warning: run {run} reads the cells of its own CNN; whose those of the store are is not known, so it could not be "
+            f"checked. To have them extracted {fix}",
+            file=sys.stderr,
+        )
+        return
+    problems = [
+        f"visual {key.replace('_', ' ')}: {then[key]!r} in the run, {now.get(key)!r} in the store"
+        for key in ("feature", "weights_digest")
+        if then[key] != now.get(key)
+    ]
+    if problems:
+        raise UserError(
+            f"run {run} is the head of a grid checkpoint and reads the cells of its own CNN alone:\n  "
+            + "\n  ".join(problems)
+            + f"\n{fix}"
         )

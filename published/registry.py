@@ -54,7 +54,9 @@ class Entry:
         kind: "detector", "backbone" (ImageNet, to train a detector from), "text", "names" of a detector's classes, or "checkpoint" of a retrieval
             model. what: in words.
         licence: as stated where the weights are published. page: where that is.
-        architecture: the key of `extractors.networks.architectures.ARCHITECTURES` that a detector fits, None for the others.
+        architecture: the key of `extractors.networks.architectures.ARCHITECTURES` that a detector fits, or the CNN in a
+            retrieval model's checkpoint; None for the others.
+        reads: the visual tokens that a retrieval model was trained on: of one with an `architecture`, the cells of its own CNN.
         note: what whoever fetches it is told.
     """
 
@@ -66,6 +68,7 @@ class Entry:
     files: tuple[File, ...]
     architecture: str | None = None
     note: str = ""
+    reads: Literal["regions", "grids"] | None = None
 
     @property
     def in_folder(self) -> bool:
@@ -164,15 +167,18 @@ _VSE_PAGE = "https://huggingface.co/cccjc/vse-infty"
 _3SHNET_PAGE = "https://drive.google.com/drive/folders/1lU3I7J8XIquCtQ2lIML9w_9tDdRZWXm4"
 
 
-def _vse_infinity(folder: str, what: str) -> Entry:
+def _vse_infinity(data: str, look: str, text: str) -> Entry:
     # Its READMEs name the page and the folders; where in them the file lies we could not look up.
     files = (File("model_best.pth", None),)
-    return Entry(f"vse-infinity-{folder}", "checkpoint", f"VSE-infinity, {what}", "MIT", _VSE_PAGE, files)
+    name, what = f"vse-infinity-{data}_{look}_{text.lower()}", f"VSE-infinity, {data}, {look}, {text}"
+    cnn = {"butd_grid": "vse_grid_detector", "wsl_grid": "vse_grid_wsl"}.get(look)
+    return Entry(name, "checkpoint", what, "MIT", _VSE_PAGE, files, cnn, reads="grids" if cnn else "regions")
 
 
-def _3shnet(level: str) -> Entry:
+def _3shnet(level: Literal["region", "grid"]) -> Entry:
     files = (File("model_best.pth", None),)
-    return Entry(f"3shnet-{level}", "checkpoint", f"3SHNet, {level}", "not stated", _3SHNET_PAGE, files)
+    name, what = f"3shnet-{level}", f"3SHNet, {level}"
+    return Entry(name, "checkpoint", what, "not stated", _3SHNET_PAGE, files, reads=f"{level}s")
 
 
 ENTRIES: dict[str, Entry] = {
@@ -216,8 +222,8 @@ ENTRIES: dict[str, Entry] = {
         # Retrieval models; SCAN's authors published none.
         _3shnet("region"),
         _3shnet("grid"),
-        *(_vse_infinity(f"{data}_{look}_bert", f"{data}, {look}, BERT") for data in ("coco", "f30k") for look in ("butd_region", "butd_grid", "wsl_grid")),
-        *(_vse_infinity(f"{data}_{look}_bigru", f"{data}, {look}, BiGRU") for data in ("coco", "f30k") for look in ("butd_region", "butd_grid")),
+        *(_vse_infinity(data, look, "BERT") for data in ("coco", "f30k") for look in ("butd_region", "butd_grid", "wsl_grid")),
+        *(_vse_infinity(data, look, "BiGRU") for data in ("coco", "f30k") for look in ("butd_region", "butd_grid")),
         # Text.
         Entry(
             "bert-base-uncased", "text", "BERT, 12 layers, 768 wide, lower-cased English", "Apache-2.0", _BERT_PAGE,

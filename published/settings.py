@@ -46,7 +46,7 @@ class Published(Section):
             known = [name for name, one in ENTRIES.items() if one.kind == kind] if kind == "checkpoint" else []
             hint = f"choose one of {', '.join(known)}" if known else suggestion(value.removeprefix(PREFIX))
             yield f"{value!r} - no published weights; {hint}"
-        elif entry.kind != kind:
+        elif entry.kind != kind and not (kind == "detector" and entry.kind == "checkpoint" and entry.architecture):
             yield f"{value!r} is {entry.what}, no {KINDS[kind]}; `python -m published list` shows what there is"
         elif kind == "names" and value.partition("/")[2] not in [file.name for file in entry.files]:
             files = " or ".join(f"{PREFIX}{entry.name}/{file.name}" for file in entry.files)

@@ -16,8 +16,9 @@ from core.features import FEATURES
 from core.jobs import lead_jobs
 from core.machine import remember_configfiles, use_this_interpreter
 from published.download import LOCK_FILE
+from rules.checkpoints import alternatives
 from rules.failed import show_failures, show_notes
-from rules.plan import Plan, alternatives
+from rules.plan import Plan
 from settings import check_readable, load_settings
 
 use_this_interpreter(REPOSITORY)
@@ -70,6 +71,12 @@ if not workflow.deployment_settings.deployment_method:
 for name in checked(PLAN.kept_runs):
     print(
         f"note: runs.{name}: {layout.run_folder(PLAN.results, name)} holds an imported checkpoint; it is scored as it is and not trained",
+        file=sys.stderr,
+    )
+for name in PLAN.pooled_cells():
+    print(
+        f"note: runs.{name} was trained on all cells of its CNN's map, and grid: {PLAN.settings.features.grids.grid} pools them: its scores are not "
+        "those that were published; write features.grids.grid: native",
         file=sys.stderr,
     )
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from core.console import UserError
 from core.features import FEATURES, VISUAL, Feature
 from core.section import canonical
 from evaluation.positives import positives_files
-from model.runs import imported_by_hand, read_config
-from model.settings import DEFAULT_KIND, Run, Training, kind_needs, own_file, scores_pairs
+from model.settings import Run, Training, kind_needs, own_file, scores_pairs
 from published.download import LOCK_FILE, record, verify
 from published.registry import ENTRIES, entry_at
 from rules.check import engine_faults
+from rules.checkpoints import Checkpoints, alternatives
 from rules.reasons import Reasons
 from rules.shown import Shown
 from settings import Settings, used_weights
@@ -36,18 +36,13 @@ Wildcards = Any
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def alternatives(names: Iterable[str]) -> str:
-    """A wildcard constraint that matches the given names only."""
-    return "|".join(re.escape(name) for name in names) or "(?!)"
-
-
 def read_recipe(*path: str) -> int:
     """RECIPE of a module, read without importing it (that would load torch for every dry run)."""
     return int(re.search(r"^RECIPE = (\d+)$", _REPOSITORY.joinpath(*path).read_text(), re.M).group(1))
 
 
 @dataclass(frozen=True)
-class Plan(Shown, Reasons):
+class Plan(Checkpoints, Shown, Reasons):
     """What the rules ask for.
 
     Attributes:
@@ -129,40 +124,6 @@ class Plan(Shown, Reasons):
             for file in entry.files
             if file.address or (entry.address(file, mirror) and not entry.file_path(file, folder).exists())
         )
-
-    @property
-    def trained(self) -> str:
-        """`run`, where it is trained."""
-        return alternatives(name for name in self.settings.runs if self._origin(name) == "trained")
-
-    @property
-    def imported_runs(self) -> str:
-        """`run`, where it is made of a checkpoint of authors."""
-        return alternatives(name for name in self.settings.runs if self._origin(name) == "checkpoint")
-
-    def _origin(self, run: str) -> str:
-        """Where a run's weights come from: trained, checkpoint (named by the configuration), or kept: somebody put an
-        imported run into the folder, which no job may overwrite."""
-        if run in self._kept:
-            return "kept"
-        return "trained" if self.settings.runs[run].checkpoint is None else "checkpoint"
-
-    @functools.cached_property
-    def _kept(self) -> set[str]:
-        """Asked once: in a bucket each is a request."""
-        return {run for run in self.settings.runs if imported_by_hand(layout.run_folder(self.results, run))}
-
-    def kept_runs(self) -> list[str]:
-        """Runs that somebody imported. UserError if one is of another kind than the configuration says."""
-        kept = [run for run in self.settings.runs if self._origin(run) == "kept"]
-        for run in kept:
-            folder = layout.run_folder(self.results, run)
-            found, said = read_config(folder).get("kind", DEFAULT_KIND), self.settings.runs[run].model.kind
-            if found != said:
-                raise UserError(
-                    f"runs.{run}.model.kind: {said!r}, but {folder} holds a network of kind {found!r}; write that"
-                )
-        return kept
 
     # --- what can be asked for by name
 
@@ -356,17 +317,6 @@ class Plan(Shown, Reasons):
         """The file of a given vocabulary of words."""
         file = getattr(run.text, "vocabulary", None)
         return [] if file is None else [self.ancient(file)]
-
-    def checkpoint_inputs(self, wildcards: Wildcards) -> dict[str, str]:
-        run = self.settings.runs[wildcards.run]
-        return {"checkpoint": run.checkpoint} | ({} if run.vocabulary is None else {"words": run.vocabulary})
-
-    def checkpoint_flags(self, wildcards: Wildcards) -> list[str]:
-        run = self.settings.runs[wildcards.run]
-        flags = ["--kind", run.model.kind] + ([] if run.vocabulary is None else ["--vocabulary", run.vocabulary])
-        if run.model.kind == "3shnet":
-            flags += ["--class-order", run.model.class_order, "--seg-map-encoding", run.model.seg_map_encoding]
-        return flags
 
     def run_stores(self, wildcards: Wildcards) -> list[str]:
         """Flags of a command that reads the stores a run is trained on."""

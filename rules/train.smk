@@ -65,6 +65,7 @@ rule import_run:
     threads: 1
     params:
         flags=PLAN.checkpoint_flags,
+        reads=PLAN.checkpoint_reads,
     message:
         "Reads the checkpoint of run {wildcards.run}"
     shell:
@@ -73,6 +74,7 @@ rule import_run:
             {input.checkpoint:q} \
             "$(dirname {output.model:q})" \
             {params.flags:q} \
+            {params.reads:q} \
             --by-workflow \
             > {log:q} 2>&1
         """

@@ -14,7 +14,7 @@ from core.messages import did_you_mean
 from core.section import Section
 from evaluation.settings import Ensemble, Testset
 from model.settings import Run
-from published.registry import named_entry
+from published.registry import named_entry, resolve
 from search.settings import Search
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class CrossChecks:
                 yield from self._reference(where, run.dataset, "train")
             yield from self._section(where, run)
             yield from self._published(f"{where}.checkpoint", run.checkpoint, "checkpoint")
+            yield from under(where, self._read_by(run))
             made = [
                 layout.run_file(self.settings.results, f, name)
                 for f in (layout.WEIGHTS, layout.CONFIG, layout.VOCABULARY)
@@ -83,6 +84,25 @@ class CrossChecks:
         yield from self._features(where, run.dataset, run.features())
         yield from self._section(where, run)
         yield from self._published(f"{where}.text.pretrained", run.text.pretrained, "text")
+
+    def _read_by(self, run: Run) -> Iterator[str]:
+        """A published checkpoint on other visual tokens than those it was trained on."""
+        entry, grids = named_entry(run.checkpoint), self.settings.features.grids
+        if entry is None or entry.reads is None:
+            return
+        if run.visual != entry.reads:
+            yield f"visual: {run.visual!r}, but {run.checkpoint!r} reads {entry.reads}; write visual: {entry.reads}"
+        elif entry.architecture is not None and not self.doubtful("features", "grids"):
+            published = self.settings.published
+            own, given = (
+                resolve(value, published.folder, published.files) for value in (run.checkpoint, grids.weights or "")
+            )
+            extracted = any("grids" in dataset.extracted() for dataset in self.settings.datasets.values())
+            if extracted and own != given:
+                yield (
+                    f"checkpoint: {run.checkpoint!r} reads the cells of its own CNN, not those of {grids.weights!r}; write "
+                    f"features.grids: {{architecture: {entry.architecture}, weights: {run.checkpoint}, grid: native}}"
+                )
 
     def _testset(self, name: str, testset: Testset) -> Iterator[str]:
         where = f"testsets.{name}"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from catalog.categories import UPSNET_TO_COCO
+from core.checkpoints import cnn_architecture, read_checkpoint, split_cnn
 from core.console import UserError
-from core.files import atomic_path
+from core.files import atomic_path, digest_file
 from model.checkpoints import scan, three_shnet, vse_infinity
 from model.checkpoints.reading import BERT_PREFIXES, MLP_PARTS, WORD_PREFIXES
 from model.network import RetrievalNetwork
@@ -34,24 +35,40 @@ _BERT_BASE = {
     "num_attention_heads": 12,
     "intermediate_size": 3072,
 }
+# What their evaluation asks the options of a file for, whatever the model.
+_VSE_OPTIONS = {
+    "optim": "adam",
+    "batch_size": 128,
+    "workers": 10,
+    "data_path": "./data/",
+    "backbone_source": "detector",
+    "backbone_path": "",
+    "backbone_lr_factor": 0.01,
+    "input_scale_factor": 1.0,
+}
 
 
-def export_checkpoint(run_dir: str | Path, path: str | Path, *, check: bool = True) -> None:
+def export_checkpoint(
+    run_dir: str | Path, path: str | Path, *, cnn: str | Path | None = None, check: bool = True
+) -> None:
     """Write a run's weights in the format of its kind's authors, and beside them the vocabulary of one that reads words.
 
     Args:
         run_dir: see `model.runs.load_run`. path: the file; words go to `STEM_precomp_vocab.json` in its folder.
+        cnn: of VSE-infinity's head of grids, the checkpoint whose CNN made its cells: theirs hold both.
         check: refuse what the authors' code could not load, whose sizes are partly fixed.
 
     Raises:
-        UserError: no such run, one of a kind without authors, or sizes that their code does not have.
+        UserError: no such run, one of a kind without authors, sizes that their code does not have, or a CNN that is not the
+            run's.
     """
     network, config, tokenizer = load_run(run_dir)
     kind = config.get("kind", DEFAULT_KIND)
     if kind not in PREFIXES:
         raise UserError(f"{run_dir}: networks of {kind} have no authors' format; export one of {', '.join(PREFIXES)}")
-    if check and (problems := list(_unfit(kind, network))):
+    if check and (problems := list(_unfit(kind, network, whole=cnn is not None))):
         raise UserError(f"{run_dir} cannot be loaded by the authors' code:\n  " + "\n  ".join(problems))
+    grid, grid_options = ({}, {}) if cnn is None else _read_cnn(cnn, run_dir, config)
     words = network.text.config().get("kind") == "bigru"
     state = dict(network.image.state_dict())
     if kind == "3shnet" and network.image.sizes.class_order == "upsnet":
@@ -67,13 +84,15 @@ def export_checkpoint(run_dir: str | Path, path: str | Path, *, check: bool = Tr
     if not words:  # in their files, and never applied
         size = network.text.bert.config.hidden_size
         text |= {"bert.pooler.dense.weight": torch.zeros(size, size), "bert.pooler.dense.bias": torch.zeros(size)}
-    prefix = "module." if not words else ""  # as DataParallel leaves them
+    if grid:
+        image = grid | {f"image_encoder.{key}": value for key, value in image.items()}
+    prefix = "module." if grid or not words else ""  # as DataParallel leaves them
     states = [{prefix + key: value.contiguous() for key, value in state.items()} for state in (image, text)]
     content = {
         "epoch": 0,
         "model": states,
         "best_rsum": 0.0,
-        "opt": argparse.Namespace(**_options(kind, network)),
+        "opt": argparse.Namespace(**_options(kind, network) | grid_options),
         "Eiters": 0,
     }
     with atomic_path(path) as temporary:
@@ -85,10 +104,41 @@ def export_checkpoint(run_dir: str | Path, path: str | Path, *, check: bool = Tr
         write_word_vocabulary(Path(path).parent / f"{Path(path).name.split('.')[0]}_precomp_vocab.json", known)
 
 
-def _unfit(kind: str, network: RetrievalNetwork) -> Iterator[str]:
-    """What of a network the authors' code does not have: key, value and what it has."""
+def _read_cnn(
+    path: str | Path, run_dir: str | Path, config: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The CNN of a grid checkpoint under its authors' names, and what of the options is its own.
+
+    Raises:
+        UserError: the file has none, or the run reads the cells of another.
+    """
+    image, _, options = read_checkpoint(path, "VSE-infinity's authors")
+    state = {key: value for key, value in image.items() if key.startswith("backbone.")}
+    cnn, _, problems = split_cnn(image)
+    if not cnn or problems:
+        raise UserError("\n  ".join([f"--cnn: {path} holds no CNN that could be written with the head", *problems]))
+    trained = (config.get("features") or {}).get("visual") or {}
+    if (digest := digest_file(path)) != trained.get("weights_digest"):
+        raise UserError(
+            f"--cnn: {path} has the digest {digest}, but run {run_dir} reads the cells of {trained.get('weights_digest')}; name "
+            "the checkpoint that its features were extracted with"
+        )
+    source = cnn_architecture(path, cnn, options).removeprefix("vse_grid_")
+    own = options if "backbone_source" in options else {"backbone_source": source, "input_scale_factor": 2.0}
+    kept = {key: own[key] for key in ("backbone_source", "input_scale_factor") if key in own}
+    return state, {"precomp_enc_type": "backbone", **kept}
+
+
+def _unfit(kind: str, network: RetrievalNetwork, *, whole: bool = False) -> Iterator[str]:
+    """What of a network the authors' code does not have: key, value and what it has. whole: with its CNN."""
     sizes, text = network.image.sizes, network.text.config()
-    fixed = {"spatial_size": 128, "num_categories": 133, "pool_position_size": 32, "pool_hidden_size": 32, "mlp": True}
+    fixed = {"spatial_size": 128, "num_categories": 133, "pool_position_size": 32, "pool_hidden_size": 32}
+    if kind != "vse_infinity" and whole:
+        yield "--cnn: VSE-infinity's grid models alone have a CNN; leave it out"
+    elif kind == "vse_infinity" and sizes.mlp and whole:
+        yield "model.mlp is True; theirs with a CNN (--cnn) has no MLP"
+    elif kind == "vse_infinity" and not (sizes.mlp or whole):
+        yield "model.mlp is False; theirs without an MLP holds its CNN: name the checkpoint of which it is, --cnn FILE"
     for where, found in (("model", vars(sizes)), ("text", text)):
         for key, value in fixed.items():
             if found.get(key, value) != value:
@@ -150,6 +200,8 @@ def _options(kind: str, network: RetrievalNetwork) -> dict[str, Any]:
         "learning_rate": 5e-4,
         "data_name": "coco_precomp",
     }
+    if kind == "vse_infinity":
+        options |= _VSE_OPTIONS
     if words:
         options |= {"word_dim": text["word_size"], "num_layers": 1, "bi_gru": text["bidirectional"]}
     if kind == "scan":

@@ -13,7 +13,9 @@ def test_every_entry_is_complete():
         assert name == entry.name and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
         assert entry.what and entry.licence and entry.page.startswith("https://")
         assert len(entry.files) == 1 or entry.in_folder
-        assert (entry.architecture is not None) == (entry.kind == "detector")
+        cnn = entry.kind == "checkpoint" and entry.name.startswith("vse") and entry.reads == "grids"
+        assert (entry.architecture is not None) == (entry.kind == "detector" or cnn)
+        assert (entry.reads is not None) == (entry.kind == "checkpoint")
         for file in entry.files:
             assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.name)
             assert (
@@ -37,7 +39,7 @@ def test_the_architectures_exist():
     from extractors.networks.architectures import ARCHITECTURES
 
     named = {entry.architecture for entry in ENTRIES.values() if entry.architecture}
-    assert len(named) == 19 and named <= ARCHITECTURES.keys()
+    assert len(named) == 21 and named <= ARCHITECTURES.keys()
 
 
 def test_the_text_encoder_has_what_the_model_reads():

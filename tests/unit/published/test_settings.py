@@ -92,6 +92,34 @@ def test_a_run_names_a_published_checkpoint(config, tmp_path, monkeypatch, repos
         assert name not in Plan(settings).published.replace("\\", "")
 
 
+def test_a_published_checkpoint_reads_what_it_was_trained_on(config, tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(repository / "weights")
+    paper = {"dataset": config["runs"]["region"]["dataset"], "visual": "regions", "model": {"kind": "vse_infinity"}}
+    config["runs"], config["ensembles"], config["search"] = {"paper": paper}, {}, {}
+    name = "published:vse-infinity-coco_wsl_grid_bert"
+    paper["checkpoint"] = name
+
+    def mistakes():
+        with pytest.raises(UserError) as error:
+            load_settings(config, check_files=False)
+        return [line.strip() for line in str(error.value).splitlines()[1:]]
+
+    assert mistakes() == [f"runs.paper.visual: 'regions', but {name!r} reads grids; write visual: grids"]
+    paper["visual"] = "grids"
+    fix = f"write features.grids: {{architecture: vse_grid_wsl, weights: {name}, grid: native}}"
+    (told,) = mistakes()
+    assert told.startswith(f"runs.paper.checkpoint: {name!r} reads the cells of its own CNN") and told.endswith(fix)
+    config["features"]["grids"] = {"architecture": "vse_grid_detector", "weights": name, "grid": "native"}
+    (told,) = mistakes()
+    assert told.endswith(f"does not fit {name!r}; write architecture: vse_grid_wsl")
+    config["features"]["grids"]["architecture"] = "vse_grid_wsl"
+    settings = load_settings(config, check_files=False)
+    assert settings.features.grids.weights == settings.runs["paper"].checkpoint
+    config["features"]["grids"]["weights"] = "published:vse-infinity-coco_butd_region_bert"
+    assert "is VSE-infinity, coco, butd_region, BERT, no detector" in mistakes()[0]
+
+
 def test_a_file_that_the_import_would_remove_is_refused(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "results/runs/paper/vocab.txt"

@@ -12,7 +12,8 @@ from PIL import Image
 
 from core.console import UserError
 from core.features import FEATURES
-from rules.plan import Plan, alternatives, read_recipe
+from rules.checkpoints import alternatives
+from rules.plan import Plan, read_recipe
 from settings import load_settings
 
 SCENES = {"source": "scenes", "splits": {"train": 4, "val": 2, "test": 2}}
@@ -347,7 +348,7 @@ def test_threads_share_the_cores(default):
 def test_results_in_a_bucket(default, monkeypatch):
     """Files of the workflow are wrapped, data that commands find in place is not; what must be at hand stays here."""
     default["results"] = "s3://lab/x"
-    monkeypatch.setattr("rules.plan.imported_by_hand", lambda folder: folder == "s3://lab/x/runs/region")
+    monkeypatch.setattr("rules.checkpoints.imported_by_hand", lambda folder: folder == "s3://lab/x/runs/region")
     asked = plan(default, kept="<{}>".format, ancient="old:{}".format)
     assert asked.work == "results/lab/x"
     scenes = W(dataset="scenes", feature="grids", run="grid")
@@ -405,6 +406,17 @@ def test_a_checkpoint_is_imported_and_not_trained(kinds):
     assert asked.checkpoint_inputs(W(run="vse")) == {"checkpoint": "paper.pth", "words": "paper_vocab.json"}
     assert asked.checkpoint_flags(W(run="vse")) == ["--kind", "vse_infinity", "--vocabulary", "paper_vocab.json"]
     assert asked.checkpoint_flags(W(run="paper"))[2:4] == ["--class-order", "upsnet"]  # as its authors have it
+    assert asked.checkpoint_reads(W(run="vse"), None) == ["--visual", "regions"] and not list(asked.pooled_cells())
+    cells = {"architecture": "vse_grid_detector", "weights": "paper.pth"}
+    on_grids = {
+        "runs": {"vse": kinds["runs"]["vse"] | {"visual": "grids"}},
+        "features": {"grids": cells},
+        "ensembles": {},
+    }
+    asked_of_grids = plan(kinds | on_grids)
+    flags = asked_of_grids.checkpoint_reads(W(run="vse"), None)
+    assert flags[:3] == ["--visual", "grids", "--grids"] and cells.items() <= json.loads(flags[3]).items()
+    assert list(asked_of_grids.pooled_cells()) == ["vse"]  # the default pools the map to 7 x 7
     histories = [file for file in asked.report_inputs(W()) if file.endswith("history.csv")]
     assert histories == ["results/runs/t2i/history.csv"]
     Path("paper.pth").unlink()

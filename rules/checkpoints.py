@@ -1,0 +1,94 @@
+"""Where the weights of runs come from: the part of `Plan` about checkpoints that others published, and imported runs."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from core import layout
+from core.console import UserError
+from core.section import canonical
+from extractors.settings import CHECKPOINT_CNNS
+from model.runs import imported_by_hand, read_config
+from model.settings import DEFAULT_KIND
+from settings import Settings
+
+Wildcards = Any
+
+
+def alternatives(names: Iterable[str]) -> str:
+    """A wildcard constraint that matches the given names only."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+class Checkpoints:
+    """Methods of `Plan`, whose others they call."""
+
+    settings: Settings
+
+    @property
+    def trained(self) -> str:
+        """`run`, where it is trained."""
+        return alternatives(name for name in self.settings.runs if self._origin(name) == "trained")
+
+    @property
+    def imported_runs(self) -> str:
+        """`run`, where it is made of a checkpoint of authors."""
+        return alternatives(name for name in self.settings.runs if self._origin(name) == "checkpoint")
+
+    def _origin(self, run: str) -> str:
+        """Where a run's weights come from: trained, checkpoint (named by the configuration), or kept: somebody put an
+        imported run into the folder, which no job may overwrite."""
+        if run in self._kept:
+            return "kept"
+        return "trained" if self.settings.runs[run].checkpoint is None else "checkpoint"
+
+    @functools.cached_property
+    def _kept(self) -> set[str]:
+        """Asked once: in a bucket each is a request."""
+        return {run for run in self.settings.runs if imported_by_hand(layout.run_folder(self.results, run))}
+
+    def kept_runs(self) -> list[str]:
+        """Runs that somebody imported. UserError if one is of another kind than the configuration says."""
+        kept = [run for run in self.settings.runs if self._origin(run) == "kept"]
+        for run in kept:
+            folder = layout.run_folder(self.results, run)
+            found, said = read_config(folder).get("kind", DEFAULT_KIND), self.settings.runs[run].model.kind
+            if found != said:
+                raise UserError(
+                    f"runs.{run}.model.kind: {said!r}, but {folder} holds a network of kind {found!r}; write that"
+                )
+        return kept
+
+    def checkpoint_inputs(self, wildcards: Wildcards) -> dict[str, str]:
+        run = self.settings.runs[wildcards.run]
+        return {"checkpoint": run.checkpoint} | ({} if run.vocabulary is None else {"words": run.vocabulary})
+
+    def checkpoint_flags(self, wildcards: Wildcards) -> list[str]:
+        run = self.settings.runs[wildcards.run]
+        flags = ["--kind", run.model.kind] + ([] if run.vocabulary is None else ["--vocabulary", run.vocabulary])
+        if run.model.kind == "3shnet":
+            flags += ["--class-order", run.model.class_order, "--seg-map-encoding", run.model.seg_map_encoding]
+        return flags
+
+    def checkpoint_reads(self, wildcards: Wildcards, output: Any) -> list[str]:
+        """What a run of a checkpoint is to be scored on: one that brings its own CNN is told at once from another's cells.
+
+        As a function of `output` it is no reason to import again.
+        """
+        run = self.settings.runs[wildcards.run]
+        computed = run.visual == "grids" and self._grids_are_extracted()
+        return ["--visual", run.visual] + (["--grids", canonical(self.settings.features.grids)] if computed else [])
+
+    def pooled_cells(self) -> Iterator[str]:
+        """Runs of checkpoints whose CNN makes the grids, of which the store keeps fewer than the head was trained on."""
+        grids = self.settings.features.grids
+        if getattr(grids, "architecture", "") in CHECKPOINT_CNNS and grids.grid != "native":
+            runs = self.settings.runs.items() if self._grids_are_extracted() else ()
+            yield from (name for name, run in runs if run.checkpoint is not None and run.visual == "grids")
+
+    def _grids_are_extracted(self) -> bool:
+        tested = [self.settings.datasets[testset.dataset] for testset in self.settings.testsets.values()]
+        return any("grids" in dataset.extracted() for dataset in tested)
