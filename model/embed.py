@@ -6,18 +6,23 @@ Processes that train together share the batches; each of them gets all embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from core.console import progress
 from model.data import Features, image_tensors, prefetch
+from model.kernels.fixed_linear import Fixed
 from model.network import RetrievalNetwork
 from model.parallel import process, processes, summed
 from model.tokenizer import CaptionTokenizer, Pieces
 
 _QUIET_BATCHES = 20
+_BATCHES_AT_ONCE = 8  # on a CPU; each needs memory for its activations
+_WORTH_FIXING = 4  # batches: laying the weights out costs about as much as it saves on one or two
 _CAPTIONS_AT_ONCE = 4096  # of pair scores: 1,024 wide and 20 words long they take a third of a GiB
 
 
@@ -25,19 +30,22 @@ _CAPTIONS_AT_ONCE = 4096  # of pair scores: 1,024 wide and 20 words long they ta
 def embed_images(
     network: RetrievalNetwork, features: Features, rows: np.ndarray, *, batch_size: int = 128, workers: int = 0
 ) -> np.ndarray:
-    """(N, E) float32 embeddings of the images in these store rows; the network must be in eval mode."""
+    """(N, E) float32 embeddings of the images in these store rows; the network must be in eval mode.
+
+    Args:
+        workers: threads that read ahead for a GPU; on a CPU whoever embeds a batch reads it.
+    """
     rows = np.asarray(rows)
-    starts = range(0, len(rows), batch_size)[process() :: processes()]
+    starts = range(0, len(rows), batch_size)
     on_gpu = network.device.type == "cuda"
 
-    def make(start: int) -> tuple[torch.Tensor, ...]:
+    def read(start: int) -> tuple[torch.Tensor, ...]:
         inputs = image_tensors(features.rows(rows[start : start + batch_size]))
         return tuple(part.pin_memory() for part in inputs) if on_gpu else inputs
 
-    batches = prefetch(make, starts, workers=workers)
     found = np.zeros((len(rows), network.image.sizes.embed_size), dtype=np.float32)
-    for start, inputs in zip(starts, _shown(batches, len(starts), "embed images"), strict=True):
-        found[start : start + batch_size] = network.encode_images(*inputs).float().cpu().numpy()
+    for start, embeddings in _embedded(network, starts, read, network.encode_images, "embed images", workers=workers):
+        found[start : start + batch_size] = embeddings
     return _from_all(found, network.device)
 
 
@@ -47,8 +55,8 @@ def embed_captions(
 ) -> np.ndarray:
     """(M, E) float32 embeddings of captions; the network must be in eval mode.
 
-    Captions that read alike are encoded once, so that they tie exactly whatever batch they would have met; captions of
-    similar length share a batch, which saves padding.
+    Captions that read alike are encoded once, so that they tie exactly whatever batch they would have met; the captions of
+    a batch are of one length, so that nothing is padded.
 
     Args:
         batch_size: None: 256, or 128 on a CPU, where larger activations cost more than they save.
@@ -56,13 +64,14 @@ def embed_captions(
     batch_size = batch_size or (128 if network.device.type == "cpu" else 256)
     pieces = tokenizer.split(captions)
     distinct, which = _distinct(pieces)
-    order = np.argsort(np.diff(pieces.offsets)[distinct], kind="stable")
-    starts = range(0, len(order), batch_size)[process() :: processes()]
-    found = np.zeros((len(order), network.image.sizes.embed_size), dtype=np.float32)
-    for start in _shown(starts, len(starts), "embed captions"):
-        chosen = order[start : start + batch_size]
-        tokens, lengths = (torch.from_numpy(part) for part in tokenizer.batch(pieces, distinct[chosen]))
-        found[chosen] = network.encode_captions(tokens, lengths).float().cpu().numpy()
+    batches = _of_one_length(np.diff(pieces.offsets)[distinct], batch_size)
+
+    def read(chosen: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(part) for part in tokenizer.batch(pieces, distinct[chosen]))
+
+    found = np.zeros((len(distinct), network.image.sizes.embed_size), dtype=np.float32)
+    for chosen, embeddings in _embedded(network, batches, read, network.encode_captions, "embed captions"):
+        found[chosen] = embeddings
     return _from_all(found, network.device)[which]
 
 
@@ -127,6 +136,59 @@ def _same_as(pieces: Pieces) -> np.ndarray:
 def _distinct(pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
     """(D,) one caption of each reading, and (M,) which of them every caption reads like."""
     return np.unique(_same_as(pieces), return_inverse=True)
+
+
+def _of_one_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The numbers of the captions that have these lengths, in batches of one length each, of at most so many captions."""
+    order = np.argsort(lengths, kind="stable")
+    alike = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
+    return [own[start : start + batch_size] for own in alike for start in range(0, len(own), batch_size)]
+
+
+def _embedded(
+    network: RetrievalNetwork,
+    batches: Sequence[Any],
+    read: Callable[[Any], tuple[torch.Tensor, ...]],
+    encode: Callable[..., torch.Tensor],
+    desc: str,
+    *,
+    workers: int = 0,
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """This process's batches, in order, each with its embeddings `encode(*read(batch))`.
+
+    On a CPU every thread that torch has takes a batch of its own: where all share each product, they wait for the slowest
+    of them hundreds of times a batch.
+    """
+    own, device = batches[process() :: processes()], network.device.type
+    if device != "cpu":
+        made = (encode(*inputs) for inputs in prefetch(read, own, workers=workers))
+    else:
+        made = _beside_one_another(
+            lambda batch: encode(*read(batch)),
+            own,
+            Fixed(network) if len(batches) >= _WORTH_FIXING else contextlib.nullcontext(),
+        )
+    for batch, embeddings in zip(own, _shown(made, len(own), desc), strict=True):
+        yield batch, embeddings.float().cpu().numpy()
+
+
+def _beside_one_another(
+    encode: Callable[[Any], torch.Tensor], batches: Sequence[Any], context: contextlib.AbstractContextManager
+) -> Iterator[torch.Tensor]:
+    """`encode(batch)` for each, in order, on the CPU's threads and in `context`."""
+    threads = torch.get_num_threads()
+    workers = min(threads, len(batches), _BATCHES_AT_ONCE)
+    rounding = {"enabled": torch.is_autocast_enabled("cpu"), "dtype": torch.get_autocast_dtype("cpu")}
+
+    def alone(batch: Any) -> torch.Tensor:
+        torch.set_num_threads(threads // workers)
+        with torch.inference_mode(), torch.autocast("cpu", **rounding), context:  # what a thread has to be told itself
+            return encode(batch)
+
+    try:
+        yield from prefetch(alone, batches, workers=workers if workers > 1 else 0)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _from_all(found: np.ndarray, device: torch.device) -> np.ndarray:
