@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import data
 from model import embed
 from model.embed import embed_captions, embed_images
+from model.small_encoder import SmallConfig, SmallEncoder
+from model.three_shnet import ThreeSHNet
+from tests.unit.model.helpers import image_encoder, text_encoder
 
 
 @pytest.fixture
 def world():
     """A small network in eval mode, features of 13 images, a tokenizer and captions of 2 to 9 words, some twice."""
-    from benchmarks import common, data
-
     torch.manual_seed(0)
-    sizes = {"embed_size": 16, "img_dim": 8, "bert_layers": 1, "bert_size": 64}
-    network = common.build_network(common.argparse.Namespace(**sizes, tokens=4)).eval()
+    tokenizer = data.tokenizer()
+    text = SmallEncoder(SmallConfig(len(tokenizer.vocabulary), 16, 1, 2, 32, 16))
+    network = ThreeSHNet(image_encoder(8, 16, 4), text_encoder(text, 16)).eval()
     captions = [" ".join(f"w{i * n}" for i in range(2 + n % 8)) for n in range(30)] + ["w1 w1"] * 3
-    return network, data.features_in_memory(13, tokens=4, width=8), data.tokenizer(), captions
+    return network, data.features_in_memory(13, tokens=4, width=8), tokenizer, captions
 
 
 def embedded(world, **options):
