@@ -26,8 +26,8 @@ class Series:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers that span [low, high]."""
-    if high <= low:
-        low, high = low - 0.5, high + 0.5
+    if high <= low:  # one number: from nothing to twice as much, so that a small one is told from nothing
+        low, high = sorted((0.0, 2 * low)) if low else (-0.5, 0.5)
     rough = (high - low) / count
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
@@ -103,11 +103,15 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, unit: str 
         labels, "text", {"x": str((WIDTH + _LEFT - _RIGHT) / 2), "y": str(HEIGHT - 4), "class": "middle"}
     )
     text.text = x_label
+    drawn: set[str] = set()
     for line, points in lines:
         group = ElementTree.SubElement(root, "g", {"class": f"series s{line.slot}"})
         path = " ".join(f"{px(x)},{py(y)}" for x, y in points)
         if len(points) > 1:
-            ElementTree.SubElement(group, "polyline", {"points": path})
+            # Over a line that runs the same way: dashed, so that both are seen.
+            dashed = {"stroke-dasharray": "9 9"} if path in drawn else {}
+            ElementTree.SubElement(group, "polyline", {"points": path} | dashed)
+            drawn.add(path)
         top = None
         if best:
             top = (max if best == "max" else min)(points, key=lambda point: point[1])

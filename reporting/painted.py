@@ -25,7 +25,7 @@ def overlay(told: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> dic
         names: of the regions' classes.
 
     Returns:
-        `png` (a data address), `frames` (x, y, width, height from 0 to 1, and text), `words` (text, share, level from -4 to 4).
+        `png` (a data address), `frames` (x, y, width, height from 0 to 1, text, called, answers: the words that speak for it), `words` (text, share, level from -4 to 4).
     """
     values = np.mean([np.array(one["heat"].split(), float) for one in told], axis=0).reshape(SIDE, SIDE)
     picture = layer(values, float(np.quantile(np.abs(values), 0.98)) or None).quantize(32)
@@ -34,7 +34,10 @@ def overlay(told: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> dic
         x0, y0, x1, y1 = frame["place"]
         called = part_name([frame.get("class", -1)], 0, names)
         text = f"{called + ' ' if called else ''}{frame['share']:+.3f}: {frame['said']}"
+        parts = [part.rpartition(" ") for part in frame["said"].split(", ")]
+        answers = [word for word, _, share in parts if float(share) > 0]
         frames.append({"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "text": text})
+        frames[-1] |= {"called": called or frame.get("kind", "region"), "answers": answers}
     spelt = [word for word, _ in told[0]["words"]]
     same = [one for one in told if [word for word, _ in one["words"]] == spelt]
     shares = np.mean([[share for _, share in one["words"]] for one in same], axis=0)

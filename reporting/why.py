@@ -98,7 +98,12 @@ def _record(explanation: Any) -> dict[str, Any]:
         own = sorted(zip(explanation.shares[number], explanation.words, strict=True), reverse=True)[:_WORDS]
         said = ", ".join(f"{word} {share:+.3f}" for share, word in own)
         place = [round(float(value), 4) for value in explanation.places[number]]
-        frame = {"place": place, "share": float(explanation.shares[number].sum()), "said": said}
+        frame = {
+            "place": place,
+            "kind": explanation.kinds[number],
+            "share": float(explanation.shares[number].sum()),
+            "said": said,
+        }
         if explanation.classes is not None and number < len(explanation.classes):
             frame["class"] = int(explanation.classes[number])
         frames.append(frame)

@@ -24,6 +24,8 @@ def ask(
     """Print what is found: rank, score, file."""
     if (sentence is None) == (image is None):
         raise UserError("give a sentence, or --image FILE")
+    if sentence is not None and not sentence.strip():
+        raise UserError("the sentence is empty; say what the images should show")
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}")
     from search.ask import open_search

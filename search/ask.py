@@ -98,9 +98,17 @@ class Search:
         return self._nearest(self._images, runs, [self._images[one][row] for one in runs], top, leave_out=row)
 
     def sentences(self, row: int, *, run: str | None = None, top: int = 5) -> list[Hit]:
-        """Captions for an image, the best first."""
+        """Captions for an image, the best first; of those with one text the first alone."""
         runs = self.chosen(run)
-        return self._nearest(self._captions, runs, [self._images[one][row] for one in runs], top)
+        queries, wanted = [self._images[one][row] for one in runs], top
+        while True:
+            found = self._nearest(self._captions, runs, queries, wanted)
+            different: dict[str, Hit] = {}
+            for hit in found:
+                different.setdefault(self.captions[hit.row]["text"], hit)
+            if len(different) >= top or len(found) < wanted:
+                return list(different.values())[:top]
+            wanted *= 4
 
     def own_captions(self, row: int) -> list[str]:
         """What the dataset says of an image."""

@@ -238,7 +238,9 @@ def _told(explanations: Sequence[Explanation], names: Sequence[str] = ()) -> dic
         said = ", ".join(f"{word} {share:+.3f}" for share, word in own)
         share, called = float(first.shares[number].sum()), part_name(first.classes, number, names)
         frame = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}
-        frames.append(frame | {"share": share, "said": said, "called": called})
+        answers = [word for part, word in own if part > 0]
+        frame |= {"share": share, "said": said, "answers": answers, "called": called, "kind": first.kinds[number]}
+        frames.append(frame)
     same = all(one.words == explanations[0].words for one in explanations)
     used = explanations if same else explanations[:1]
     shares = sum(one.shares.sum(0) for one in used) / len(used)

@@ -16,11 +16,14 @@ def points(chart):
     ]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 517), (-4, 4), (0.001, 0.0012), (5, 5), (1e6, 3e6)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (3.2, 517), (-4, 4), (0.001, 0.0012), (5, 5), (5e-4, 5e-4), (-2, -2), (0, 0), (1e6, 3e6)]
+)
 def test_ticks_span_the_data(low, high):
     found = ticks(low, high)
     assert found[0] <= low and found[-1] >= high
     assert 2 <= len(found) <= 9
+    assert any(tick > 0 for tick in found) or low < 0, "a small number is told from nothing"
     steps = {round((b - a) / (found[1] - found[0]), 6) for a, b in itertools.pairwise(found)}
     assert steps == {1}
 
@@ -77,3 +80,9 @@ def test_a_chart_stands_alone_as_a_file():
     assert float(root.get("height")) == float(root.get("viewBox").split()[3]) > 300
     lowest = max(float(t.get("y")) for t in root.iter(f"{space}text"))
     assert lowest < float(root.get("height"))
+
+
+def test_lines_that_run_the_same_way_are_both_seen():
+    chart = line_chart([Series(n, [1, 2], [5e-4, 5e-4], k) for k, n in enumerate("ab")], title="t", x_label="epoch")
+    lines = list(ElementTree.fromstring(chart).iter("polyline"))
+    assert [line.get("stroke-dasharray") for line in lines] == [None, "9 9"]

@@ -71,6 +71,10 @@ def test_the_page_shows_it_and_escapes_it(tmp_path, small_config, build_results)
     assert page.select_one("#show-why") and len(page.select("script")) == 1
     layers = page.select(".layer-why image")
     assert len(layers) == len(shown)
+    # Whoever cannot point reads below what is framed, with the words that speak for it.
+    listed = page.select(".framed li")
+    assert sorted(one["title"] for one in listed) == sorted(title.text for title in page.select(".frame title")) != []
+    assert all(one.b.text == "cell" and "-" not in one.text for one in listed)
     # Of an image's sentences each has its own, over that image.
     own = [entry.select(".because .layer-why image") for entry in page.select(".captions > li")]
     assert own and all(len(one) == 1 for one in own)

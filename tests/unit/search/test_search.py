@@ -58,8 +58,12 @@ def test_an_image_finds_others_and_sentences(built):
     np.testing.assert_allclose(
         [hit.score for hit in similar], [sum(e[3] @ e[hit.row] for e in images) / 2 for hit in similar], atol=1e-5
     )
-    sentences = search.sentences(3, top=7)
-    assert len(sentences) == 7 and len(search.captions) == 6 * len(search.images)
+    assert len(search.captions) == 6 * len(search.images)
+    for top in (7, 500):  # what several captions say is said once, by the first of them
+        sentences = search.sentences(3, top=top)
+        texts = [search.captions[hit.row]["text"] for hit in sentences]
+        assert len(set(texts)) == len(texts) == min(top, len({caption["text"] for caption in search.captions}))
+        assert [hit.score for hit in sentences] == sorted((hit.score for hit in sentences), reverse=True)
     assert search.own_captions(0)[0] == HOSTILE == search.alt(0)
 
 
@@ -223,6 +227,7 @@ def test_the_command_prints_rank_score_and_file(built, capsys):
         (["a dog", "--dataset", "mine", "--run", "frist"], "--run: 'frist' .*did you mean 'first'"),
         (["a dog", "--dataset", "mine", "--top", "0"], "--top must be at least 1"),
         (["--dataset", "mine"], "give a sentence, or --image FILE"),
+        ([" ", "--dataset", "mine"], "the sentence is empty"),
     ],
 )
 def test_mistakes_name_the_flag_and_the_fix(built, arguments, message):

@@ -83,7 +83,11 @@ def test_framed_regions_are_called_by_their_classes(searchable, tmp_path):
         )
     )
     called = {title.text.partition(" ")[0] for title in page.select("rect title")}
-    assert called & {"yolk", "goal"} and page.select(".framed")
+    assert called & {"yolk", "goal"}
+    # Whoever cannot point reads it below: the same regions, and of each the words that speak for it.
+    for item in page.select(".hits > li"):
+        said = [entry.text.split(maxsplit=1) for entry in item.select(".framed li")]
+        assert len(said) == len(item.select("rect")) == 3 and said[0][0] in {"yolk", "goal", "region"}
 
 
 def test_images_are_made_anew(client, built):
