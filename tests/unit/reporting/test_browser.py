@@ -11,9 +11,9 @@ import pytest
 
 from model.explain import Explanation, cells
 from reporting.artefacts import WHY_VERSION, Artefacts
+from reporting.painted import pair
 from reporting.report import build, render
 from reporting.sections.gallery import find, matches
-from reporting.painted import pair
 from reporting.why import _record
 from tests.unit.browsing import look, needs_browser, until
 
