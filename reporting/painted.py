@@ -34,10 +34,8 @@ def overlay(told: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> dic
         x0, y0, x1, y1 = frame["place"]
         called = part_name([frame.get("class", -1)], 0, names)
         text = f"{called + ' ' if called else ''}{frame['share']:+.3f}: {frame['said']}"
-        parts = [part.rpartition(" ") for part in frame["said"].split(", ")]
-        answers = [word for word, _, share in parts if float(share) > 0]
         frames.append({"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "text": text})
-        frames[-1] |= {"called": called or frame.get("kind", "region"), "answers": answers}
+        frames[-1] |= {"called": called or frame.get("kind", "region"), "answers": frame.get("answers", ())}
     spelt = [word for word, _ in told[0]["words"]]
     same = [one for one in told if [word for word, _ in one["words"]] == spelt]
     shares = np.mean([[share for _, share in one["words"]] for one in same], axis=0)

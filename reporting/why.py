@@ -101,6 +101,7 @@ def _record(explanation: Any) -> dict[str, Any]:
         frame = {
             "place": place,
             "kind": explanation.kinds[number],
+            "answers": [word for share, word in own if share > 0],
             "share": float(explanation.shares[number].sum()),
             "said": said,
         }
