@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, H5_IDS, array_path, layout_files
 from core.features import FEATURES, VISUAL, Feature
+from core.kinds import wrong_file
 from core.section import FilePath, GridKept, Name, Positive, RegionsKept, Section, canonical
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class ImagesDataset(DatasetSection):
 
     def missing(self) -> Iterator[str]:
         if self.archive:
-            yield from _no_file("images", self.archive)
+            yield from wrong_file("images", self.archive)
         else:
             yield from _no_folder("images", self.images)
         yield from self.missing_annotations()
@@ -295,9 +296,9 @@ class FolderDataset(ImagesDataset):
 
     def missing_annotations(self) -> Iterator[str]:
         if self.captions is not None:
-            yield from _no_file("captions", self.captions, "correct the path, or leave it out")
+            yield from wrong_file("captions", self.captions, "correct the path, or leave it out")
         for split, path in (self.split_files or {}).items():
-            yield from _no_file(f"split_files.{split}", path)
+            yield from wrong_file(f"split_files.{split}", path)
 
 
 class KarpathyDataset(ImagesDataset):
@@ -331,7 +332,7 @@ class KarpathyDataset(ImagesDataset):
         )
 
     def missing_annotations(self) -> Iterator[str]:
-        yield from _no_file("annotations", self.annotations)
+        yield from wrong_file("annotations", self.annotations)
 
 
 class PrecomputedDataset(DatasetSection):
@@ -402,11 +403,6 @@ class PrecomputedDataset(DatasetSection):
 def _no_folder(key: str, path: str) -> Iterator[str]:
     if not os.path.isdir(path):
         yield f"{key}: folder {path!r} does not exist; correct the path or create it"
-
-
-def _no_file(key: str, path: str, fix: str = "correct the path") -> Iterator[str]:
-    if not os.path.isfile(path):
-        yield f"{key}: file {path!r} does not exist; {fix}"
 
 
 def _existing(paths: Iterable[str]) -> list[str]:

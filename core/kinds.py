@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 
 _AGAIN = "download the file itself again"
 _STARTS = (
@@ -24,14 +26,15 @@ _DOCUMENTS = (
 )
 _PLAIN = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".yaml", ".yml")
 _TEXTS = (b"{", b"[", b"not found", b"access denied", b"error", b"entry not found")
+_HEADER = 100 << 20  # bytes; the most that a .safetensors file may have
 _TENSORS = (".pth", ".pt", ".bin", ".pkl", ".safetensors", ".npy", ".npz", ".h5", ".hdf5")
 
 
 def other_kind(path: str | os.PathLike[str]) -> str:
     """What a file is by its first bytes, and what to do, if it is one of the things saved in place of another; else "".
 
-    Git-lfs pointers, web pages, servers' messages, archives, folders; by its suffix, where numbers belong, text or nothing, and where text
-    belongs, workbooks. Missing files are others' to speak of.
+    Git-lfs pointers, web pages, servers' messages, archives, folders; by its suffix, where numbers belong, text, nothing or half of
+    it, and where text belongs, workbooks. Missing files are others' to speak of.
     """
     try:
         with open(path, "rb") as file:
@@ -56,4 +59,32 @@ def other_kind(path: str | os.PathLike[str]) -> str:
         if plain.startswith(_TEXTS):
             shown = head[:60].decode("utf-8", "replace").strip().splitlines()[0]
             return f"text, it begins with {shown!r}; {_AGAIN}"
+        if _cut_off(path, head):
+            return f"cut off: its end is missing; {_AGAIN}"
     return ""
+
+
+def wrong_file(key: str, path: str | os.PathLike[str], fix: str = "correct the path") -> Iterator[str]:
+    """Why the file that a key of the configuration names cannot be meant, as far as its first bytes tell."""
+    if not os.path.isfile(path):
+        yield f"{key}: file {path!r} does not exist; {fix}"
+    elif what := other_kind(path):
+        yield f"{key}: file {path!r} is {what}"
+
+
+def _cut_off(path: str | os.PathLike[str], head: bytes) -> bool:
+    """Whether a .safetensors file or a zip (PyTorch's, numpy's) is shorter than it says of itself."""
+    size = os.path.getsize(path)
+    if os.fspath(path).lower().endswith(".safetensors"):
+        end = 8 + int.from_bytes(head[:8], "little")
+        if len(head) < 8 or end > size:
+            return True
+        with open(path, "rb") as file:
+            header = file.read(min(end, _HEADER))[8:]
+        places = [int(last) for last in re.findall(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d+)', header)]
+        return end + max(places, default=0) > size
+    if head.startswith(b"PK\x03\x04"):
+        with open(path, "rb") as file:
+            file.seek(max(0, size - (1 << 16) - 22))  # where the end of a zip's directory must be
+            return b"PK\x05\x06" not in file.read()
+    return False

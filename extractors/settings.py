@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from core.features import Compression, Feature
-from core.kinds import other_kind
+from core.kinds import wrong_file
 from core.messages import did_you_mean
 from core.section import FilePath, GridKept, OwnPath, Positive, RegionsKept, Section
 from published.registry import PREFIX
@@ -95,8 +95,8 @@ class RegionNames(Section):
     def missing(self) -> Iterator[str]:
         for key in ("objects", "attributes"):
             path = getattr(self, key)
-            if path is not None and not path.startswith(PREFIX) and not os.path.isfile(path):
-                yield f"{key}: file {path!r} does not exist; correct the path"
+            if path is not None and not path.startswith(PREFIX):
+                yield from wrong_file(key, path)
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
@@ -204,10 +204,8 @@ class Transformers(Extractor):
 
 def _no_weights(path: str) -> Iterator[str]:
     # Published weights may be yet to be fetched.
-    if not path.startswith(PREFIX) and not os.path.isfile(path):
-        yield f"weights: file {path!r} does not exist; correct the path"
-    elif os.path.isfile(path) and os.path.getsize(path) and (what := other_kind(path)):
-        yield f"weights: file {path!r} is {what}"
+    if not path.startswith(PREFIX):
+        yield from wrong_file("weights", path)
 
 
 # --- features: a section for each engine that can make them ----------------------------------------------------------

@@ -15,6 +15,7 @@ from pydantic import Discriminator, Field, Tag, model_serializer, model_validato
 
 from core.console import UserError
 from core.features import Feature, Visual
+from core.kinds import wrong_file
 from core.messages import did_you_mean
 from core.section import FilePath, Positive, Section, Share
 from published.registry import PREFIX
@@ -182,7 +183,10 @@ class Text(Section):
             from model.encoder_folder import folder_faults
 
             yield from (f"pretrained: {line}" for line in folder_faults(Path(self.pretrained)))
-        elif self.pretrained is not None and os.path.isabs(self.pretrained):
+        elif self.pretrained is not None and os.path.isfile(self.pretrained):
+            yield f"pretrained: {self.pretrained!r} is a file; name the folder of the encoder, with its config.json and tokenizer"
+        elif self.pretrained is not None and (self.pretrained.startswith((".", "/")) or self.pretrained.count("/") > 1):
+            # No name on a hub.
             yield f"pretrained: folder {self.pretrained!r} does not exist; correct the path"
 
     @model_serializer(mode="wrap")
@@ -208,8 +212,8 @@ class WordText(Section):
     max_tokens: Annotated[int, Field(ge=3)] = 512
 
     def missing(self) -> Iterator[str]:
-        if self.vocabulary is not None and not os.path.isfile(self.vocabulary):
-            yield f"vocabulary: file {self.vocabulary!r} does not exist; correct the path, or leave it out"
+        if self.vocabulary is not None:
+            yield from wrong_file("vocabulary", self.vocabulary, "correct the path, or leave it out")
 
 
 AnyText = Annotated[
@@ -329,8 +333,8 @@ class Run(Recipe):
     def missing(self) -> Iterator[str]:
         for key in ("checkpoint", "vocabulary"):
             file = getattr(self, key)
-            if file is not None and not file.startswith(PREFIX) and not os.path.isfile(file):
-                yield f"{key}: file {file!r} does not exist; correct the path"
+            if file is not None and not file.startswith(PREFIX):
+                yield from wrong_file(key, file)
         if self.checkpoint is None:
             yield from super().missing()
 

@@ -19,6 +19,7 @@ from core.console import UserError
 from core.kinds import other_kind
 from exchange.importing import open_reader
 from extractors.networks.checkpoint import read_state
+from model.settings import Text
 from settings import load_settings
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 440449768\n"
@@ -45,6 +46,37 @@ def test_what_was_saved_in_place_of_numbers(tmp_path, what, content, suffix):
     path = tmp_path / f"file{suffix}"
     path.write_bytes(content)
     assert what in other_kind(path)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.npz"])
+def test_half_of_a_download(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("pth"):
+        torch.save({"a": torch.ones(2000)}, path)
+    elif name.endswith("npz"):
+        np.savez(path, x=np.ones(2000))
+    else:
+        save_file({"a": torch.ones(2000)}, path)
+    assert other_kind(path) == ""
+    content = path.read_bytes()
+    for part in (len(content) - 1000, 40):
+        path.write_bytes(content[:part])
+        assert other_kind(path) == "cut off: its end is missing; download the file itself again"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("c.csv", b"PK\x03\x04", "a workbook"),
+        ("c.json", b"\xd0\xcf\x11\xe0", "a workbook"),
+        ("c.tsv", b"PAR1", "a Parquet file"),
+        ("c.npy", None, "a folder; name the file itself"),
+    ],
+)
+def test_what_was_given_in_place_of_text_or_a_file(tmp_path, name, content, what):
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert other_kind(path).startswith(what)
 
 
 def test_what_is_right_is_no_other_kind(tmp_path):
@@ -102,12 +134,15 @@ def test_weights_that_hold_code_are_refused_without_advice_to_run_it(tmp_path):
     assert "weights_only" not in str(error.value) and "torch.load" not in str(error.value)
 
 
-@pytest.mark.parametrize("what", [what for what in SAVED if "empty" not in what])
-def test_weights_and_encoders_are_known_before_any_job(tmp_path, what):
+@pytest.mark.parametrize("what", SAVED)
+def test_files_of_other_kinds_are_known_before_any_job(tmp_path, what):
     config = {
         "datasets": {"a": {"source": "scenes", "splits": {"train": 2, "val": 2}}},
         "features": {"regions": {"weights": str(tmp_path / "w.pth")}},
-        "runs": {"r": {"dataset": "a", "visual": "regions", "text": {"pretrained": str(tmp_path)}}},
+        "runs": {
+            "r": {"dataset": "a", "visual": "regions", "text": {"pretrained": str(tmp_path)}},
+            "c": {"dataset": "a", "visual": "regions", "checkpoint": str(tmp_path / "w.pth")},
+        },
     }
     (tmp_path / "w.pth").write_bytes(SAVED[what])
     (tmp_path / "model.safetensors").write_bytes(SAVED[what])
@@ -115,6 +150,20 @@ def test_weights_and_encoders_are_known_before_any_job(tmp_path, what):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
     with pytest.raises(UserError) as error:
         load_settings(config)
-    weights, encoder = (line for line in str(error.value).splitlines() if "mistakes" not in line)
-    assert "features.regions.weights: file" in weights and what in weights
-    assert "runs.r.text.pretrained: " in encoder and "model.safetensors is" in encoder and what in encoder
+    lines = [line.strip() for line in str(error.value).splitlines()[1:]]
+    for key in ("features.regions.weights: file", "runs.r.text.pretrained: ", "runs.c.checkpoint: file"):
+        assert any(line.startswith(key) and what in line for line in lines), (key, lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "folder './nowhere' does not exist"),
+        ("a/b/c", "folder 'a/b/c' does not exist"),
+        ("FILE", "is a file; name the folder"),
+    ],
+)
+def test_paths_of_encoders_are_no_names_on_a_hub(tmp_path, name, message):
+    (tmp_path / "FILE").write_bytes(b"x")
+    (line,) = Text(pretrained=str(tmp_path / name) if name == "FILE" else name).missing()
+    assert line.startswith("pretrained: ") and message in line

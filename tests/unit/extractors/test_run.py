@@ -340,7 +340,7 @@ def test_wrong_arguments_are_user_errors_that_touch_nothing(job, changes, messag
 def test_images_that_the_index_found_broken_end_the_job_before_any_work(job, module):
     open(job.paths[0], "wb").close()
     job.reindex(job.ids, job.paths)
-    with pytest.raises(UserError, match=r"1 images cannot be read: '.*0\.png: .*set features.on_bad_image: drop"):
+    with pytest.raises(UserError, match=r"2 images cannot be read: '.*0\.png: .*set features.on_bad_image: drop"):
         job.run(**{"on-bad-image": "fail"})
     assert module.built == [] and not job.receipt(0).exists()
 

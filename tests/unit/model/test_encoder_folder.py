@@ -89,7 +89,7 @@ def test_faults_of_a_folder_are_lines(tmp_path):
         f"{tmp_path} lacks model.safetensors (or pytorch_model.bin)",
     ]
     folder(tmp_path, LOWER)
-    (tmp_path / "model.safetensors").write_bytes(b"\x10")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     for content, message in (
         ("{", "not valid JSON"),
         ("[]", "holds no object"),

@@ -196,7 +196,7 @@ def test_other_engines_name_their_files():
     files = ("mine.yaml", "mine.pkl", "mask2former/config.json", "mask2former/model.safetensors")
     Path("mask2former").mkdir()
     for name in files:
-        Path(name).touch()
+        Path(name).write_bytes(b"x")
     asked = plan(
         {
             "datasets": {"tiny": SCENES},
@@ -376,7 +376,7 @@ def test_a_constraint_matches_its_names_only():
 def kinds(tmp_path):
     """A trained SCAN beside two checkpoints."""
     for name in ("paper.pth", "paper_vocab.json"):
-        Path(name).touch()
+        Path(name).write_bytes(b"x")
     runs = {
         "t2i": {"model": {"kind": "scan"}},
         "vse": {"model": {"kind": "vse_infinity"}, "checkpoint": "paper.pth", "vocabulary": "paper_vocab.json"},

@@ -316,7 +316,7 @@ def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").symlink_to(repository / "weights")
     for name in ("mine.yaml", "mine.pkl"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_bytes(b"x")
     (tmp_path / "mask2former" / "cache").mkdir(parents=True)
     (tmp_path / "mask2former" / "config.json").touch()
     zoo = {"engine": "detectron2", "config": "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml"}
