@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from core.console import UserError
 from core.files import parse_json
 from core.kinds import other_kind
-from model.vocabulary import SPECIAL_TOKENS, read_vocabulary
+from model.vocabulary import SPECIAL_TOKENS, read_vocabulary, vocabulary_fault
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
@@ -23,6 +24,8 @@ ENCODER_FILES = (
 _SPECIAL_KEYS = dict(
     zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
 )
+_DESCRIPTIONS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+_ANY_LENGTH = 1 << 31
 _TOKENIZERS = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -33,15 +36,17 @@ class TokenizerSettings:
     lowercase: bool = True
     strip_accents: bool | None = None
     split_chinese: bool = True
+    max_tokens: int | None = None  # its model_max_length
 
     def options(self) -> dict[str, Any]:
-        return asdict(self)
+        """Of `CaptionTokenizer`, but `max_tokens`."""
+        return {key: value for key, value in asdict(self).items() if key != "max_tokens"}
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. UserError: it cannot be read or holds something else."""
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"text.pretrained: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -61,15 +66,14 @@ def tokenizer_settings(folder: Path) -> TokenizerSettings:
     Raises:
         UserError: they ask for what this tokenizer does not do, or say nothing and the vocabulary neither.
     """
-    given, library = ({}, {})
-    if (folder / "tokenizer_config.json").exists():
-        given = read_object(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").exists():
-        library = read_object(folder / "tokenizer.json")
+    given, library, *_ = files = _described(folder)
     vocabulary = read_vocabulary(folder / "vocab.txt")
-    _refuse_others(folder, given, library)
+    if wrong := _other_tokenizer(*files, vocabulary):
+        raise UserError(
+            f"text.pretrained: {folder / 'tokenizer_config.json'}: {'; '.join(wrong)}. Captions are split by BERT's own tokenizer only; "
+            "choose another encoder"
+        )
     own = library.get("normalizer") or {}
-    own = own if own.get("type") == "BertNormalizer" else {}
     lowercase = _first(given.get("do_lower_case"), own.get("lowercase"))
     accents = _first(given.get("strip_accents"), own.get("strip_accents"))
     chinese = _first(given.get("tokenize_chinese_chars"), own.get("handle_chinese_chars"), True)
@@ -82,24 +86,44 @@ def tokenizer_settings(folder: Path) -> TokenizerSettings:
             raise UserError(
                 f"text.pretrained: {folder / 'tokenizer_config.json'}: {name} is {value!r}, not true or false"
             )
+    longest = given.get("model_max_length")
+    # The library writes 1e30 for "any number".
+    longest = int(longest) if isinstance(longest, int | float) and 0 < longest < _ANY_LENGTH else None
     # Left out, accents go with upper case.
-    return TokenizerSettings(lowercase, None if accents in (None, lowercase) else accents, chinese)
+    return TokenizerSettings(lowercase, None if accents in (None, lowercase) else accents, chinese, longest)
+
+
+def doubts(folder: Path) -> Iterator[str]:
+    """What an encoder's folder says and its vocabulary contradicts, which is honoured all the same: lines of a note."""
+    vocabulary = read_vocabulary(folder / "vocab.txt")
+    pieces = list(_ordinary(vocabulary))
+    if len(set(vocabulary)) < len(vocabulary):
+        yield f"{folder / 'vocab.txt'} has pieces twice, of which the last counts"
+    upper = [piece for piece in pieces if piece != piece.lower()]
+    lowercase = tokenizer_settings(folder).lowercase
+    if lowercase and upper:
+        yield f"{folder} lower-cases its text, so that {len(upper)} pieces of its vocabulary such as {upper[0]!r} are never used"
+    elif not lowercase and not upper and any(piece != piece.upper() for piece in pieces):
+        yield f"{folder} does not lower-case its text, but all pieces of its vocabulary are lower-case: words with capitals are unknown"
 
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _refuse_others(folder: Path, given: dict[str, Any], library: dict[str, Any]) -> None:
-    place, wrong = folder / "tokenizer_config.json", _other_tokenizer(given, library)
-    if wrong:
-        raise UserError(
-            f"text.pretrained: {place}: {'; '.join(wrong)}. Captions are split by BERT's own tokenizer only; choose another encoder"
-        )
+def _described(folder: Path) -> list[dict[str, Any]]:
+    """The contents of `_DESCRIPTIONS`, {} of what is not there. UserError: one cannot be read."""
+    return [read_object(folder / name) if os.path.lexists(folder / name) else {} for name in _DESCRIPTIONS]
 
 
-def _other_tokenizer(given: dict[str, Any], library: dict[str, Any]) -> list[str]:
-    """What tokenizer_config.json and tokenizer.json ask for that BERT's own tokenizer does not do."""
+def _other_tokenizer(
+    given: dict[str, Any],
+    library: dict[str, Any],
+    special: dict[str, Any],
+    added: dict[str, Any],
+    vocabulary: Sequence[str] | None,
+) -> list[str]:
+    """What the files of `_DESCRIPTIONS` ask for that BERT's own tokenizer does not do. vocabulary: of vocab.txt, None without one."""
     wrong = []
     name = given.get("tokenizer_class")
     if name is not None and name not in _TOKENIZERS:
@@ -108,16 +132,28 @@ def _other_tokenizer(given: dict[str, Any], library: dict[str, Any]) -> list[str
         wrong.append("do_basic_tokenize is false")
     wrong += [f"{key} is {given[key]!r}" for key in ("never_split", "word_tokenizer_type") if given.get(key)]
     for key, token in _SPECIAL_KEYS.items():
-        value = given.get(key)
-        value = value.get("content") if isinstance(value, dict) else value
-        if value is not None and value != token:
-            wrong.append(f"{key} is {value!r}, not {token}")
+        for value in (given.get(key), special.get(key)):
+            value = value.get("content") if isinstance(value, dict) else value
+            if value is not None and value != token:
+                wrong.append(f"{key} is {value!r}, not {token}")
+    more = [
+        token.get("content") for token in (given.get("added_tokens_decoder") or {}).values() if isinstance(token, dict)
+    ]
+    more += [token.get("content") for token in library.get("added_tokens") or [] if isinstance(token, dict)]
+    if others := [token for token in dict.fromkeys([*added, *more]) if token not in SPECIAL_TOKENS]:
+        wrong.append(f"it has added tokens such as {others[0]!r}")
     model, before = library.get("model") or {}, library.get("pre_tokenizer") or {}
     if library:
         if model.get("type", "WordPiece") != "WordPiece" or model.get("continuing_subword_prefix", "##") != "##":
             wrong.append(f"tokenizer.json has a {model.get('type')} model")
         if before.get("type", "BertPreTokenizer") != "BertPreTokenizer":
             wrong.append(f"tokenizer.json splits words by {before.get('type')}")
+        normalizer = library.get("normalizer") or {}
+        if normalizer.get("type") != "BertNormalizer" or normalizer.get("clean_text") is False:
+            wrong.append(f"tokenizer.json changes text by {normalizer.get('type')}, or does not clean it")
+        pieces = model.get("vocab")
+        if isinstance(pieces, dict) and vocabulary and pieces != {piece: k for k, piece in enumerate(vocabulary)}:
+            wrong.append("tokenizer.json has other pieces than vocab.txt")
     return wrong
 
 
@@ -125,9 +161,9 @@ def has_berts_tokenizer(folder: Path) -> bool:
     """Whether the encoder is a BERT with BERT's own tokenizer, of which a vocabulary is enough. UserError: files cannot be read."""
     if read_object(folder / "config.json").get("model_type", "bert") != "bert":
         return False
-    names = ("tokenizer_config.json", "tokenizer.json")
-    given, library = (read_object(folder / name) if (folder / name).exists() else {} for name in names)
-    return not _other_tokenizer(given, library) and ((folder / "vocab.txt").exists() or not library)
+    given, library, *_ = files = _described(folder)
+    vocabulary = read_vocabulary(folder / "vocab.txt") if (folder / "vocab.txt").is_file() else None
+    return not _other_tokenizer(*files, vocabulary) and (vocabulary is not None or not library)
 
 
 def _ordinary(vocabulary: Sequence[str]) -> Iterator[str]:
@@ -180,9 +216,19 @@ def folder_faults(folder: Path) -> Iterator[str]:
         try:
             check_config(read_object(folder / "config.json"), folder)
             if berts and (folder / "vocab.txt").is_file():
-                tokenizer_settings(folder)
+                yield from _vocabulary_faults(folder)
         except UserError as error:
             yield str(error).removeprefix("text.pretrained: ")
+
+
+def _vocabulary_faults(folder: Path) -> Iterator[str]:
+    vocabulary, known = read_vocabulary(folder / "vocab.txt"), read_object(folder / "config.json").get("vocab_size")
+    if what := vocabulary_fault(vocabulary):
+        yield f"{folder / 'vocab.txt'} {what}; {_COPY}"
+        return
+    tokenizer_settings(folder)
+    if isinstance(known, int) and len(vocabulary) > known:
+        yield f"{folder / 'vocab.txt'} has {len(vocabulary)} pieces, more than the {known} of config.json; {_COPY}"
 
 
 def check_config(published: dict[str, Any], folder: str | Path) -> None:

@@ -237,6 +237,10 @@ def _examined(model: nn.Module, folder: Path) -> LibraryConfig:
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
     _freeze_key_biases(model, ids, valid, padded)
+    if not torch.isfinite(padded).all():
+        raise UserError(
+            f"text.pretrained: {folder} gives values that are not finite: its weights or config.json are damaged; copy it again"
+        )
     if padded.ndim != 3 or not _same(alone[0], padded[1, :4]):
         raise UserError(
             f"text.pretrained: what the {model.config.model_type!r} model in {folder} makes of a caption depends on the captions "

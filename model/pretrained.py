@@ -11,6 +11,7 @@ from core.files import digest_file
 from model.encoder_folder import (
     TOKENIZER_FILES,
     WEIGHTS,
+    doubts,
     folder_faults,
     has_berts_tokenizer,
     tokenizer_settings,
@@ -37,8 +38,11 @@ def load_encoder(name: str, *, dropout: float, max_tokens: int) -> tuple[Library
     encoder = load_library_encoder(folder, dropout=dropout)
     longest, known = min(max_tokens, encoder.config.max_positions or max_tokens), encoder.config.vocabulary_size
     if has_berts_tokenizer(folder):
-        options = tokenizer_settings(folder).options()
-        tokenizer = CaptionTokenizer.from_file(folder / "vocab.txt", max_tokens=longest, **options)
+        settings = tokenizer_settings(folder)
+        longest = min(longest, settings.max_tokens or longest)
+        tokenizer = CaptionTokenizer.from_file(folder / "vocab.txt", max_tokens=longest, **settings.options())
+        for doubt in doubts(folder):
+            print(f"note: text.pretrained: {doubt}", flush=True)
     else:
         tokenizer = load_library_tokenizer(folder, max_tokens=longest)
     if len(tokenizer.vocabulary) > known:

@@ -12,7 +12,7 @@ from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers
 
 from core.console import UserError
 from core.files import atomic_path
-from model.vocabulary import END, MASK, PAD, SPECIAL_TOKENS, START, UNKNOWN, read_vocabulary
+from model.vocabulary import END, MASK, PAD, SPECIAL_TOKENS, START, UNKNOWN, read_vocabulary, vocabulary_fault
 
 _CAPTIONS_AT_ONCE = 8192
 
@@ -64,9 +64,7 @@ class CaptionTokenizer:
         self.unusual = {"strip_accents": strip_accents} if strip_accents is not None else {}
         self.unusual |= {} if split_chinese else {"split_chinese": False}
         table = {piece: index for index, piece in enumerate(self.vocabulary)}
-        missing = [token for token in SPECIAL_TOKENS if token not in table]
-        if missing or table[PAD] != 0:
-            what = f"lacks {', '.join(missing)}" if missing else f"has {PAD} at line {table[PAD] + 1}, not in the first"
+        if what := vocabulary_fault(self.vocabulary):
             raise UserError(f"the vocabulary {what}; a BERT vocabulary (vocab.txt) is needed")
         self.start, self.end, self.mask, self.padding = table[START], table[END], table[MASK], table[PAD]
         self.prefix, self.suffix = [self.start], [self.end]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.console import UserError
@@ -15,9 +16,16 @@ def read_vocabulary(path: str | Path) -> list[str]:
     if what := other_kind(path):
         raise UserError(f"cannot read the vocabulary {path}: it is {what}")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the vocabulary {path}: {error}") from error
     # Not splitlines(): published vocabularies hold characters that it takes for line ends. What Windows ended lines with is none.
     lines = text.removesuffix("\n").split("\n")
     return [line.removesuffix("\r") for line in lines] if all(line.endswith("\r") for line in lines[:-1]) else lines
+
+
+def vocabulary_fault(vocabulary: Sequence[str]) -> str:
+    """Why pieces are no vocabulary of a BERT, "" where they are: attention masks rely on [PAD] being the first."""
+    if missing := [token for token in SPECIAL_TOKENS if token not in vocabulary]:
+        return f"lacks {', '.join(missing)}"
+    return "" if vocabulary.index(PAD) == 0 else f"has {PAD} at line {vocabulary.index(PAD) + 1}, not in the first"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from core.console import UserError
-from model.encoder_folder import folder_faults, tokenizer_settings
+from model.encoder_folder import doubts, folder_faults, tokenizer_settings
 from model.tokenizer import CaptionTokenizer
 from model.vocabulary import SPECIAL_TOKENS, read_vocabulary
 
@@ -70,6 +70,11 @@ def test_settings_act():
         ({"do_lower_case": "yes"}, None, "do_lower_case is 'yes', not true or false"),
         (None, {"model": {"type": "BPE"}}, "has a BPE model"),
         (None, {"pre_tokenizer": {"type": "ByteLevel"}}, "splits words by ByteLevel"),
+        (None, {"normalizer": {"type": "Lowercase"}}, "changes text by Lowercase"),
+        (None, {"normalizer": {"type": "BertNormalizer", "clean_text": False}}, "or does not clean it"),
+        (None, {"model": {"vocab": {"[PAD]": 0, "dog": 1}}}, "has other pieces than vocab.txt"),
+        (None, {"added_tokens": [{"content": "[MASK]"}, {"content": "<new>"}]}, "added tokens such as '<new>'"),
+        ({"added_tokens_decoder": {"9": {"content": "<new>"}}}, None, "added tokens such as '<new>'"),
     ],
 )
 def test_what_this_tokenizer_does_not_do_is_refused(tmp_path, config, library, message):
@@ -111,6 +116,7 @@ def test_a_vocabulary_with_windows_line_ends(tmp_path):
 def test_a_bert_is_loaded_with_what_its_folder_says(tmp_path, pieces, lowercase):
     from safetensors.torch import save_file
 
+    from model.bert import load_pretrained
     from model.pretrained import load_encoder
     from model.small_encoder import SmallConfig, SmallEncoder
 
@@ -122,6 +128,55 @@ def test_a_bert_is_loaded_with_what_its_folder_says(tmp_path, pieces, lowercase)
     bert, tokenizer = load_encoder(str(tmp_path), dropout=0.1, max_tokens=20)
     assert bert.config.library["num_hidden_layers"] == 1 and tokenizer.max_tokens == 9
     assert tokenizer.lowercase is lowercase and tokenizer.vocabulary[-len(pieces) :] == pieces
+    assert load_pretrained(str(tmp_path))[1:] == (tmp_path / "vocab.txt", lowercase)
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match="git-lfs pointer"):
         load_encoder(str(tmp_path), dropout=0.1, max_tokens=20)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("special_tokens_map.json", '{"cls_token": {"content": "<s>"}}', "cls_token is '<s>', not .CLS."),
+        ("special_tokens_map.json", '{"cls_token": "[CLS]", "cls_token": "<s>"}', "the key 'cls_token' stands twice"),
+        ("added_tokens.json", '{"<new>": 9}', "added tokens such as '<new>'"),
+        (
+            "tokenizer_config.json",
+            '{"do_lower_case": true, "do_lower_case": false}',
+            "the key 'do_lower_case' stands twice",
+        ),
+        ("tokenizer_config.json", None, "cannot be read .No such file"),
+    ],
+)
+def test_every_file_that_says_something_of_the_tokenizer_is_read(tmp_path, name, content, message):
+    folder(tmp_path, LOWER)
+    (tmp_path / name).symlink_to(tmp_path / "nowhere") if content is None else (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        tokenizer_settings(tmp_path)
+
+
+def test_the_most_tokens_and_contradictions(tmp_path):
+    assert tokenizer_settings(folder(tmp_path, LOWER, {"model_max_length": 77})).max_tokens == 77
+    assert tokenizer_settings(folder(tmp_path, LOWER, {"model_max_length": 1e30})).max_tokens is None
+    assert list(doubts(tmp_path)) == []
+    (note,) = doubts(folder(tmp_path, CASED, {"do_lower_case": True}))
+    assert "so that 3 pieces of its vocabulary such as 'A' are never used" in note
+    twice, capitals = doubts(folder(tmp_path, [*LOWER, "dog"], {"do_lower_case": False}))
+    assert "has pieces twice" in twice and "words with capitals are unknown" in capitals
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (["a"], "lacks [PAD], [UNK], [CLS], [SEP], [MASK]"),
+        (["a", *SPECIAL_TOKENS], "has [PAD] at line 2, not in the first"),
+        ([*SPECIAL_TOKENS, *"abcdef"], "has 11 pieces, more than the 9 of config.json"),
+        (["\ufeff[PAD]", *SPECIAL_TOKENS[1:], "a"], None),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_known_before_any_job(tmp_path, vocabulary, message):
+    (tmp_path / "config.json").write_text('{"vocab_size": 9}')
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    lines = list(folder_faults(tmp_path))
+    assert lines == [] if message is None else message in lines[0]
