@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from extractors.networks.bands import conv3x3
 from extractors.networks.deform import deform_conv2d
 
 
@@ -57,7 +58,13 @@ def make_norm(name: str, channels: int) -> nn.Module | None:
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution followed by an optional norm (child `norm`) and an optional ReLU."""
+    """A convolution followed by an optional norm (child `norm`) and an optional ReLU.
+
+    Attributes:
+        short_sums: see `extractors.networks.bands`; set by a network, for 3x3 convolutions in float32 on a CPU.
+    """
+
+    short_sums = False
 
     def __init__(self, *args: int, norm: str = "", relu: bool = False, **kwargs) -> None:
         kwargs.setdefault("bias", norm == "")
@@ -67,10 +74,16 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        x = super().forward(x)
+        x = conv3x3(x, self.weight, self.bias) if self._sums_shortly(x) else super().forward(x)
         if self.norm is not None:
             x = self.norm(x)
         return F.relu_(x) if self.relu else x
+
+    def _sums_shortly(self, x: Tensor) -> bool:
+        plain = (self.kernel_size, self.stride, self.padding, self.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        single = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return self.short_sums and plain and self.groups == 1 and single and not learns
 
 
 class DeformConv2d(nn.Module):

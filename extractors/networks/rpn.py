@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from extractors.networks.boxes import AnchorGenerator, clip_boxes, decode_boxes, exclusive, nonempty
-from extractors.networks.layers import normal_init
+from extractors.networks.layers import Conv2d, normal_init
 from extractors.networks.ops import batched_nms, nms
 
 
@@ -18,7 +17,7 @@ class RPNHead(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, anchors_per_cell: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv = Conv2d(in_channels, channels, 3, padding=1, relu=True)
         self.objectness_logits = nn.Conv2d(channels, anchors_per_cell, 1)
         self.anchor_deltas = nn.Conv2d(channels, anchors_per_cell * 4, 1)
         for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
@@ -28,7 +27,7 @@ class RPNHead(nn.Module):
         """Levels (B, C, h, w) -> logits (B, h*w*A) and deltas (B, h*w*A, 4) per level, row-major, anchors innermost."""
         logits, deltas = [], []
         for x in features:
-            x = F.relu(self.conv(x))
+            x = self.conv(x)
             objectness = self.objectness_logits(x)
             logits.append(objectness.permute(0, 2, 3, 1).flatten(1))
             delta = self.anchor_deltas(x)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extractors.networks.boxes import clip_boxes, decode_boxes, exclusive, last_pixels
+from extractors.networks.layers import Conv2d
 from extractors.networks.ops import nms
 from extractors.networks.rcnn import Meta
 from extractors.networks.roi import StandardRoIHeads
@@ -194,6 +195,9 @@ class UPSNet(nn.Module):
         self.max_overlap = max_overlap
         self.stuff_area_limit = stuff_area_limit
         self.num_stuff = len(meta.stuff_categories)
+        for layer in self.modules():
+            if isinstance(layer, Conv2d):
+                layer.short_sums = True  # or scores would move by more than the original's do between its own versions
 
     @torch.inference_mode()
     def semantic(
