@@ -1,7 +1,7 @@
 """What a job's start costs, in seconds of CPU: `python -m benchmarks.startup`.
 
-Each part in a new process, as jobs do it, with the import of torch that all of them need. Baseline: the same by torchvision's
-and torch's own means.
+Each part in a new process, as jobs do it, with the import of torch that all of them need. Baseline: the same by torchvision's,
+torch's and transformers' own means.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from core.flags import command
 _ROOT = Path(__file__).resolve().parent.parent
 _STEP = "p = torch.nn.Parameter(torch.zeros(9)); p.grad = torch.ones(9); kind([p], lr=0.1, fused=True).step()"
 _TORCH = "import torch"
+_SIZES = '{"vocabulary_size": 2000, "hidden_size": 128, "layers": 2, "heads": 2, "intermediate_size": 512, "max_positions": 64}'
 PARTS = {
     "operators of an extraction": (
         "from extractors.networks.ops import nms; nms(torch.rand(3, 4).cumsum(1), torch.rand(3), 0.5)",
@@ -28,6 +29,10 @@ PARTS = {
     "first step of an optimiser": (
         f"from model.training.optimizer import _uncompiled; kind = _uncompiled(torch.optim.AdamW); {_STEP}",
         f"from model.training.optimizer import _uncompiled; kind = torch.optim.AdamW; {_STEP}",
+    ),
+    "a text encoder with random weights": (
+        f"from model.text import encoder_of; encoder_of({_SIZES})",
+        f"from model.library_encoder import LibraryEncoder, bert_config; LibraryEncoder(bert_config(**{_SIZES}))",
     ),
 }
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -98,8 +97,11 @@ class LibraryEncoder(nn.Module):
         return packing.spread(_packed(self.model, token_ids, packing, self.config.first_position))
 
     def compiled(self) -> Iterator[nn.Module]:
-        """None of the library's layers: each of them calls back into `_attend`."""
-        yield from ()
+        """Its layers, where they are fed packed."""
+        if self.config.packed:
+            from transformers.modeling_layers import GradientCheckpointingLayer  # what the library makes every layer of
+
+            yield from (part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer))
 
 
 def bert_config(
@@ -311,7 +313,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """The library's attention interface: (1, heads, N, D) each -> (1, N, heads, D), each caption by itself."""
     heads, size = query.shape[1], query.shape[3]
-    if scaling is not None and not math.isclose(scaling, size**-0.5):
+    if scaling is not None and abs(scaling * size**0.5 - 1.0) > 1e-6:
         query = query * (scaling * size**0.5)
     query, key, value = (
         part[0].transpose(0, 1).repeat_interleave(heads // part.shape[1], dim=1)  # several may share keys and values

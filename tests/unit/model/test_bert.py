@@ -164,3 +164,22 @@ def test_only_captions_own_tokens_go_through_the_layers(made, lengths, rows, mon
     for name, gradient in gradients.items():
         torch.testing.assert_close(bert.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-5)
     assert seen[0] == rows
+
+
+def test_layers_are_compiled_whole():
+    """No graph break, and what was compiled for one layer and batch serves others: packings are no constants."""
+    torch.manual_seed(0)
+    bert = LibraryEncoder(BERT).eval()
+    ids = torch.randint(1, 50, (4, 9), generator=torch.Generator().manual_seed(0))
+    batches = [(ids[:3], [9, 2, 5]), (ids[:2, :4], [4, 1]), (ids, [9, 3, 3, 8])]
+    batches = [(part, torch.tensor(lengths)) for part, lengths in batches]
+    with torch.no_grad():
+        expected = [bert(*batch) for batch in batches]
+        layers = list(bert.compiled())
+        for layer in layers:
+            layer.compile(dynamic=True, fullgraph=True, backend="eager")
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        found = [bert(*batch) for batch in batches]
+    assert len(layers) == 2 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
