@@ -77,17 +77,8 @@ def import_checkpoint(
 
     if (Path(run_dir) / HISTORY).exists():
         raise UserError(f"{run_dir} holds a run that was trained here; import {path} into another folder")
-    image, _, options = read_checkpoint(path, "3SHNet's, VSE-infinity's or SCAN's authors")
-    found = family(image)
-    if found is None or kind not in (None, found):
-        raise wrong_family(path, kind or "3shnet, vse_infinity or scan", found)
-    source: dict[str, Any] = {"imported": Path(path).name, "digest": digest_file(path)}
-    features = None
-    if cnn := split_cnn(image)[0]:
-        architecture = cnn_architecture(path, cnn, options)
-        _check_cells(path, run_dir, architecture, source["digest"], visual, grids)
-        own = {"architecture": architecture, "checkpoint": source["imported"]}
-        features = {"visual": {"feature": "grids", "weights_digest": source["digest"], "cnn": own}}
+    found, digest, features = recognise(path, kind, run=Path(run_dir).name, visual=visual, grids=grids)
+    source: dict[str, Any] = {"imported": Path(path).name, "digest": digest}
     if found == "3shnet":
         network = load_reference(path, class_order, seg_map_encoding, heads=heads)
         source |= {"class_order": class_order, "seg_map_encoding": seg_map_encoding}
@@ -112,31 +103,49 @@ def import_checkpoint(
     save_run(run_dir, network, tokenizer, config=config)
 
 
-def _check_cells(
+def recognise(
     path: str | Path,
-    run_dir: str | Path,
-    architecture: str,
-    digest: str,
-    visual: str | None,
-    grids: Mapping[str, Any] | None,
-) -> None:
-    """UserError if what is to be read are no cells of a grid checkpoint's own CNN. Weights yet to be fetched are not looked into."""
-    run, section = f"runs.{Path(run_dir).name}", f"{{architecture: {architecture}, weights: {path}, grid: native}}"
+    kind: str | None = None,
+    *,
+    run: str,
+    visual: str | None = None,
+    grids: Mapping[str, Any] | None = None,
+) -> tuple[str, str, dict[str, Any] | None]:
+    """Whose checkpoint a file is, without building its network.
+
+    Args:
+        kind, visual, grids: see `import_checkpoint`. run: name in the configuration, for messages.
+
+    Returns:
+        The kind, the file's digest, and what a run of it records of its features: None where nothing is known.
+
+    Raises:
+        UserError: it is no checkpoint, of another kind, or on other visual tokens.
+    """
+    image, _, options = read_checkpoint(path, "3SHNet's, VSE-infinity's or SCAN's authors")
+    found, digest = family(image), digest_file(path)
+    if found is None or kind not in (None, found):
+        raise wrong_family(path, kind or "3shnet, vse_infinity or scan", found)
+    cnn, _, _ = split_cnn(image)
+    if not cnn:
+        return found, digest, None
+    architecture = cnn_architecture(path, cnn, options)
+    section = f"features.grids: {{architecture: {architecture}, weights: {path}, grid: native}}"
     if visual not in (None, "grids"):
         raise UserError(
-            f"{run}.visual: {visual!r}, but {path} is a grid checkpoint, which reads the cells of its own CNN; write visual: grids "
-            f"and features.grids: {section}"
+            f"runs.{run}.visual: {visual!r}, but {path} is a grid checkpoint, which reads the cells of its own CNN; write "
+            f"visual: grids and {section}"
         )
-    if grids is None:
-        return
-    weights = grids.get("weights")
-    here = weights is not None and Path(weights).is_file()
-    if grids.get("architecture") != architecture or (here and digest_file(weights) != digest):
-        maker = f"{grids.get('architecture') or grids.get('engine')} with weights {weights}"
+    given = grids or {"architecture": architecture}
+    weights = given.get("weights")
+    here = weights is not None and Path(weights).is_file()  # or yet to be fetched
+    if given.get("architecture") != architecture or (here and digest_file(weights) != digest):
+        maker = f"{given.get('architecture') or given.get('engine')} with weights {weights}"
         raise UserError(
-            f"{run}.checkpoint: {path} reads the cells of its own CNN, but features.grids are those of {maker}; write "
-            f"features.grids: {section}"
+            f"runs.{run}.checkpoint: {path} reads the cells of its own CNN, but features.grids are those of {maker}; write {section}"
         )
+    own = {"architecture": architecture, "checkpoint": Path(path).name}
+    return found, digest, {"visual": {"feature": "grids", "weights_digest": digest, "cnn": own}}
 
 
 def import_reference(path: str | Path, run_dir: str | Path, **options: Any) -> None:

@@ -18,6 +18,8 @@ from core.console import UserError, run_cli
 from core.features import Feature
 from core.flags import add_mapping, command
 from core.machine import snakemake_command
+from model.settings import Run
+from rules.checkpoints import cells_for
 from settings import Settings, load_settings
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -69,10 +71,14 @@ class Check:
         for feature in _extracted(self.settings):
             with self._listing(f"features.{feature}"):
                 self._extractor(feature)
+        for name, run in self.settings.runs.items():
+            if run.checkpoint is not None and os.path.isfile(run.checkpoint):
+                with self._listing():
+                    self._checkpoint(name, run)
         self._splits(splits)
 
-    def _listing(self, where: str) -> _Listing:
-        return _Listing(where, self.faults)
+    def _listing(self, where: str = "") -> _Listing:
+        return _Listing(where and f"{where}: ", self.faults)
 
     def _dataset(self, name: str, dataset: DatasetSection) -> Counter:
         from catalog.index import ImageRows
@@ -145,9 +151,17 @@ class Check:
         load_network(section.architecture, section.weights)
         print(f"features.{feature}: {section.weights} fits {section.architecture}", flush=True)
 
+    def _checkpoint(self, name: str, run: Run) -> None:
+        from model.checkpoint import recognise
+
+        grids = cells_for(self.settings, name)
+        known = None if grids is None else grids.model_dump()
+        recognise(run.checkpoint, run.model.kind, run=name, visual=run.visual, grids=known)
+        print(f"runs.{name}: {run.checkpoint} is a checkpoint of kind {run.model.kind}", flush=True)
+
     def _splits(self, splits: dict[str, Counter]) -> None:
         """Splits that runs and test sets name, where the data alone could tell."""
-        wanted = [(f"runs.{n}.{key}", run.dataset, getattr(run, key)) for n, run in self.settings.runs.items() for key in ("train_split", "val_split")]  # fmt: skip
+        wanted = [(f"runs.{n}.{key}", run.dataset, getattr(run, key)) for n, run in self.settings.runs.items() if run.checkpoint is None for key in ("train_split", "val_split")]  # fmt: skip
         wanted += [
             (f"testsets.{n}.split", testset.dataset, testset.split) for n, testset in self.settings.testsets.items()
         ]
@@ -176,7 +190,7 @@ class _Listing:
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> bool:
         if isinstance(error, UserError | OSError | ValueError):
-            self.faults.append(f"{self.where}: {error}")
+            self.faults.append(f"{self.where}{error}")
             return True
         return False
 

@@ -10,7 +10,7 @@ from typing import Any
 from core import layout
 from core.console import UserError
 from core.section import canonical
-from extractors.settings import CHECKPOINT_CNNS
+from extractors.settings import CHECKPOINT_CNNS, Extractor
 from model.runs import imported_by_hand, read_config
 from model.settings import DEFAULT_KIND
 from settings import Settings
@@ -21,6 +21,13 @@ Wildcards = Any
 def alternatives(names: Iterable[str]) -> str:
     """A wildcard constraint that matches the given names only."""
     return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+def cells_for(settings: Settings, run: str) -> Extractor | None:
+    """The extractor whose cells a run is scored on; None if it reads regions, or cells of files alone."""
+    tested = [settings.datasets[testset.dataset] for testset in settings.testsets.values()]
+    computed = any("grids" in dataset.extracted() for dataset in tested)
+    return settings.features.grids if computed and settings.runs[run].visual == "grids" else None
 
 
 class Checkpoints:
@@ -78,17 +85,12 @@ class Checkpoints:
 
         As a function of `output` it is no reason to import again.
         """
-        run = self.settings.runs[wildcards.run]
-        computed = run.visual == "grids" and self._grids_are_extracted()
-        return ["--visual", run.visual] + (["--grids", canonical(self.settings.features.grids)] if computed else [])
+        run, grids = self.settings.runs[wildcards.run], cells_for(self.settings, wildcards.run)
+        return ["--visual", run.visual] + (["--grids", canonical(grids)] if grids is not None else [])
 
     def pooled_cells(self) -> Iterator[str]:
         """Runs of checkpoints whose CNN makes the grids, of which the store keeps fewer than the head was trained on."""
         grids = self.settings.features.grids
         if getattr(grids, "architecture", "") in CHECKPOINT_CNNS and grids.grid != "native":
-            runs = self.settings.runs.items() if self._grids_are_extracted() else ()
-            yield from (name for name, run in runs if run.checkpoint is not None and run.visual == "grids")
-
-    def _grids_are_extracted(self) -> bool:
-        tested = [self.settings.datasets[testset.dataset] for testset in self.settings.testsets.values()]
-        return any("grids" in dataset.extracted() for dataset in tested)
+            runs = self.settings.runs.items()
+            yield from (n for n, run in runs if run.checkpoint is not None and cells_for(self.settings, n) is not None)

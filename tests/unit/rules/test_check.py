@@ -16,6 +16,7 @@ from rules import check as module
 from rules.check import Check, engine_faults, main, notes
 from settings import load_settings
 from settings.checks import unwritable
+from tests.unit.model.test_checkpoint_kinds import grid_cnn, write
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,23 @@ def test_all_faults_come_at_once(config, tmp_path):
     assert len(found) == 2
     assert found[0].startswith("datasets.mine: ") and "'c'" in found[0] and "images without a caption" in found[0]
     assert found[1].startswith("features.panoptic: ") and "scenes_grids, not scenes_panoptic" in found[1]
+
+
+def test_checkpoints_are_looked_into_and_not_trained(config, tmp_path, capsys):
+    write(tmp_path / "grid.pth", grid_cnn(), {})
+    paper = {"dataset": "mine", "visual": "regions", "model": {"kind": "vse_infinity"}, "checkpoint": "grid.pth"}
+    config["runs"] = {"paper": paper | {"train_split": "nowhere"}}
+    (line,) = faults(config)
+    assert line.startswith("runs.paper.visual: 'regions', but grid.pth is a grid checkpoint")
+    paper = config["runs"]["paper"] = paper | {"visual": "grids"}
+    (line,) = faults(config)
+    assert line.startswith("runs.paper.checkpoint: grid.pth reads the cells") and "those of scenes_grids" in line
+    config["runs"]["paper"] = paper | {"model": {"kind": "scan"}}
+    (line,) = faults(config)
+    assert "is a checkpoint of kind vse_infinity, not scan" in line
+    config["runs"], config["testsets"] = {"paper": paper}, {}
+    assert faults(config) == []
+    assert "runs.paper: grid.pth is a checkpoint of kind vse_infinity" in capsys.readouterr().out
 
 
 def test_broken_images_and_files_are_met(config, tmp_path):
