@@ -48,7 +48,7 @@ def make_dataset(folder: Path, images: int, side: int = 32) -> tuple[Path, Path]
         entries.append(
             {
                 "filename": name, "filepath": split, "imgid": i, "cocoid": i + 1, "sentences": sentences,
-                "sentids": [s["sentid"] for s in sentences], "split": ("train", "restval", "val", "test")[i % 4],
+                "sentids": [s["sentid"] for s in sentences], "split": {0: "test", 1: "val"}.get(i % 25, "restval" if i % 4 == 0 else "train"),
             }
         )  # fmt: skip
     annotations = folder / "dataset_coco.json"
