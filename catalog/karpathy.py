@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import unicodedata
 import zipfile
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -22,6 +21,7 @@ from core.text import decode_text, one_line
 
 CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first five
 # Every published result trains on COCO's `restval` images as well.
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no file can hold it
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
@@ -53,6 +53,7 @@ def read_karpathy(
         raise UserError(f"image folder {images!r} does not exist; set datasets.<name>.images to a folder")
     # One walk through the folder instead of a question to the file system for each of 123,287 names.
     root = Path(images)
+    below = str(root / "_")[:-1]  # in front of a name; a `Path` for each of them would take longer than all else here
     on_disk = {normal(name): name for name in (Path(path).relative_to(root).as_posix() for path in image_files(images))}
     by_name: dict[str, str | None] = {}
     by_number: dict[int, str | None] = {}
@@ -95,10 +96,11 @@ def read_karpathy(
         strangers += [sentid for sentid, _, owner in sentences if owner is not None and owner != imgid]
         texts = []
         for sentid, raw, _ in sentences[:captions_per_image]:
-            if not isinstance(raw, str) or not one_line(raw) or any(unicodedata.category(c) == "Cs" for c in raw):
-                empty.append(sentid)
+            text = one_line(raw) if isinstance(raw, str) and not _SURROGATE.search(raw) else ""
+            if text:
+                texts.append((sentid, text))
             else:
-                texts.append((sentid, one_line(raw)))
+                empty.append(sentid)
         if not sentences or (not texts and missing_captions != "fail"):
             silent.append(filename)
             if missing_captions == "drop":
@@ -107,7 +109,7 @@ def read_karpathy(
         if captions_per_image is not None and len(sentences) > captions_per_image:
             beyond[image_id] = len(sentences) - captions_per_image
         found.image_ids.append(image_id)
-        found.paths.append(str(root / (name or names[0])))
+        found.paths.append(below + (name or names[0]))
         found.splits.append(SPLITS.get(split, split))
         found.caption_ids += [sentid for sentid, _ in texts]
         found.caption_images += [image_id] * len(texts)
