@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
 
 from core.console import UserError
+from core.files import digest_file
 
 # Of photographs and pictures in any format that Pillow reads without help.
 SUFFIXES = (
@@ -30,6 +32,7 @@ SUFFIXES = (
 )
 
 
+_READ_WHOLE = 1 << 26  # bytes of a folder
 _NAMED = 5  # files of a kind that are left out
 
 
@@ -92,22 +95,36 @@ def left_out(others: Iterable[str], before: str = "") -> str:
 
 
 def folder_state(folder: str) -> str:
-    """Digest of the images' names, sizes and modification times: changes when an image is added, replaced or removed.
+    """Digest of the images' names and of what they hold (see `files_state`): changes when an image is added, replaced or removed.
 
     A folder's own modification time says nothing of its subfolders and of replaced files, and changes with every file
     that is no image.
     """
-    states = []
-    for entry in files_below(folder):
-        if not is_image(entry.name):
-            continue
+    return files_state(entry.path for entry in files_below(folder) if is_image(entry.name))
+
+
+def files_state(paths: Iterable[str]) -> str:
+    """Digest of files' paths and contents; where they are many bytes, of their sizes and modification times in place of contents."""
+    found: list[tuple[str, os.stat_result | None]] = []
+    for path in sorted(paths):
         try:
-            status = entry.stat()
-            facts = f"{status.st_size}\0{status.st_mtime_ns}"
-        except OSError:  # a link to nowhere is an unreadable image, as the index will say
-            facts = "none"
-        states.append(f"{entry.path}\0{facts}\n".encode("utf-8", "surrogateescape"))
+            found.append((path, os.stat(path)))
+        except OSError:  # a link to nowhere is an unreadable file, as its reader will say
+            found.append((path, None))
+    # Contents decide, but the workflow asks at every start: reading so much takes a moment.
+    small = sum(status.st_size for _, status in found if status) <= _READ_WHOLE
     digest = hashlib.sha256()
-    for state in sorted(states):
-        digest.update(state)
+    for path, status in found:
+        facts = f"{status.st_size}\0{status.st_mtime_ns}" if status else "none"
+        if small and status:
+            facts = _content(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        digest.update(f"{path}\0{facts}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=100_000)
+def _content(path: str, size: int, time: int, changed: int, inode: int) -> str:
+    try:
+        return digest_file(path)
+    except OSError:
+        return "none"

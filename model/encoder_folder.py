@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,11 +17,21 @@ from model.vocabulary import SPECIAL_TOKENS, read_vocabulary, vocabulary_fault
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
-#: All that decides about an encoder, large ones in parts apart.
-ENCODER_FILES = (
-    *("config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt"),
-    *(*TOKENIZER_FILES, *WEIGHTS),
+_DECIDING = re.compile(
+    r"(config|tokenizer_config|special_tokens_map|added_tokens|tokenizer|vocab)\.json|merges\.txt|vocab\.txt|.*\.model|"
+    r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 )
+
+
+def encoder_files(folder: str | os.PathLike[str]) -> list[str]:
+    """Paths of all files that decide about the encoder in a folder, large ones in parts too."""
+    return [
+        path
+        for name in sorted(os.listdir(folder))
+        if _DECIDING.fullmatch(name) and os.path.isfile(path := os.path.join(folder, name))
+    ]
+
+
 _SPECIAL_KEYS = dict(
     zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
 )

@@ -58,6 +58,7 @@ PLAN = Plan(
         config,
         files=CONFIGFILES,
         given=workflow.config_settings.config,
+        words=sys.argv,
     ),
     lock=str(Path(CONFIGFILES[0]).parent / LOCK_FILE),
     # Unknown on a cluster's head node (`workflow.cores` would raise); its profile says how many threads a job gets.

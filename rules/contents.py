@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 
+from catalog.files import files_below, files_state
 from core.console import UserError
 from core.files import atomic_path, digest_file
 
@@ -24,7 +25,7 @@ _SAMPLES, _SAMPLE = 64, 1 << 16
 def contents(paths: Iterable[str]) -> str:
     """What some files and folders hold, as one digest; "" for none. Files that are not there count as such.
 
-    Of a folder the names, sizes and times of its files count: there may be hundreds of thousands.
+    Of a large folder the names, sizes and times of its files count: there may be hundreds of thousands.
     """
     known = [(path, _content(path)) for path in paths]
     return hashlib.sha256(json.dumps(known).encode("utf-8", "surrogateescape")).hexdigest()[:32] if known else ""
@@ -32,7 +33,7 @@ def contents(paths: Iterable[str]) -> str:
 
 def _content(path: str) -> str:
     if os.path.isdir(path):
-        return _folder(path)
+        return files_state(entry.path for entry in files_below(path))
     try:
         status = os.stat(path)
     except OSError:
@@ -76,19 +77,3 @@ def _sampled(path: str, size: int, time: int) -> str:
             file.seek((size - _SAMPLE) * k // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
-
-
-def _folder(path: str) -> str:
-    facts = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        for name in sorted(names):
-            if name[0] == ".":
-                continue
-            file = os.path.join(folder, name)
-            try:
-                status = os.stat(file)
-                facts.append(f"{os.path.relpath(file, path)}\0{status.st_size}\0{status.st_mtime_ns}")
-            except OSError:
-                facts.append(f"{file}\0none")
-    return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 
 from core import layout
 from core.features import Feature
-from model.encoder_folder import ENCODER_FILES
+from model.encoder_folder import encoder_files
 from model.settings import own_file
 from published.registry import entry_at
 from rules.contents import contents
@@ -52,7 +52,7 @@ class Reasons:
         own = [file for file in (own_file(run.model.kind), getattr(run.text, "vocabulary", None)) if file]
         published = entry_at(folder, self.settings.published.folder) if folder else None
         if published is None and os.path.isdir(folder):
-            own += [path for name in ENCODER_FILES if os.path.isfile(path := os.path.join(folder, name))]
+            own += encoder_files(folder)
         return contents(own)
 
     def model_contents(self, wildcards: Wildcards) -> str:

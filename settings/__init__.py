@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -27,7 +27,7 @@ from published.registry import resolve
 from published.settings import Published
 from search.settings import Search
 from settings.checks import CrossChecks
-from settings.given import check_readable, with_command_line, with_exponents
+from settings.given import check_readable, twice_on_command_line, with_command_line, with_exponents
 from settings.salvage import Salvage
 
 __all__ = ["Settings", "check_readable", "load_settings", "used_weights"]
@@ -105,13 +105,14 @@ def load_settings(
     check_files: bool = True,
     files: Iterable[str | os.PathLike[str]] = (),
     given: dict[str, Any] | None = None,
+    words: Sequence[str] = (),
 ) -> Settings:
     """Validate a configuration.
 
     Args:
         config: as read from YAML. check_files: also check that folders and files it names exist.
         files: those it was read from, to find keys that stand twice. given: what of it was given on Snakemake's command
-            line, where numbers are text.
+            line, where numbers are text. words: that command line, to find keys that stand twice on it.
 
     Returns:
         The settings, with the paths of published weights (there or yet to be fetched) in place of `published:NAME`.
@@ -121,6 +122,7 @@ def load_settings(
     """
     config = with_exponents(with_command_line(config, given or {}))
     twice = [line for file in files for line in keys_given_twice(decode_text(file), str(file))]
+    twice += twice_on_command_line(words)
     salvage = Salvage(config, Settings)
     lines = [*twice, *salvage.lines, *CrossChecks(salvage, config, check_files)]
     if lines:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from core.console import UserError
+from core.files import keys_given_twice
 from core.text import decode_text
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -61,6 +64,19 @@ def typed(value: Any) -> Any:
     if re.fullmatch(r"[-+]?(\d+|\d*\.\d+|\d+\.)|true|false|null|True|False|None|~|", value):
         return None if value in ("None", "") else yaml.safe_load(value)
     return value
+
+
+def twice_on_command_line(words: Sequence[str]) -> list[str]:
+    """Keys that stand twice behind Snakemake's `--config`, or in a section given there: a line each, as for files."""
+    given: list[str] = []
+    for at, word in enumerate(words):
+        if word in ("--config", "-C"):
+            given += itertools.takewhile(lambda w: not w.startswith("-"), words[at + 1 :])
+    pairs = [word.partition("=")[::2] for word in given if "=" in word]
+    names = [key for key, _ in pairs]
+    lines = [f"{key}: stands twice in --config; keep one" for key in dict.fromkeys(names) if names.count(key) > 1]
+    # A section is written as YAML writes it in one line.
+    return lines + [line for key, value in pairs for line in keys_given_twice(f"{key}: {value}", "--config")]
 
 
 def with_exponents(value: Any) -> Any:

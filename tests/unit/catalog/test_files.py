@@ -50,6 +50,9 @@ def test_the_state_changes_with_the_images_and_with_nothing_else(folder):
     (folder / "b" / "3.png").write_bytes(b"xy")
     states.append(folder_state(str(folder)))
     os.utime(folder / "b" / "3.png", ns=(1, 1))
+    assert folder_state(str(folder)) == states[-1]
+    (folder / "b" / "3.png").write_bytes(b"yx")
+    os.utime(folder / "b" / "3.png", ns=(1, 1))
     states.append(folder_state(str(folder)))
     (folder / "b" / "3.png").rename(folder / "b" / "4.png")
     states.append(folder_state(str(folder)))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from core.console import UserError
-from model.encoder_folder import doubts, folder_faults, tokenizer_settings
+from model.encoder_folder import doubts, encoder_files, folder_faults, tokenizer_settings
 from model.tokenizer import CaptionTokenizer
 from model.vocabulary import SPECIAL_TOKENS, read_vocabulary
 
@@ -180,3 +180,16 @@ def test_a_vocabulary_that_does_not_fit_is_known_before_any_job(tmp_path, vocabu
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     lines = list(folder_faults(tmp_path))
     assert lines == [] if message is None else message in lines[0]
+
+
+def test_what_decides_about_an_encoder(tmp_path):
+    names = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "spm.model",
+        "vocab.txt",
+    ]
+    for name in [*names, "README.md", "onnx.bin", "training_args.json"]:
+        (tmp_path / name).touch()
+    assert encoder_files(tmp_path) == [str(tmp_path / name) for name in names]

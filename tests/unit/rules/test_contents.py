@@ -71,7 +71,25 @@ def test_a_replaced_file_of_a_folder_is_noticed(tmp_path):
     (tmp_path / "npz" / "below" / "a.npz").write_bytes(b"1")
     before = contents(["npz"])
     assert contents(["npz"]) == before
-    (tmp_path / "npz" / "below" / "a.npz").write_bytes(b"12")
+    path = tmp_path / "npz" / "below" / "a.npz"
+    os.utime(path, (5, 5))
+    assert contents(["npz"]) == before  # touched
+    path.write_bytes(b"2")
+    os.utime(path, (5, 5))
+    assert contents(["npz"]) != before  # replaced, with the size and the time of before
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "npz" / "linked").symlink_to(tmp_path / "elsewhere")
+    before = contents(["npz"])
+    (tmp_path / "elsewhere" / "b.npz").write_bytes(b"1")
+    assert contents(["npz"]) != before
+
+
+def test_a_large_folder_is_told_by_sizes_and_times(tmp_path, monkeypatch):
+    monkeypatch.setattr("catalog.files._READ_WHOLE", 1)
+    (tmp_path / "npz").mkdir()
+    (tmp_path / "npz" / "a.npz").write_bytes(b"12")
+    before = contents(["npz"])
+    os.utime(tmp_path / "npz" / "a.npz", (5, 5))
     assert contents(["npz"]) != before
 
 

@@ -455,3 +455,15 @@ def test_files_that_are_no_configuration(tmp_path, content, message):
         return
     with pytest.raises(UserError, match=message):
         check_readable(path)
+
+
+def test_what_is_given_twice_on_the_command_line(config):
+    words = ["snakemake", "--config", "seed=1", "results=a=b", "seed=2", "runs={a: {b: 1, b: 2}}", "--cores", "seed=3"]
+    with pytest.raises(UserError) as error:
+        load_settings(config, check_files=False, words=words)
+    lines = [line.strip() for line in str(error.value).splitlines()[1:]]
+    assert lines == [
+        "seed: stands twice in --config; keep one",
+        "runs.a.b: stands twice in --config, line 1; keep one, or rename it",
+    ]
+    load_settings(config, check_files=False, words=words[:4])
