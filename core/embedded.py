@@ -24,8 +24,10 @@ def _digests() -> frozenset[str]:
 
 def warning(dataset: str, features: Iterable[str]) -> str:
     """What to say where such weights made features of another dataset."""
+    *others, last = features
+    named = f"{', '.join(others)} and {last}" if others else last
     return (
-        f"The {' and '.join(features)} of {dataset} were made by the embedded detectors, which have seen nothing but the "
+        f"The {named} of {dataset} were made by the embedded detectors, which have seen nothing but the "
         "renderer's drawings. On photographs the names of their classes mean nothing and scores stay far below what is "
         "published; docs/detectors.md says how to take detectors for photographs."
     )

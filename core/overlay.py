@@ -81,7 +81,20 @@ def strongest_parts(explanation: Explanation, count: int = _LISTED) -> list[int]
 def part_name(classes: Sequence[int] | np.ndarray | None, number: int, names: Sequence[str]) -> str:
     """What a part is called by the number of its class, "" where that is not known."""
     known = classes is not None and number < len(classes) and 0 <= classes[number] < len(names)
-    return names[classes[number]] if known else ""
+    return plain_name(names[classes[number]]) if known else ""
+
+
+def plain_name(name: str) -> str:
+    """A category's name for readers: COCO's endings `-merged`, `-other` and `-stuff` say nothing to them."""
+    for ending in ("-merged", "-stuff", "-other"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def answered(explanation: Explanation, number: int, count: int = 3) -> list[str]:
+    """Words that a part speaks for most, each once; without punctuation and what text encoders add, such as [CLS]."""
+    own = sorted(zip(explanation.shares[number], explanation.words, strict=True), reverse=True)
+    return list(dict.fromkeys(word for share, word in own if share > 0 and word[:1].isalnum()))[:count]
 
 
 def draw(explanation: Explanation, image: str, output: str | Path) -> None:

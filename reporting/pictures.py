@@ -15,6 +15,7 @@ from PIL import Image
 
 from catalog.categories import COCO_PANOPTIC
 from catalog.index import Index
+from core.overlay import plain_name
 from core.pictures import load_upright
 from reporting.words import shorten
 
@@ -120,13 +121,6 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 def category_colour(index: int) -> tuple[int, int, int]:
     """A fixed RGB colour per panoptic category; no two are equal."""
     return _colours()[index]
-
-
-def plain_name(name: str) -> str:
-    """A category's name for readers: COCO's endings `-merged`, `-other` and `-stuff` say nothing to them."""
-    for ending in ("-merged", "-stuff", "-other"):
-        name = name.removesuffix(ending)
-    return name
 
 
 def panoptic_overlay(seg_map: np.ndarray) -> tuple[str, list[Area]]:

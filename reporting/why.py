@@ -14,7 +14,7 @@ import numpy as np
 from core.console import run_cli
 from core.files import write_json
 from core.flags import add_device, add_mapping, add_results, command
-from core.overlay import heat, strongest_parts
+from core.overlay import answered, heat, strongest_parts
 from reporting.artefacts import WHY_VERSION, Artefacts
 from reporting.painted import SIDE, pair
 
@@ -101,7 +101,7 @@ def _record(explanation: Any) -> dict[str, Any]:
         frame = {
             "place": place,
             "kind": explanation.kinds[number],
-            "answers": [word for share, word in own if share > 0],
+            "answers": answered(explanation, number),
             "share": float(explanation.shares[number].sum()),
             "said": said,
         }

@@ -31,7 +31,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from core.console import UserError
-from core.overlay import heat, layer, part_name, strongest_parts
+from core.overlay import answered, heat, layer, part_name, strongest_parts
 from core.pictures import load_upright
 from model.explain import Explanation
 from search.ask import MAX_CHARACTERS, Hit, Search, open_search
@@ -238,7 +238,7 @@ def _told(explanations: Sequence[Explanation], names: Sequence[str] = ()) -> dic
         said = ", ".join(f"{word} {share:+.3f}" for share, word in own)
         share, called = float(first.shares[number].sum()), part_name(first.classes, number, names)
         frame = {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}
-        answers = [word for part, word in own if part > 0]
+        answers = answered(first, number)
         frame |= {"share": share, "said": said, "answers": answers, "called": called, "kind": first.kinds[number]}
         frames.append(frame)
     same = all(one.words == explanations[0].words for one in explanations)

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from core.console import UserError
-from core.overlay import SIDE, heat, layer, strongest_parts
+from core.overlay import SIDE, answered, heat, layer, strongest_parts
 from model.build import new_network
 from model.data import Features
 from model.embed import embed_captions, embed_images, score_pairs
-from model.explain import cells, explain, main, with_boxes
+from model.explain import Explanation, cells, explain, main, with_boxes
 from model.runs import save_run
 from model.settings import Recipe
 from stores.schema import SCHEMA_VERSION
@@ -167,3 +167,10 @@ def test_mistakes_name_the_flag_and_the_value(trained, change, message):
     with pytest.raises(UserError, match=message):
         main(words_of(arguments))
     assert torch.is_grad_enabled()
+
+
+def test_a_part_answers_to_words_each_once_without_marks():
+    words = ("[CLS]", "a", "red", ",", "a", "dog", "[SEP]")
+    shares = np.array([[0.9, 0.5, 0.1, 0.8, 0.4, -0.2, 0.7], [-1.0] * 7])
+    one = Explanation(0.0, words, ("region",) * 2, shares, np.zeros(2), cells(2, 1))
+    assert answered(one, 0) == ["a", "red"] and answered(one, 0, 1) == ["a"] and answered(one, 1) == []
