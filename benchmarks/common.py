@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -109,9 +110,36 @@ def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
 def operations(run: Callable[[], Any]) -> int:
     """Floating point operations of a call's matrix products, convolutions and attentions, as torch counts them (a recurrent
     layer's are not among them)."""
-    with FlopCounterMode(display=False) as counter:
-        run()
+    of_linear = {torch.ops.mkldnn._linear_pointwise: lambda rows, *_, out_shape: 2 * math.prod(rows) * out_shape[-1]}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # torch counts in this thread alone: nothing may run in others
+    try:
+        with FlopCounterMode(display=False, custom_mapping=of_linear) as counter:
+            run()
+    finally:
+        torch.set_num_threads(threads)
     return counter.get_total_flops()
+
+
+def core_share(what: str, count: int, run: Callable[[], Any], precision: str, repetitions: int) -> dict[str, Any]:
+    """A row of the report: `share_of_peak` on one thread and in CPU time, the best of several turns of the call and of products.
+    Where other processes have the machine too, this says more than wall time."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
+    runs = {"run": run, "products": lambda: [a @ b for _ in range(20)]}
+    seconds, threads = dict.fromkeys(runs, math.inf), torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(matmul_precision("cpu"))
+    try:
+        for _ in range(repetitions):
+            for name, call in runs.items():
+                begin = time.process_time()
+                call()
+                seconds[name] = min(seconds[name], time.process_time() - begin)
+    finally:
+        torch.set_num_threads(threads)
+    row = share_of_peak(what, count, seconds["run"], 20 * 2 * 1024**3 / seconds["products"])
+    return row | {"what": f"{what}: of a core's matrix-product rate, CPU time"}
 
 
 @functools.cache

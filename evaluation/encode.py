@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from core.console import UserError, run_cli
-from core.devices import full_float32, open_device
+from core.devices import full_float32, keep_freed_memory, open_device
 from core.flags import add_device, add_index, add_stores, command
 from evaluation.embeddings import Embeddings, write_embeddings
 from evaluation.scores import PairScores, Scored, write_scores
@@ -123,6 +123,8 @@ def encode_split(*, run: Path, output: Path, batch_size: int, device: str, threa
 
     opened, _ = open_device(device, threads=threads)
     full_float32(opened)
+    if opened == "cpu":
+        keep_freed_memory()
     found = encode(run_dir=run, batch_size=batch_size, device=opened, **options)
     if isinstance(found, PairScores):
         write_scores(output, found)

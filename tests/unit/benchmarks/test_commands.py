@@ -140,10 +140,15 @@ def test_operations_are_counted_and_shared():
     import torch
 
     from benchmarks import common
+    from model.kernels.fixed_linear import Fixed
 
     layer, rows = torch.nn.Linear(64, 32), torch.randn(10, 64)
     with torch.inference_mode():
         assert common.operations(lambda: layer(rows)) == 2 * 10 * 64 * 32
+        with Fixed(layer):
+            assert common.operations(lambda: layer(rows)) == 2 * 10 * 64 * 32
+        core = common.core_share("layer", 2 * 10 * 64 * 32, lambda: layer(rows), "fp32", 1)
+    assert core["unit"] == "%" and core["ours"] > 0
     for precision in ("fp32", "bf16"):
         assert common.product_rate(torch.device("cpu"), precision, size=64, repetitions=2) > 0
     row = common.share_of_peak("layer", 30, seconds=2.0, rate=60.0)

@@ -1,6 +1,7 @@
 """A job takes a GPU that no other job has."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -72,3 +73,28 @@ def test_a_device_is_opened_with_its_threads(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert claimed == [True], "not where the user has chosen"
+
+
+FREED = """
+import resource, threading
+from core.devices import keep_freed_memory
+
+keep_freed_memory()
+
+def large_blocks():
+    for _ in range(10):
+        one, other = b"x" * (20 << 20), b"y" * (30 << 20)
+
+large_blocks()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+thread = threading.Thread(target=large_blocks)
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")
+def test_freed_memory_is_there_for_the_next_block_of_any_thread(repository):
+    done = subprocess.run([sys.executable, "-c", FREED], cwd=repository, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000, "pages that the system had to zero; without it, 77,000"
