@@ -20,7 +20,12 @@ def lead_jobs() -> None:
     would wait for them.
     """
     os.environ[LEADER] = _name(os.getpid())
-    before = signal.getsignal(signal.SIGINT)
+    end_jobs_on(signal.SIGINT)
+
+
+def end_jobs_on(number: int) -> None:
+    """Let a signal to this process ask its jobs to end (SIGTERM) before it does what it did."""
+    before = signal.getsignal(number)
 
     def end_jobs(number: int, frame: FrameType | None) -> None:
         import psutil
@@ -30,10 +35,15 @@ def lead_jobs() -> None:
                 job.terminate()
             except psutil.NoSuchProcess:
                 continue
-        before(number, frame)
+        if callable(before):
+            before(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, end_jobs)
+    # Ignored it stays: a shell's background commands are not to be interrupted.
+    if before not in (None, signal.SIG_IGN) and threading.current_thread() is threading.main_thread():
+        signal.signal(number, end_jobs)
 
 
 def follow_leader(seconds: float = 1.0) -> None:

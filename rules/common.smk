@@ -1,5 +1,6 @@
 # Start-up: the settings are checked, and PLAN says what each rule needs. No rules here.
 import shlex
+import signal
 import sys
 import time
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from core import layout
 from core.console import UserError
 from core.devices import gpu_present
 from core.features import FEATURES
-from core.jobs import lead_jobs
+from core.jobs import end_jobs_on, lead_jobs
 from core.machine import remember_configfiles, use_this_interpreter
 from published.download import LOCK_FILE
 from rules.checkpoints import alternatives

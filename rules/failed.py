@@ -13,7 +13,9 @@ from core.notes import note_lines, spoken
 LINES = 30  # of each log: a traceback's end or all of a `UserError`
 _MENTION = re.compile(r"^\s*log: (.+) \(check log file\(s\) for error details\)$", re.MULTILINE)
 # With `--quiet rules` Snakemake leaves the mention out and quotes the command alone.
-_COMMAND = re.compile(r"> (\S.*\.log'?) 2>&1' returned non-zero exit status", re.MULTILINE)
+_COMMAND = re.compile(
+    r"> (\S.*\.log'?) 2>&1' (?:returned non-zero exit|died with <Signals\.(?!SIGTERM|SIGINT))", re.MULTILINE
+)
 
 
 def failed_logs(snakemake_log: Path) -> list[Path]:

@@ -61,7 +61,7 @@ def typed(value: Any) -> Any:
         return value
     if _EXPONENT.fullmatch(value):
         return float(value)
-    if re.fullmatch(r"[-+]?(\d+|\d*\.\d+|\d+\.)|true|false|null|True|False|None|~|", value):
+    if re.fullmatch(r"[-+]?(\d[\d_]*|\d*\.\d+|\d+\.|0x[0-9a-fA-F]+)|true|false|null|True|False|None|~|", value):
         return None if value in ("None", "") else yaml.safe_load(value)
     return value
 

@@ -17,8 +17,9 @@ JOB = "import time; from core.console import run_cli; run_cli(lambda: (print('at
 LEADER = f"""
 import signal, subprocess, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background command has it ignored
-from core.jobs import lead_jobs
+from core.jobs import end_jobs_on, lead_jobs
 lead_jobs()
+end_jobs_on(signal.SIGTERM)
 job = subprocess.Popen([sys.executable, "-c", {JOB!r}])
 print(job.pid, flush=True)
 job.wait()
@@ -39,7 +40,7 @@ def gone(pid: int, seconds: float = 20) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_job_ends_with_its_leader(number):
     leader = subprocess.Popen(
         [sys.executable, "-c", LEADER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

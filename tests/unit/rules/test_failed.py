@@ -33,15 +33,14 @@ def test_the_end_of_each_failed_log_is_shown_once(tmp_path, capsys):
     assert f"{short}:\n    error: the disk is full\n" in shown and "all is well" not in shown
 
 
+@pytest.mark.parametrize("how", ["returned non-zero exit status 1", "died with <Signals.SIGKILL: 9>"])
 @pytest.mark.parametrize("quoted", ["{}", "'{}'"])
-def test_with_quiet_rules_the_command_names_the_log(tmp_path, capsys, quoted):
-    path = log(tmp_path, "index_dataset/a b", "error: no captions\n")
-    command = (
-        f"Command 'set -euo pipefail; python -m x > {quoted.format(path)} 2>&1' returned non-zero exit status 1.\n"
-    )
+def test_with_quiet_rules_the_command_names_the_log(tmp_path, capsys, quoted, how):
+    path = log(tmp_path, "index_dataset/a b", "no captions\n")
+    command = f"Command 'set -euo pipefail; python -m x > {quoted.format(path)} 2>&1' {how}.\n"
     (tmp_path / "snakemake.log").write_text(command)
     show_failures([str(tmp_path / "snakemake.log")], tmp_path, 0)
-    assert ("error: no captions" in capsys.readouterr().err) is ("'" in quoted)
+    assert ("no captions" in capsys.readouterr().err) is ("'" in quoted)  # a name with a blank is quoted
 
 
 def test_without_a_word_of_snakemakes_the_logs_that_end_with_an_error_are_shown(tmp_path, capsys):
