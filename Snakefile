@@ -47,3 +47,6 @@ include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/search.smk"
 include: "rules/report.smk"
+
+
+checked(check_targets, sys.argv, [rule.name for rule in workflow.rules])

@@ -20,6 +20,7 @@ from published.download import LOCK_FILE
 from rules.checkpoints import alternatives
 from rules.failed import show_failures, show_notes
 from rules.plan import Plan
+from rules.targets import check_targets
 from settings import check_readable, load_settings
 
 use_this_interpreter(REPOSITORY)

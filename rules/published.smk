@@ -27,7 +27,9 @@ rule fetch_published:
 
 
 onstart:
-    end_jobs_on(signal.SIGTERM)  # Snakemake, which has set its own by now, would wait for them
+    end_jobs_on(
+        signal.SIGTERM
+    )  # Snakemake, which has set its own by now, would wait for them
     checked(PLAN.record_published)
     PLAN.remember_made()
     print(

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from core import layout
+from core.console import UserError
 from rules.plan import Plan
+from rules.targets import TARGETS, check_targets
 from settings import load_settings
 
 ORDER = (
@@ -99,3 +101,15 @@ def test_cluster_profiles_name_every_heavy_rule(profile, rules, files, repositor
     assert heavy | also <= named.keys() and heavy <= content["set-threads"].keys()
     assert all(named[rule]["gpu"] == 1 and named[rule]["mem_mb"] for rule in heavy)
     assert profile == "kubernetes" or named["score_pairs"]["runtime"]
+
+
+def test_targets_by_name(repository, monkeypatch):
+    text = (repository / "rules/targets.smk").read_text()
+    assert ("all", *re.findall(r"^rule (\w+):", text, re.MULTILINE)) == TARGETS
+    asked = []
+    monkeypatch.setattr("rules.targets._targets", lambda words: asked.append(words) or ["train", words[1]])
+    check_targets(["snakemake", "train", "build_report", "results/a.txt", "a.txt", "-n"], [*TARGETS, "build_report"])
+    assert asked == []  # Snakemake's parser takes a moment
+    check_targets(["snakemake", "train", "--quiet", "rules"], TARGETS)
+    with pytest.raises(UserError, match="no target 'trian'; did you mean 'train'. Targets are all, index, regions"):
+        check_targets(["snakemake", "trian", "--quiet", "rules"], TARGETS)
