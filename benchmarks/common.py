@@ -76,25 +76,30 @@ def build_network(args: argparse.Namespace, *, dropout: float = 0.1) -> ThreeSHN
 
 
 def interleaved(
-    runs: dict[str, Callable[[], Any]], repetitions: int, device: torch.device, *, warmup: int = 1
+    runs: dict[str, Callable[[], Any]],
+    repetitions: int,
+    device: torch.device,
+    *,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each run, taken in turns, so that whatever else the machine does meets all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repetition in range(-warmup, repetitions):
         for name, run in runs.items():
-            taken = timed(run, device)
+            taken = timed(run, device, clock)
             if repetition >= 0:
                 seconds[name].append(taken)
     return seconds
 
 
-def timed(run: Callable[[], Any], device: torch.device) -> float:
+def timed(run: Callable[[], Any], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that one call takes, on the device too."""
     synchronise(device)
-    begin = time.perf_counter()
+    begin = clock()
     run()
     synchronise(device)
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def synchronise(device: torch.device) -> None:
@@ -143,7 +148,14 @@ def core_share(what: str, count: int, run: Callable[[], Any], precision: str, re
 
 
 @functools.cache
-def product_rate(device: torch.device, precision: str, *, size: int | None = None, repetitions: int = 5) -> float:
+def product_rate(
+    device: torch.device,
+    precision: str,
+    *,
+    size: int | None = None,
+    repetitions: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Floating point operations per second of torch's own product of two square matrices here: the best of several calls.
 
     Args:
@@ -155,7 +167,7 @@ def product_rate(device: torch.device, precision: str, *, size: int | None = Non
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else matmul_precision(device.type))
     try:
-        seconds = interleaved({"product": lambda: a @ b}, repetitions, device)["product"]
+        seconds = interleaved({"product": lambda: a @ b}, repetitions, device, clock=clock)["product"]
     finally:
         torch.set_float32_matmul_precision(before)
     return 2 * size**3 / min(seconds)

@@ -5,7 +5,9 @@ detectron2 works as its `DefaultPredictor` does: one image at a time, decoded in
 work is done by our networks in its manner (one image at a time, contiguous memory, norms not merged: bit for bit detectron2's
 results, see `benchmarks.parity`), and the output says so. Ours is what `extractors.run` does: decoding in threads, batches of
 one shape, merged norms, channels-last memory. The two take turns; printed are medians, their ratio, the cosine between our rows
-and fp32's, and peak memory.
+and fp32's, peak memory, and where our time goes: each part's seconds, operations and share of what a large product of two matrices
+makes on this machine. With one thread seconds are of the CPU, not of the clock on the wall: a machine that others use too then
+measures nearly the same.
 
 `--flat N`: instead, memory of one extraction over N images.
 """
@@ -19,8 +21,7 @@ import pickle
 import resource
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.parity import CASES, detectron2_model, photographs, seed_weights
+from benchmarks import parts
+from benchmarks.detectors import CASES, photographs, seed_weights
+from benchmarks.parity import detectron2_model
 from core.console import UserError, run_cli
 from core.devices import allow_tf32
 from core.files import atomic_path
 from core.flags import command
 from extractors.engines import build_extractor
 from extractors.grids import GridExtractor
-from extractors.images import decode_image, iterate_batches, make_batch, resize_image
+from extractors.images import ImageBatch, decode_image, iterate_batches, make_batch, resize_image
 from extractors.loading import NetworkRunner
-from extractors.networks import build, load_checkpoint
+from extractors.networks import load_checkpoint
 from extractors.networks.layers import fold_norms
 from extractors.panoptic import PanopticExtractor
 from extractors.regions import RegionExtractor
@@ -66,7 +69,7 @@ def write_weights(architecture: str, path: Path, with_detectron2: bool) -> None:
     if with_detectron2:
         state = detectron2_model(case).state_dict()
     else:
-        network = build(architecture, **case.options)
+        network = case.build(False)
         seed_weights(network)
         state = network.state_dict()
     numpy_state = {name: value.numpy() for name, value in state.items()}
@@ -78,7 +81,7 @@ def detectron2_way(
 ) -> Callable[[Sequence[Path]], None]:
     """A function that looks at files as detectron2 does."""
     case = CASES[architecture]
-    network = build(architecture, **case.options)
+    network = case.build(False)
     spec = network.meta.input
     if with_detectron2:
         model = detectron2_model(case).to(device)
@@ -117,30 +120,30 @@ def detectron2_way(
     return look_ourselves
 
 
-def our_way(
-    feature: str,
-    architecture: str,
-    weights: Path,
-    device: str,
-    precision: str,
-    batch: int,
-    workers: int,
-    compiled: bool,
-) -> Callable[[Sequence[Path]], np.ndarray]:
-    """A function that looks at files as `extractors.run` does and gives their rows of the main array."""
-    network = build(architecture, **CASES[architecture].options)
+def our_extractor(feature: str, architecture: str, weights: Path, precision: str, args: argparse.Namespace) -> Any:
+    """The extractor of a job, on the device."""
+    network = CASES[architecture].build(False)
     load_checkpoint(network, weights)
     fold_norms(network)
     extractors = {"regions": RegionExtractor, "grids": GridExtractor, "panoptic": PanopticExtractor}
-    extractor = extractors[feature](NetworkRunner(network, "seeded", precision)).to(device)
-    if compiled:
+    extractor = extractors[feature](NetworkRunner(network, "seeded", precision)).to(args.device)
+    if args.compile:
         extractor.runner.network.backbone = torch.compile(extractor.runner.network.backbone)
+    return extractor
+
+
+def read_batches(extractor: Any, paths: Sequence[Path], args: argparse.Namespace) -> Iterator[ImageBatch]:
+    sizes = [SIZE[::-1]] * len(paths)
+    return iterate_batches(paths, range(len(paths)), extractor.input, args.batch, args.workers, sizes)
+
+
+def our_way(feature: str, extractor: Any, args: argparse.Namespace) -> Callable[[Sequence[Path]], np.ndarray]:
+    """A function that looks at files as `extractors.run` does and gives their rows of the main array."""
     array = "seg_features" if feature == "panoptic" else "features"
 
     def look(paths: Sequence[Path]) -> np.ndarray:
         rows: dict[int, np.ndarray] = {}
-        sizes = [SIZE[::-1]] * len(paths)
-        for group in iterate_batches(paths, range(len(paths)), extractor.input, batch, workers, sizes):
+        for group in read_batches(extractor, paths, args):
             for row, result in zip(group.rows, extractor(group), strict=True):
                 rows[row] = result[array]
         return np.stack([rows[i] for i in range(len(paths))]).astype(np.float32)
@@ -155,11 +158,12 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def timed(function: Callable[[Sequence[Path]], Any], paths: Sequence[Path], device: str) -> tuple[float, Any]:
-    clock = time.perf_counter()
+    clock = parts.clock(torch.device(device))
+    begin = clock()
     result = function(paths)
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - clock, result
+    return clock() - begin, result
 
 
 def peak_memory(device: str) -> float:
@@ -177,13 +181,9 @@ def measure(feature: str, architecture: str, args: argparse.Namespace, with_dete
         weights = Path(folder) / "model_final.pkl"
         write_weights(architecture, weights, with_detectron2)
         baseline = detectron2_way(feature, architecture, weights, args.device, with_detectron2)
-        looks = {
-            precision: our_way(
-                feature, architecture, weights, args.device, precision, args.batch, args.workers, args.compile
-            )
-            for precision in args.precision
-        }
-        for function in (baseline, *looks.values()):  # warm up: kernels, caches, compilation
+        extractors = {p: our_extractor(feature, architecture, weights, p, args) for p in args.precision}
+        looks = {precision: our_way(feature, extractor, args) for precision, extractor in extractors.items()}
+        for function in () if args.no_warm_up else (baseline, *looks.values()):  # warm up: kernels, caches, compilation
             function(paths[: args.batch])
         times: dict[str, list[float]] = {name: [] for name in ("detectron2", *looks)}
         found: dict[str, np.ndarray] = {}
@@ -214,6 +214,11 @@ def measure(feature: str, architecture: str, args: argparse.Namespace, with_dete
                     "detectron2_peak_gib": memory["detectron2"],
                 }
             )
+            if args.parts and not args.compile:  # a compiled part hides its products
+                batches = [next(read_batches(extractors[name], paths, args))]
+                rows[-1]["parts"] = parts.profile(
+                    extractors[name], batches, torch.device(args.device), name, args.parts
+                )
     return rows
 
 
@@ -245,6 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding threads of ours")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "tf32", "bf16", "fp16"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--parts", type=int, default=1, help="rounds for the table of parts (0: none)")
+    parser.add_argument("--no-warm-up", action="store_true", help="time the first round too")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the backbone")
     parser.add_argument("--flat", type=int, metavar="N", help="memory of one extraction over N images, nothing else")
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -252,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     unknown = [name for name in args.features if name not in DEFAULTS]
     if unknown:
         raise UserError(f"unknown feature {unknown[0]!r}; choose from {', '.join(DEFAULTS)}")
+    torch.set_num_threads(args.threads)
     device = torch.cuda.get_device_name() if args.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
     try:
         import detectron2  # noqa: F401
@@ -281,6 +290,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{similar} | {row['peak_gib']:.1f} |",
                     flush=True,
                 )
+        for row in content["rows"]:
+            if "parts" in row:
+                print(f"\n{row['feature']}, {row['architecture']}, {row['precision']}:\n\n{parts.table(row['parts'])}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(args.out) as temporary:

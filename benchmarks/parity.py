@@ -5,17 +5,17 @@ loads that file as the extractors do, and both look at the same photographs (sci
 are scaled so that scores spread: suppression, thresholds and merging really act. Printed and written with `--out`: how far
 every kind of result differs, and how many results there were to differ.
 
-detectron2 must be importable (`envs/detectron2.yaml`); the tests repeat narrow versions without it, from a recording.
+detectron2 must be importable (`envs/detectron2.yaml`). Attributes and what bottom-up-attention's two ports do otherwise are compared
+with the ports' own code, out of clones in `--ports FOLDER` (see `benchmarks.ports`); without it they are left out, and said to be.
+The tests repeat narrow versions without any of them, from a recording.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,158 +23,33 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks import ports
+from benchmarks.detectors import CASES, Case, photographs, seed_weights
 from core.console import UserError, run_cli
 from core.flags import command
 from extractors.grids import inside
-from extractors.images import decode_image, make_batch, resize_image
-from extractors.networks import build, load_checkpoint
+from extractors.images import InputSpec, make_batch, resize_image
+from extractors.networks import load_checkpoint
 from extractors.networks.layers import fold_norms
 from extractors.networks.rcnn import PanopticFPN
 from extractors.networks.roi import select_detections
+from extractors.regions import choose_regions
 
-PHOTOS = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "rocket.jpg",
-    "motorcycle_left.png",
-    "coins.png",
-    "retina.jpg",
-)
-# Heads whose random scores must spread: standard deviation of the weights, times the root of the number of inputs.
-GAINS = {
-    "objectness_logits.weight": 0.8,
-    "anchor_deltas.weight": 0.16,
-    "cls_score.weight": 2.7,
-    "bbox_pred.weight": 0.45,
-    "mask_head.predictor.weight": 1.7,
-    "sem_seg_head.predictor.weight": 1.1,
-    "conv2_offset.weight": 0.3,
-}
 # Relative to the largest value; boxes in pixels; shares of equal values.
 LIMITS = {"features": 1e-4, "grid": 1e-4, "semantic": 1e-4, "probabilities": 1e-4, "boxes": 0.999, "map": 0.999}
 
 
-def seed_weights(network: nn.Module) -> None:
-    """Fill every tensor from its own name's seed: the same in any framework that names it so."""
-    for name, value in network.state_dict().items():
-        if not value.is_floating_point() or "pixel_" in name or "cell_anchors" in name:
-            continue
-        random = np.random.RandomState(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
-        shape = tuple(value.shape)
-        inputs = np.prod(shape[1:])
-        gain = next((g for suffix, g in GAINS.items() if name.endswith(suffix)), None)
-        if gain is not None:
-            numbers = random.normal(0, gain / inputs**0.5, shape)
-        elif name.endswith("running_var"):
-            numbers = random.uniform(0.5, 1.5, shape)
-        elif name.endswith("conv3.norm.weight"):
-            numbers = random.uniform(0.1, 0.3, shape)  # residuals must not pile up
-        elif name.endswith("norm.weight"):
-            numbers = random.uniform(0.5, 1.0, shape)
-        elif name.endswith("stem.conv1.weight"):
-            numbers = random.normal(0, (2 / inputs) ** 0.5 / 64, shape)  # pixels are large
-        elif len(shape) > 1:
-            numbers = random.normal(0, (2 / inputs) ** 0.5, shape)
-        else:
-            numbers = random.normal(0, 0.1, shape)
-        with torch.no_grad():
-            value.copy_(torch.from_numpy(numbers.astype(np.float32)))
-
-
-@dataclass
-class Case:
-    """One architecture in both worlds.
-
-    `zoo` is detectron2's configuration, `keys` what is changed in it; `architecture` and `options` are ours. `caffe` gives
-    detectron2's model the stem and the res5 of the Caffe weights, which no configuration of it describes. Detections are
-    kept above `score`: random weights spread little over 1,600 classes.
-    """
-
-    architecture: str
-    zoo: str
-    keys: list[Any] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
-    caffe: bool = False
-    score: float = 0.05
-
-
-_C4, _FPN = "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml", "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
-_RESNEXT = ["MODEL.RESNETS.STRIDE_IN_1X1", False, "MODEL.RESNETS.NUM_GROUPS", 32, "MODEL.RESNETS.WIDTH_PER_GROUP", 8]
-_VG = [
-    *("MODEL.ROI_HEADS.NUM_CLASSES", 1600, "INPUT.MIN_SIZE_TEST", 600, "INPUT.MAX_SIZE_TEST", 1000),
-    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000, "MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
-]
-_CAFFE = [
-    *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "MODEL.RPN.CONV_DIMS", [512], "MODEL.RPN.POST_NMS_TOPK_TEST", 300),
-    *("MODEL.ANCHOR_GENERATOR.SIZES", [[64, 128, 256, 512]], "MODEL.PIXEL_MEAN", [102.9801, 115.9465, 122.7717]),
-]
-_GRID = [
-    *(
-        "MODEL.RESNETS.OUT_FEATURES",
-        ["res5"],
-        "MODEL.RPN.IN_FEATURES",
-        ["res5"],
-        "MODEL.ROI_HEADS.IN_FEATURES",
-        ["res5"],
-    ),
-    *("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
-    *("MODEL.ROI_BOX_HEAD.NUM_FC", 2, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 1),
-    *("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2),
-]
-_DEFORM = [
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
-    [False, False, True, True],
-    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
-    0,
-]
-_X101_STD = ["MODEL.PIXEL_STD", [57.375, 57.120, 58.395]]
-# detectron2 knows no attribute head.
-_PLAIN = {"num_attributes": 0}
-
-
-def _depth(depth: int) -> list[Any]:
-    return ["MODEL.RESNETS.DEPTH", depth]
-
-
-CASES = {
-    case.architecture: case
-    for case in (
-        Case("faster_rcnn_r50_c4", _C4),
-        Case("faster_rcnn_r101_c4", "COCO-Detection/faster_rcnn_R_101_C4_3x.yaml"),
-        Case("faster_rcnn_r50_fpn", _FPN),
-        Case("faster_rcnn_r101_fpn", "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"),
-        Case("faster_rcnn_x101_fpn", "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml"),
-        Case("vg_r101_c4_caffe", _C4, [*_VG, *_CAFFE, *_depth(101)], caffe=True),
-        Case("vg_r50_c4_d2", _C4, [*_VG, "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2], _PLAIN),
-        Case("vg_r101_c4_d2", _C4, [*_VG, "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2, *_depth(101)], _PLAIN),
-        Case("grid_r50", _C4, [*_VG, *_GRID], _PLAIN, score=0.002),
-        Case("grid_x101", _C4, [*_VG, *_GRID, *_RESNEXT, *_X101_STD, *_depth(101)], _PLAIN, score=0.002),
-        Case("grid_x152", _C4, [*_VG, *_GRID, *_RESNEXT, *_depth(152)], _PLAIN, score=0.002),
-        Case("grid_x152_challenge", _C4, [*_VG, *_GRID, *_RESNEXT, *_DEFORM, *_depth(152)], _PLAIN, score=0.002),
-        Case("panoptic_fpn_r50", "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"),
-        Case("panoptic_fpn_r101", "COCO-PanopticSegmentation/panoptic_fpn_R_101_3x.yaml"),
-        Case("panoptic_fpn_r101_dconv_cascade", "Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x.yaml"),
-    )
-}
-
-
-def photographs(names: Sequence[str] = PHOTOS) -> dict[str, np.ndarray]:
-    """scikit-image's photographs, and a tall cut of the first: name -> (H, W, 3) uint8 RGB."""
-    import skimage
-
-    found = {name: decode_image(Path(skimage.__file__).parent / "data" / name) for name in names}
-    first = names[0]
-    return found | {f"{first} (tall cut)": np.ascontiguousarray(found[first][:, 120:330])}
-
-
-def detectron2_model(case: Case, keys: Sequence[Any] = ()) -> nn.Module:
-    """detectron2's model of a case on the CPU, weights seeded."""
+def detectron2_model(case: Case, folder: Path | None = None) -> nn.Module:
+    """detectron2's model of a case on the CPU, weights seeded; `folder`: of the ports' code."""
     from detectron2 import model_zoo
     from detectron2.modeling import build_model
 
+    if not case.zoo:
+        model = ports.milvlg_model(folder, case.keys)
+        seed_weights(model)
+        return model
     config = model_zoo.get_config(case.zoo)
-    config.merge_from_list([*case.keys, *keys, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    config.merge_from_list([*case.keys, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
     config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = case.score
     model = build_model(config).eval()
     if case.caffe:
@@ -188,6 +63,8 @@ def detectron2_model(case: Case, keys: Sequence[Any] = ()) -> nn.Module:
         res5[0].conv1.stride = res5[0].shortcut.stride = (1, 1)
         for block in res5:
             block.conv2.padding = block.conv2.dilation = (2, 2)
+    if case.port and folder:
+        model.attributes_of = ports.add_attributes(model, case.port, folder)
     seed_weights(model)
     return model
 
@@ -223,7 +100,8 @@ def detectron2_outputs(model: nn.Module, pixels: np.ndarray, original: tuple[int
             grid = features["res5"] if "res5" in features else model.backbone.bottom_up(images.tensor)["res5"]
         predictions = heads.box_predictor(x)
         (detections,), _ = heads.box_predictor.inference(predictions, proposals)
-        return {
+        attributes = {"attributes": model.attributes_of(x)} if hasattr(model, "attributes_of") else {}
+        return attributes | {
             "proposals": proposals[0].proposal_boxes.tensor,
             "features": x,
             "probabilities": predictions[0].softmax(-1)[:, :-1],
@@ -232,6 +110,15 @@ def detectron2_outputs(model: nn.Module, pixels: np.ndarray, original: tuple[int
             "scores": detections.scores,
             "classes": detections.pred_classes,
         }
+
+
+def their_outputs(model: nn.Module, image: np.ndarray, spec: InputSpec) -> dict[str, torch.Tensor]:
+    """What the model of `detectron2_model` makes of a photograph (H, W, 3) uint8 RGB, given our bytes of its input."""
+    pixels, original = resize_image(image, spec)[:, :, ::-1], image.shape[:2]
+    if hasattr(model, "port"):
+        mean = np.array(spec.mean, np.float32)
+        return ports.milvlg_outputs(model, pixels - mean, original, spec.scale(*original))
+    return detectron2_outputs(model, pixels, original)
 
 
 def our_outputs(
@@ -254,14 +141,20 @@ def our_outputs(
             "semantic": result.semantic_logits,
             "map": result.segment_map,
         }
-    (result,) = network.regions(pixels, batch.sizes, [spec.scale(*image.shape[:2])])
-    rows, classes = (
-        i.reshape(-1) for i in torch.meshgrid(*map(torch.arange, result.probabilities.shape), indexing="ij")
-    )
-    regressed = result.regressed(rows, classes).view(len(result.boxes), -1)
-    scores = nn.functional.pad(result.probabilities, (0, 1))
-    boxes, scores, classes, _ = select_detections(regressed, scores, batch.sizes[0], score, 0.5, 100)
-    return {
+    scale = spec.scale(*image.shape[:2])
+    (result,) = network.regions(pixels, batch.sizes, [scale])
+    if network.meta.inclusive:  # the regions of the port's script, which has no detections
+        keep, boxes, _ = choose_regions(result, "caffe", ports.REGIONS, (1 / scale,) * 2)
+        scores, classes = result.probabilities[keep].max(dim=1)
+    else:
+        rows, classes = (
+            i.reshape(-1) for i in torch.meshgrid(*map(torch.arange, result.probabilities.shape), indexing="ij")
+        )
+        regressed = result.regressed(rows, classes).view(len(result.boxes), -1)
+        scores = nn.functional.pad(result.probabilities, (0, 1))
+        boxes, scores, classes, _ = select_detections(regressed, scores, batch.sizes[0], score, 0.5, 100)
+    attributes = {} if result.attribute_probabilities is None else {"attributes": result.attribute_probabilities}
+    return attributes | {
         "proposals": result.boxes,
         "features": result.features,
         "probabilities": result.probabilities,
@@ -324,37 +217,54 @@ def compare(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], plac
     else:
         match, result["proposals"] = share("proposals")
         result["features"] = difference("features", match)
-        result["probabilities"] = difference("probabilities", match)
+        for name in ("probabilities", "attributes"):
+            if name in theirs:
+                result[name] = difference(name, match)
         result["grid"] = difference("grid")
     return result
 
 
+def input_difference(image: np.ndarray, spec: InputSpec, folder: Path | None) -> float | None:
+    """How far our resized pixels are from those that the other program resizes itself, of 255; None where it is not at hand."""
+    ours = resize_image(image, spec)[:, :, ::-1].astype(np.float32)
+    if spec.resize == "pillow":
+        from detectron2.data.transforms import ResizeShortestEdge
+
+        resize = ResizeShortestEdge([spec.min_size] * 2, spec.max_size)
+        theirs = resize.get_transform(image).apply_image(image)[:, :, ::-1]
+    elif folder is None:
+        return None
+    else:
+        theirs, scale = ports.resized(image[:, :, ::-1], (0.0,) * 3, folder)
+        if scale != spec.scale(*image.shape[:2]):
+            return float("inf")
+    return float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
+
+
 def run_case(
-    case: Case, images: dict[str, np.ndarray], as_extracted: bool = False
+    case: Case, images: dict[str, np.ndarray], as_extracted: bool = False, folder: Path | None = None
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """(photograph, its `compare`) for one architecture at full size.
 
     `as_extracted`: norms merged and channels-last memory, as extraction has it; numbers then differ in the last bits, and
-    boxes of nearly equal scores may change places.
+    boxes of nearly equal scores may change places. `folder`: of the ports' code.
     """
-    model = detectron2_model(case)
+    model = detectron2_model(case, folder)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model_final.pkl"
         state = {name: value.numpy() for name, value in model.state_dict().items()}
         path.write_bytes(pickle.dumps({"model": state, "__author__": "seeded"}))
-        network = build(case.architecture, **case.options)
+        network = case.build(folder is not None)
         load_checkpoint(network, path)
     if as_extracted:
         fold_norms(network)
         network.to(memory_format=torch.channels_last)
     spec = network.meta.input
     for name, image in images.items():
-        pixels = resize_image(image, spec)[:, :, ::-1]
-        theirs = detectron2_outputs(model, pixels, image.shape[:2])
-        yield (
-            name,
-            compare(our_outputs(network, image, as_extracted, case.score), theirs, places=3 if as_extracted else 0),
-        )
+        ours = our_outputs(network, image, as_extracted, case.score)
+        row = compare(ours, their_outputs(model, image, spec), places=3 if as_extracted else 0)
+        between = input_difference(image, spec, folder)
+        yield name, row if between is None else row | {"input": between}
 
 
 def summary(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -381,10 +291,12 @@ def table(results: dict[str, dict[str, float]]) -> str:
         "scores",
         "proposals",
         "features",
+        "attributes",
         "grid",
         "semantic",
         "segments",
         "map",
+        "input",
     )
     lines = [f"| architecture | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for name, row in results.items():
@@ -414,6 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, help="folder for parity.json and parity.md; architectures of earlier calls stay"
     )
     parser.add_argument("--as-extracted", action="store_true", help="with merged norms and in channels-last memory")
+    parser.add_argument("--ports", type=Path, help="folder with clones of both ports, see benchmarks/ports.py")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     unknown = [name for name in args.architectures if name not in CASES]
@@ -423,15 +336,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         import detectron2
     except ImportError as error:
         raise UserError("this comparison needs detectron2; envs/detectron2.yaml installs it") from error
+    wanted = args.architectures or list(CASES)
+    without = [name for name in wanted if CASES[name].port and not args.ports]
+    left_out = [name for name in without if CASES[name].needs_port()]
+    if without:
+        print(f"without --ports: no attributes of {', '.join(without)}; left out: {', '.join(left_out) or 'none'}")
     torch.set_num_threads(args.threads)
     images = photographs()
     results: dict[str, dict[str, float]] = {}
     if args.out and (args.out / "parity.json").exists():
         results = json.loads((args.out / "parity.json").read_text())["architectures"]
-    for name in args.architectures or CASES:
+    for name in wanted:
+        if name in left_out:
+            continue
         rows = []
         label = f"{name} (as extracted)" if args.as_extracted else name
-        for photo, row in run_case(CASES[name], images, args.as_extracted):
+        for photo, row in run_case(CASES[name], images, args.as_extracted, args.ports):
             rows.append(row)
             print(f"{label} {photo}: " + " ".join(f"{key}={value:.3g}" for key, value in row.items()), flush=True)
         results[label] = summary(rows)

@@ -30,8 +30,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import machine
+from benchmarks.detectors import seed_weights
 from benchmarks.extraction import DEFAULTS, write_photographs
-from benchmarks.parity import seed_weights
 from core.console import UserError, run_cli
 from core.files import write_json
 from core.flags import command

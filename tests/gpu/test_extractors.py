@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.parity import photographs
+from benchmarks.detectors import photographs
 from extractors.engines import build_extractor
 from extractors.images import make_batch, resize_image
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from torch.nn import functional as F
 
-from benchmarks.parity import our_outputs, seed_weights
+from benchmarks.detectors import seed_weights
+from benchmarks.parity import our_outputs
 from extractors.grids import GridExtractor
 from extractors.images import InputSpec, make_batch, resize_image
 from extractors.loading import NetworkRunner

@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.parity import seed_weights
+from benchmarks.detectors import seed_weights
 from extractors.images import InputSpec
 from extractors.networks import build
 

@@ -1,16 +1,19 @@
 """The same numbers as detectron2, on real photographs and in its own weights format.
 
 Narrow versions of the published architectures with seeded weights, whose heads are scaled so that suppression, thresholds
-and merging really act. `fixtures/detectron2.npz` holds what detectron2 made of them, so that this runs without it; where
-detectron2 is importable it is asked again. The fixture is made by this file itself:
-`python -m tests.unit.extractors.networks.test_parity`, with detectron2 installed. At full size: `python -m benchmarks.parity`.
+and merging really act. `fixtures/detectron2.npz` holds what detectron2, and the code of both bottom-up-attention ports, made of
+them, so that this runs without either; where detectron2 is importable it is asked again. The fixture is made by this file itself,
+with detectron2 installed and the ports' clones in FOLDER (see `benchmarks.ports`):
+`python -m tests.unit.extractors.networks.test_parity FOLDER`. At full size: `python -m benchmarks.parity`.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import pickle
+import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.parity import CASES, Case, compare, detectron2_model, detectron2_outputs, photographs, seed_weights
+from benchmarks.detectors import CASES, Case, photographs, seed_weights
+from benchmarks.parity import compare, detectron2_model, their_outputs
 from benchmarks.parity import our_outputs as outputs_of
-from extractors.images import InputSpec, resize_image
+from extractors.images import InputSpec
 from extractors.networks import build, load_checkpoint
+from extractors.networks.boxes import AnchorGenerator
 from extractors.networks.layers import fold_norms
 
 FIXTURE = Path(__file__).resolve().parents[3] / "fixtures" / "detectron2.npz"
@@ -39,24 +44,36 @@ PYRAMID_KEYS = [
     *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 64, "MODEL.RPN.POST_NMS_TOPK_TEST", 200),
 ]
 
+CAFFE = {"post_nms_top": 100, "rpn_channels": 64, "num_classes": 60, "blocks": (3, 4, 6, 3)}
+
 
 def narrow(architecture: str, keys: list[Any], options: dict[str, Any]) -> Case:
     case = CASES[architecture]
-    return Case(architecture, case.zoo, [*case.keys, *SMALL_KEYS, *keys], case.options | SMALL | options, case.caffe)
+    keys, options = [*case.keys, *SMALL_KEYS, *keys], case.options | SMALL | options
+    return Case(architecture, case.zoo, keys, options, case.caffe, port=case.port)
 
 
 KINDS = {
     "c4": narrow("faster_rcnn_r50_c4", ["MODEL.RPN.POST_NMS_TOPK_TEST", 100], {"post_nms_top": 100}),
     "fpn": narrow("faster_rcnn_r50_fpn", PYRAMID_KEYS, PYRAMID),
     "caffe": narrow(
-        "vg_r101_c4_caffe",
-        ["MODEL.RPN.POST_NMS_TOPK_TEST", 100, "MODEL.RPN.CONV_DIMS", [64], "MODEL.ROI_HEADS.NUM_CLASSES", 60],
-        {
-            "input": InputSpec(**(INPUT | {"mean": CAFFE_MEAN}), divisibility=1),
-            "post_nms_top": 100,
-            "rpn_channels": 64,
-            "num_classes": 60,
-        },
+        "vg_r101_c4_caffe_attr",
+        [
+            *("MODEL.RPN.POST_NMS_TOPK_TEST", 100, "MODEL.RPN.CONV_DIMS", [64], "MODEL.ROI_HEADS.NUM_CLASSES", 60),
+            *("MODEL.RESNETS.DEPTH", 50),
+        ],
+        CAFFE
+        | {"input": InputSpec(**(INPUT | {"mean": CAFFE_MEAN}), divisibility=1)}
+        # Its head's sizes follow from the features' width.
+        | {"attribute_embedding": 64, "attribute_hidden": 128},
+    ),
+    "milvlg": narrow(
+        "vg_r101_c4_caffe_milvlg",
+        [
+            *("MODEL.RPN.POST_NMS_TOPK_TEST", 100, "MODEL.BUA.RPN.CONV_OUT_CHANNELS", 64),
+            *("MODEL.ROI_HEADS.NUM_CLASSES", 61, "MODEL.RESNETS.DEPTH", 50),
+        ],
+        CAFFE | {"input": InputSpec(**(INPUT | {"mean": CAFFE_MEAN}), divisibility=1, resize="float")},
     ),
     "grid": narrow(
         "grid_x152_challenge",
@@ -96,6 +113,7 @@ def part(outputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         "semantic": lambda x: x[:, ::40, ::40],
         "map": lambda x: x[::3, ::3].to(torch.uint8),
         "grid": lambda x: x[::8],
+        "attributes": lambda x: x[:24, ::8],
     }
     return {name: small.get(name, lambda x: x)(value).numpy() for name, value in outputs.items()}
 
@@ -111,12 +129,10 @@ def our_outputs(network) -> Iterator[dict[str, np.ndarray]]:
     return (part(outputs_of(network, image)) for image in images())
 
 
-def asked(kind: str) -> list[dict[str, np.ndarray]]:
-    """The same, from the real detectron2."""
-    model, spec = detectron2_model(KINDS[kind]), KINDS[kind].options["input"]
-    return [
-        part(detectron2_outputs(model, resize_image(image, spec)[:, :, ::-1], image.shape[:2])) for image in images()
-    ]
+def asked(kind: str, folder: Path | None = None) -> list[dict[str, np.ndarray]]:
+    """The same, from the real detectron2, and with `folder` from the ports' code."""
+    model, spec = detectron2_model(KINDS[kind], folder), KINDS[kind].options["input"]
+    return [part(their_outputs(model, image, spec)) for image in images()]
 
 
 def recorded(kind: str) -> list[dict[str, np.ndarray]]:
@@ -136,28 +152,49 @@ def assert_same(
 ) -> None:
     """Another processor may order nearly equal scores differently, so boxes may change places with a neighbour."""
     for own, expected in zip(ours, theirs, strict=True):
-        assert own.keys() == expected.keys() and len(own) in (6, 7)
+        assert own.keys() == expected.keys() and len(own) in (6, 7, 8)
         found = compared(own, expected)
-        for name in ("features", "probabilities", "grid", "semantic", "scores"):
+        for name in ("features", "probabilities", "attributes", "grid", "semantic", "scores"):
             assert found.get(name, 0.0) <= tolerance, (name, found)
         for name in ("boxes", "proposals", "classes", "map"):
             assert found.get(name, 1.0) >= 0.999, (name, found)
         assert found.get("masks", 0.0) <= 1e-3, found
 
 
+HEAD, ATTRIBUTES = "roi_heads.box_predictor.", "roi_heads.attribute_predictor."
+# What the ports' files call the parts of the attribute head.
+NAMES = {
+    "caffe": {"obj_embed": "cls_embedding", "fc.0": "fc_attr", "attr_score": "attr_score"},
+    "milvlg": {"obj_embed": "cls_embed", "fc.0": "attr_linear1", "attr_score": "attr_linear2"},
+}
+
+
+def seeded_file(kind: str, network: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Weights seeded by the names, and in the shapes, of the authors' file."""
+    state = {}
+    for name, value in network.state_dict().items():
+        for ours, theirs in NAMES.get(kind, {}).items():
+            name = name.replace(f"{ATTRIBUTES}{ours}.", f"{HEAD}{theirs}.")
+        if kind == "milvlg" and ".objectness_logits." in name:
+            value = torch.cat([value, value])  # of the background and of the object
+        elif kind == "milvlg" and name.startswith(f"{HEAD}bbox_pred."):
+            value = torch.cat([value, value[:4]])
+        elif ".cell_anchors_" in name:
+            rounded = AnchorGenerator([(64, 128, 256, 512)], (0.5, 1.0, 2.0), [16], rounded=True)
+            name, value = name.replace("anchors_", "anchors."), rounded.cell_anchors_0
+        state[name] = value.clone()
+    seed_weights(types.SimpleNamespace(state_dict=lambda: state))
+    state.setdefault("proposal_generator.anchor_generator.cell_anchors.0", torch.zeros(4))
+    return {name: value.numpy() for name, value in state.items()} | {"pixel_mean": np.zeros((3, 1, 1), "f4")}
+
+
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """Our networks, their weights loaded from a file as detectron2 writes them."""
+    """Our networks, their weights loaded from a file as detectron2 or the port writes them."""
     loaded = {}
     for kind, case in KINDS.items():
-        source = build(case.architecture, **case.options)
-        seed_weights(source)
         path = tmp_path_factory.mktemp("weights") / f"{kind}.pkl"
-        state = {name: value.numpy() for name, value in source.state_dict().items()}
-        state |= {
-            "pixel_mean": np.zeros((3, 1, 1), "f4"),
-            "proposal_generator.anchor_generator.cell_anchors.0": np.zeros(4),
-        }
+        state = seeded_file(kind, build(case.architecture, **case.options))
         path.write_bytes(pickle.dumps({"model": state, "__author__": "seeded"}))
         loaded[kind] = build(case.architecture, **case.options)
         load_checkpoint(loaded[kind], path)
@@ -178,7 +215,10 @@ def test_same_numbers_as_the_recorded_detectron2(ours, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_numbers_as_the_installed_detectron2(ours, kind):
     pytest.importorskip("detectron2", reason="detectron2 is not installed")
-    assert_same(ours(kind), asked(kind))
+    if not KINDS[kind].zoo:
+        pytest.skip("not detectron2's network")
+    found = [{name: value for name, value in own.items() if name != "attributes"} for own in ours(kind)]
+    assert_same(found, asked(kind))
 
 
 @pytest.mark.parametrize("kind", ["c4", "panoptic"])
@@ -218,6 +258,10 @@ MISTAKES = [
     ("caffe", {"pooling": "align"}),
     ("caffe", {"res5_dilation": 1}),
     ("caffe", {"input": InputSpec(**(INPUT | {"mean": CAFFE_MEAN}), divisibility=1, resize="float")}),
+    ("caffe", {"attribute_none": "kept"}),
+    ("milvlg", {"attribute_none": "dropped"}),
+    ("milvlg", {"rpn_min_size": 0.0}),
+    ("milvlg", {"inclusive": False}),
     ("grid", {"res5_dilation": 2}),
     ("grid", {"sampling_ratio": 2}),
     ("fpn", {"anchor_sizes": ((30,), (64,), (128,), (256,), (512,))}),
@@ -225,10 +269,11 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("kind", "mistake"), MISTAKES, ids=str)
-def test_a_mistake_would_be_noticed(kind, mistake):
+def test_a_mistake_would_be_noticed(kind, mistake, tmp_path):
     case = KINDS[kind]
     network = build(case.architecture, **(case.options | mistake))
-    seed_weights(network)
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": seeded_file(kind, network), "__author__": "seeded"}))
+    load_checkpoint(network, tmp_path / "weights.pkl")
     expected = recorded(kind)
     assert len(expected) == len(PHOTOS)
     with pytest.raises(AssertionError):  # at the first image that shows it
@@ -236,10 +281,13 @@ def test_a_mistake_would_be_noticed(kind, mistake):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("ports", type=Path, metavar="FOLDER", help="see benchmarks/ports.py")
+    folder = parser.parse_args().ports
     arrays = {
         f"{kind}/{i}/{name}": value
         for kind in KINDS
-        for i, outputs in enumerate(asked(kind))
+        for i, outputs in enumerate(asked(kind, folder))
         for name, value in outputs.items()
     }
     np.savez_compressed(FIXTURE, **arrays)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from benchmarks.parity import photographs
+from benchmarks.detectors import photographs
 from catalog.categories import UPSNET_TO_COCO
 from extractors.images import make_batch, resize_image
 from extractors.networks import build
