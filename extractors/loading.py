@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from core.console import UserError
-from core.devices import allow_tf32
+from core.devices import allow_tf32, full_float32
 from core.features import FEATURES
 from core.files import digest_file
 from extractors.images import InputSpec
@@ -71,6 +71,8 @@ class NetworkRunner:
     def to(self, device: str | torch.device) -> NetworkRunner:
         """Move to a device; returns self."""
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            full_float32("cpu")
         self.network = self.network.to(self.device).to(memory_format=torch.channels_last)
         return self
 

@@ -57,6 +57,18 @@ def make_norm(name: str, channels: int) -> nn.Module | None:
     raise ValueError(f"unknown norm {name!r}; choose '', 'FrozenBN', 'BN' or 'GN'")
 
 
+def _single(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution is in float32 on a CPU and nothing is learnt by it."""
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    whole = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and whole and not learns
+
+
+def _in_one(x: Tensor) -> bool:
+    """Whether oneDNN can add and cut off while it writes a convolution's result: the same bits, two passes less over the map."""
+    return x.numel() > 0 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+
+
 class Conv2d(nn.Conv2d):
     """A convolution followed by an optional norm (child `norm`) and an optional ReLU.
 
@@ -72,18 +84,28 @@ class Conv2d(nn.Conv2d):
         self.norm = make_norm(norm, self.out_channels)
         self.relu = relu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        x = conv3x3(x, self.weight, self.bias) if self._sums_shortly(x) else super().forward(x)
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W'); `shortcut`, of that shape, is added before the ReLU."""
+        single = _single(x, self.weight)
+        if single and self.norm is None and not self.short_sums and _in_one(x):
+            how = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
+            after = "relu" if self.relu else None
+            if shortcut is None:
+                return torch.ops.mkldnn._convolution_pointwise(x, *how, after or "none", [], "")
+            return torch.ops.mkldnn._convolution_pointwise.binary(x, shortcut, *how, "add", 1.0, after, [], None)
+        sums_shortly = single and self.short_sums and self._plain
+        x = conv3x3(x, self.weight, self.bias) if sums_shortly else super().forward(x)
         if self.norm is not None:
             x = self.norm(x)
+        if shortcut is not None:
+            # In place where no gradient needs the branch's own value: half the memory traffic of a block.
+            x = x + shortcut if x.requires_grad else x.add_(shortcut)
         return F.relu_(x) if self.relu else x
 
-    def _sums_shortly(self, x: Tensor) -> bool:
-        plain = (self.kernel_size, self.stride, self.padding, self.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        single = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        return self.short_sums and plain and self.groups == 1 and single and not learns
+    @property
+    def _plain(self) -> bool:
+        shape = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and self.groups == 1
 
 
 class DeformConv2d(nn.Module):

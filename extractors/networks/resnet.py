@@ -93,7 +93,7 @@ class Bottleneck(nn.Module):
                 relu=True,
             )
             msra_init(self.conv2)
-        self.conv3 = Conv2d(width, out_channels, 1, bias=False, norm=norm)
+        self.conv3 = Conv2d(width, out_channels, 1, bias=False, norm=norm, relu=True)
         msra_init(self.conv1)
         msra_init(self.conv3)
 
@@ -108,11 +108,7 @@ class Bottleneck(nn.Module):
             out = self.conv2(out, offset, mask)
         else:
             out = self.conv2(out)
-        out = self.conv3(out)
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        # In place where no gradient needs the branch's own value: half the memory traffic of a block.
-        out = out + shortcut if out.requires_grad else out.add_(shortcut)
-        return F.relu_(out)
+        return self.conv3(out, x if self.shortcut is None else self.shortcut(x))
 
 
 def make_stage(

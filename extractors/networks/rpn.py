@@ -18,8 +18,8 @@ class RPNHead(nn.Module):
     def __init__(self, in_channels: int, channels: int, anchors_per_cell: int) -> None:
         super().__init__()
         self.conv = Conv2d(in_channels, channels, 3, padding=1, relu=True)
-        self.objectness_logits = nn.Conv2d(channels, anchors_per_cell, 1)
-        self.anchor_deltas = nn.Conv2d(channels, anchors_per_cell * 4, 1)
+        self.objectness_logits = Conv2d(channels, anchors_per_cell, 1)
+        self.anchor_deltas = Conv2d(channels, anchors_per_cell * 4, 1)
         for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
             normal_init(layer, 0.01)
 

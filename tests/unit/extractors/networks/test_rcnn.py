@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou, roi_align
 
-from extractors.networks import build
+from extractors.networks import build, layers
 from extractors.networks.layers import DeformConv2d, FrozenBatchNorm2d, fold_norms
-from extractors.networks.resnet import ResNet, Stem
+from extractors.networks.resnet import ResNet, Stem, make_stage
 from extractors.networks.roi import AttributePredictor, RoIPooler, select_detections
 from extractors.networks.rpn import RPN
 
@@ -178,6 +178,27 @@ def test_merging_norms_changes_no_result():
         torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-5)
     # A deformable convolution has no bias to merge a norm into.
     assert {k.rsplit(".norm", 1)[0] for k in body.state_dict() if ".norm." in k} == {"res3.0.conv2", "res3.1.conv2"}
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_adding_and_cutting_off_in_one_pass_changes_no_number(groups, monkeypatch):
+    torch.manual_seed(0)
+    options = {"first_stride": 2, "groups": groups, "dilation": groups, "stride_in_1x1": True, "norm": "FrozenBN"}
+    stage = make_stage(2, 8, 16, bottleneck_channels=8, **options).eval()
+    fold_norms(stage)
+    x = torch.randn(2, 8, 12, 10).to(memory_format=torch.channels_last)
+    given, calls = x.clone(), []
+    monkeypatch.setattr(layers, "_in_one", lambda x, ask=layers._in_one: calls.append(ask(x)) or calls[-1])
+    with torch.inference_mode():
+        found = stage(x)
+        assert calls and all(calls) and torch.equal(x, given) and (found == 0).any()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert stage(x).dtype == torch.bfloat16
+        monkeypatch.setattr(layers, "_in_one", lambda x: False)
+        torch.testing.assert_close(found, stage(x), rtol=1e-5, atol=1e-5)
+    monkeypatch.undo()
+    stage(x.requires_grad_()).sum().backward()
+    assert x.grad.abs().sum() > 0
 
 
 def test_proposals_in_the_caffe_convention_follow_its_order_of_work():
