@@ -30,13 +30,7 @@ from extractors.networks.checkpoint import read_state
 from extractors.networks.rcnn import Meta, Panoptic, Proposals
 from extractors.networks.semantic import paste_masks
 from extractors.panoptic import Segments, map_segments
-
-# The commit this was tested with; envs/detectron2.post-deploy.sh installs the same.
-COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
-INSTALL = (
-    f"pip install --no-build-isolation 'setuptools<82' 'git+https://github.com/facebookresearch/detectron2@{COMMIT}'"
-)
-
+from extractors.settings import Detectron2
 
 # Of files, beside weights: normalisation constants, anchors, counters, momenta.
 _NO_WEIGHTS = ("pixel_mean", "pixel_std", "cell_anchors", "num_batches_tracked", "_momentum")
@@ -48,7 +42,7 @@ def _require_detectron2() -> None:
     except ImportError as error:
         raise UserError(
             f"engine: detectron2 needs detectron2, which cannot be imported here ({error}). Install it beside PyTorch:\n"
-            f"  {INSTALL}\n"
+            f"  {Detectron2.install}\n"
             "(it needs a C++ compiler; its model zoo needs the setuptools named here), or let Snakemake make the environment "
             "envs/detectron2.yaml with --sdm conda"
         ) from error

@@ -111,6 +111,9 @@ class Extractor(Section):
 
     #: Whether a job asks for this machine's GPU, if it has one.
     needs_gpu: ClassVar[bool] = True
+    #: What it imports that is no part of this program, and the command that installs it.
+    module: ClassVar[str] = ""
+    install: ClassVar[str] = ""
 
     engine: str
 
@@ -166,6 +169,13 @@ class Native(Extractor):
 class Detectron2(Extractor):
     """The real detectron2; `weights: null` takes the zoo's checkpoint of the configuration."""
 
+    module: ClassVar[str] = "detectron2"
+    # The commit that the engine was tested with; envs/detectron2.post-deploy.sh installs the same.
+    install: ClassVar[str] = (
+        "pip install --no-build-isolation 'setuptools<82' "
+        "'git+https://github.com/facebookresearch/detectron2@02b5c4e295e990042a714712c21dc79b731e8833'"
+    )
+
     engine: Literal["detectron2"]
     config: PathOrName
     weights: FilePath | None = None
@@ -191,6 +201,9 @@ class Detectron2(Extractor):
 
 class Transformers(Extractor):
     """A model of the library transformers; `weights` is a local folder or else a hub name."""
+
+    module: ClassVar[str] = "transformers"
+    install: ClassVar[str] = "pip install --group transformers"
 
     engine: Literal["transformers"]
     weights: PathOrName

@@ -23,19 +23,17 @@ from rules.checkpoints import cells_for
 from settings import Settings, load_settings
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
-#: What engines that are no part of this program are imported as, and how they are installed.
-ENGINES = {
-    "detectron2": ("detectron2", "docs/engines.md says how"),
-    "transformers": ("transformers", "pip install --group transformers"),
-}
 
 
 def engine_faults(settings: Settings) -> Iterator[str]:
     """Engines of features in use that cannot be imported by this Python."""
     for feature in _extracted(settings):
-        module, how = ENGINES.get(settings.features[feature].engine, ("", ""))
-        if module and find_spec(module) is None:
-            yield f"features.{feature}.engine: {module} is not installed here; {how}, or let Snakemake: --sdm conda"
+        engine = settings.features[feature]
+        if engine.module and find_spec(engine.module) is None:
+            yield (
+                f"features.{feature}.engine: {engine.module} is not installed here; {engine.install}, or let Snakemake: "
+                "--sdm conda (docs/engines.md)"
+            )
 
 
 def notes(settings: Settings) -> Iterator[str]:

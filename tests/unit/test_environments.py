@@ -6,8 +6,7 @@ import tomllib
 import pytest
 import yaml
 
-from extractors.detectron import INSTALL
-from extractors.settings import ENGINES
+from extractors.settings import ENGINES, Detectron2
 
 
 def locked(path) -> dict[str, set[str]]:
@@ -53,8 +52,8 @@ def test_the_conda_environments_have_the_locked_versions(repository, environment
 def test_every_engine_has_an_environment_and_detectron2_one_commit(repository):
     assert {"pipeline", *ENGINES} - {"native"} == {path.stem for path in (repository / "envs").glob("*.yaml")}
     script = (repository / "envs/detectron2.post-deploy.sh").read_text()
-    assert INSTALL.removeprefix("pip ") in script
-    assert INSTALL in (repository / "docs/engines.md").read_text()
+    assert Detectron2.install.removeprefix("pip ") in script
+    assert Detectron2.install in (repository / "docs/engines.md").read_text()
 
 
 def test_the_images_install_the_locks_on_the_python_of_the_conda_environment(repository):

@@ -22,6 +22,7 @@ from extractors.engines import build_extractor
 from extractors.images import InputSpec, iterate_batches
 from extractors.loading import NetworkRunner
 from extractors.networks import build, load_checkpoint
+from extractors.settings import Detectron2
 
 PHOTOS = [str(Path(skimage.__file__).parent / "data" / name) for name in ("coffee.png", "chelsea.png")]
 NARROW = {"stem_channels": 16, "res2_channels": 64, "width_per_group": 16}
@@ -350,7 +351,7 @@ def test_without_detectron2_the_message_says_what_to_do(monkeypatch):
             build_extractor(feature, engine="detectron2", config=C4[2])
         message = str(caught.value)
         assert "engine: detectron2 needs detectron2" in message
-        assert f"git+https://github.com/facebookresearch/detectron2@{detectron.COMMIT}'" in message
+        assert Detectron2.install in message and "'setuptools<82'" in message
         assert "envs/detectron2.yaml" in message
 
 

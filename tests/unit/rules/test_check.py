@@ -128,6 +128,12 @@ def test_an_engine_that_is_not_there(config, monkeypatch):
     assert line.startswith("features.panoptic.engine: transformers is not installed here; pip install")
     config["features"]["regions"] = {"engine": "detectron2", "config": "x"}
     assert len(list(engine_faults(load_settings(config)))) == 1, "imported regions need no engine"
+    config["features"]["panoptic"] = {
+        "engine": "detectron2",
+        "config": "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml",
+    }
+    (line,) = engine_faults(load_settings(config))
+    assert "detectron2 is not installed here; pip install --no-build-isolation 'setuptools<82'" in line
 
 
 def test_a_rate_that_never_falls_is_told(repository):
