@@ -74,9 +74,10 @@ class Conv2d(nn.Conv2d):
 
     Attributes:
         short_sums: see `extractors.networks.bands`; set by a network, for 3x3 convolutions in float32 on a CPU.
+        in_one: ReLU and shortcut may be applied while the result is written; set by `fold_norms`.
     """
 
-    short_sums = False
+    short_sums = in_one = False
 
     def __init__(self, *args: int, norm: str = "", relu: bool = False, **kwargs) -> None:
         kwargs.setdefault("bias", norm == "")
@@ -87,7 +88,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W'); `shortcut`, of that shape, is added before the ReLU."""
         single = _single(x, self.weight)
-        if single and self.norm is None and not self.short_sums and _in_one(x):
+        if single and self.in_one and self.norm is None and not self.short_sums and _in_one(x):
             how = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
             after = "relu" if self.relu else None
             if shortcut is None:
@@ -156,8 +157,10 @@ def fold_norms(network: nn.Module) -> None:
     precision.
     """
     for conv in network.modules():
-        norm = getattr(conv, "norm", None)
-        if not isinstance(conv, Conv2d) or not isinstance(norm, FrozenBatchNorm2d):
+        if not isinstance(conv, Conv2d):
+            continue
+        conv.in_one, norm = True, conv.norm
+        if not isinstance(norm, FrozenBatchNorm2d):
             continue
         scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
         shift = norm.bias.double() - norm.running_mean.double() * scale
