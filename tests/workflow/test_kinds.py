@@ -1,11 +1,17 @@
 """configs/kinds.yaml: 3SHNet, VSE-infinity and SCAN side by side, and checkpoints of theirs out and in again."""
 
+import argparse
 import json
 
 import pytest
+import torch
 
+from core.files import digest_file
+from extractors.networks import build
 from model.checkpoint import main
 from settings import load_settings
+from stores import open_store
+from tests.unit.extractors.networks.test_vse_grid import published
 
 from .test_datasets import configuration, merged
 
@@ -19,6 +25,20 @@ SMALLER = {
 
 def read(workflow, place):
     return json.loads((workflow.results / place / "scenes_test/metrics.json").read_text())
+
+
+def write_grid_checkpoint(path, other):
+    """A grid checkpoint as VSE-infinity's authors publish it: a seeded CNN on 64 x 64 pixels, a head, and the text side of `other`."""
+    torch.manual_seed(0)
+    cnn, (image, text) = build("vse_grid_detector"), torch.load(other, weights_only=False)["model"]
+    for key, value in cnn.state_dict().items():
+        if key.endswith("conv3.norm.weight"):
+            value.fill_(0.2)  # residuals must not pile up
+    head = {f"image_encoder.{key}": value for key, value in image.items() if key.startswith("gpool.")}
+    head |= {"image_encoder.fc.weight": torch.randn(64, 2048) / 45, "image_encoder.fc.bias": torch.randn(64)}
+    options = argparse.Namespace(precomp_enc_type="backbone", backbone_source="detector", input_scale_factor=0.25)
+    content = {"epoch": 1, "model": [published(cnn) | head, text], "best_rsum": 0.0, "opt": options, "Eiters": 1}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
 def test_kinds_train_are_scored_and_come_in_as_checkpoints(repository, make_workflow):
@@ -43,10 +63,18 @@ def test_kinds_train_are_scored_and_come_in_as_checkpoints(repository, make_work
     weights = (workflow.results / "runs/kept/model.safetensors").read_bytes()
     run = {"dataset": "scenes", "visual": "regions"}
     vse = {"model": {"kind": "vse_infinity"}, "checkpoint": "vse.pth", "vocabulary": "vse_precomp_vocab.json"}
+    # A grid checkpoint is an extractor and a head.
+    write_grid_checkpoint(workflow.folder / "grid.pth", workflow.folder / "vse.pth")
+    cells = {"architecture": "vse_grid_detector", "weights": "grid.pth", "grid": "native"}
     workflow.config = merged(
         {key: value for key, value in config.items() if key not in ("runs", "ensembles")},
         {
-            "runs": {"paper": run | vse, "kept": run | {"model": {"kind": "scan"}}},
+            "runs": {
+                "paper": run | vse,
+                "kept": run | {"model": {"kind": "scan"}},
+                "cells": run | vse | {"visual": "grids", "checkpoint": "grid.pth"},
+            },
+            "features": {"grids": cells},
             "ensembles": {"two": {"runs": ["paper", "kept"]}},
         },
     )
@@ -56,6 +84,11 @@ def test_kinds_train_are_scored_and_come_in_as_checkpoints(repository, make_work
     assert read(workflow, "evaluation/kept")["rsum"] == pytest.approx(scored["t2i"]["rsum"])
     assert read(workflow, "ensembles/two")["runs"] == ["paper", "kept"]
     assert (workflow.results / "runs/kept/model.safetensors").read_bytes() == weights
+    assert read(workflow, "evaluation/cells")["captions"] == 60
+    trained = json.loads((workflow.results / "runs/cells/config.json").read_text())["features"]["visual"]
+    grids = open_store(workflow.results / "scenes/features/grids.zarr")
+    assert grids.rows("grid_shapes", [0, 47]).tolist() == [[2, 2], [2, 2]]
+    assert grids.attributes["weights_digest"] == trained["weights_digest"] == digest_file(workflow.folder / "grid.pth")
 
 
 def test_the_configuration_for_coco_is_whole(repository):
