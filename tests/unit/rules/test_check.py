@@ -139,7 +139,7 @@ def test_an_engine_that_is_not_there(config, monkeypatch):
 def test_a_rate_that_never_falls_is_told(repository):
     config = yaml.safe_load((repository / "config.yaml").read_text())
     assert list(notes(load_settings(config))) == []
-    config["runs"]["grid"]["training"] = config["runs"]["grid"]["training"] | {"epochs": 4}
+    config["runs"]["grid"]["training"] = config["runs"]["grid"]["training"] | {"epochs": 4, "lr_decay_epochs": [6]}
     (note,) = notes(load_settings(config))
     assert note.startswith("runs.grid.training.lr_decay_epochs: [6] lie beyond the last epoch")
 
