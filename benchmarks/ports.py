@@ -49,7 +49,7 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """
     x0, y0, x1, y1 = boxes.numpy().T
     areas = (x1 - x0 + 1) * (y1 - y0 + 1)
-    order, kept = scores.numpy().argsort(kind="stable")[::-1], []
+    order, kept = (-scores.numpy()).argsort(kind="stable"), []
     while len(order):
         best, order = order[0], order[1:]
         kept.append(int(best))
