@@ -126,10 +126,13 @@ def test_images_without_usable_files_are_listed(tmp_path):
     assert failures[0][1] == "is of an image of 480 x 640 pixels, this one has 640 x 480"
     assert "7.npz cannot be read" in failures[1][1]
     content = (tmp_path / "x.npz").read_bytes()
-    for damaged in (content[: len(content) // 2], content[:200] + bytes(50) + content[250:]):
+    for damaged, what in (
+        (content[: len(content) // 2], "is cut off"),
+        (content[:200] + bytes(50) + content[250:], "cannot be read"),
+    ):
         (tmp_path / "7.npz").write_bytes(damaged)
         _, _, failures = read({"format": "npz", "path": str(tmp_path)})
-        assert [row for row, _ in failures] == [0, 1] and "7.npz cannot be read" in failures[1][1]
+        assert [row for row, _ in failures] == [0, 1] and f"7.npz {what}" in failures[1][1]
     assert rows["counts"].tolist() == [0, 0, 1]
 
     (tmp_path / "7.npz").unlink()

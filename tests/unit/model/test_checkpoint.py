@@ -179,9 +179,10 @@ def test_nothing_in_a_file_is_run(tmp_path, capsys):
     with pytest.raises(UserError, match="nothing in it was run"):
         load_reference(tmp_path / "evil.pth")
     assert "the file was run" not in capsys.readouterr().out
-    (tmp_path / "broken.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(UserError, match="cannot read"):
-        load_reference(tmp_path / "broken.pth")
+    for content, message in ((b"PK\x03\x04 not a checkpoint", "is cut off"), (b"\x80\x02 nor this", "cannot read")):
+        (tmp_path / "broken.pth").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load_reference(tmp_path / "broken.pth")
     with pytest.raises(UserError, match="no checkpoint at"):
         load_reference(tmp_path / "none.pth")
     torch.save({"weights": {}}, tmp_path / "other.pth")
