@@ -7,7 +7,8 @@
 The reference goes pair by pair, as the paper has it. The fast way never builds the weighted sums: with G the products of the
 attended items with each other, <query, sum> is the weighted sum of s and |sum|^2 is weights G weights^T. So all that is
 left per pair is the one product s, and everything else stays in a processor's cache. Items of one count are scored
-together: nothing is padded, nothing is masked.
+together: nothing is padded, nothing is masked. The product is of captions of several lengths at once, as those of one length are
+often few; G is of a whole side, once.
 
 Source: "Stacked cross attention for image-text matching" (SCAN), `model.py`.
 """
@@ -15,7 +16,7 @@ Source: "Stacked cross attention for image-text matching" (SCAN), `model.py`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ Aggregate = Literal["LogSumExp", "Mean", "Max", "Sum"]
 SLOPE = 0.1  # of the leaky ReLU that the paper writes as [x]+
 _EPS = 1e-8
 _VALUES_AT_ONCE = 1 << 17  # attention weights of a block: half a megabyte
+_WORDS_AT_ONCE = 2048  # of one matrix product
 _PRODUCTS_AT_ONCE = 1 << 22  # of s, computed by one matrix product
 
 NORMS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -146,26 +148,37 @@ def pair_scores(
             raise ValueError(
                 f"{what} {int(lengths.argmin())} has nothing to attend to; every length must be at least 1"
             )
-    score = _TextToImage if direction == "t2i" else _ImageToText
-    block = score(NORMS[norm], AGGREGATES[aggregate], sharpness, lse)
-    rows: list[Tensor] = []
-    row_order: list[Tensor] = []
-    for count, image_rows in _by_length(image_lengths):
-        columns: list[Tensor] = []
-        column_order: list[Tensor] = []
-        own = images[image_rows.to(images.device), :count]
-        for length, caption_rows in _by_length(caption_lengths):
-            columns.append(block.scores(own, captions[caption_rows.to(captions.device), :length]))
-            column_order.append(caption_rows)
-        rows.append(_in_order(columns, column_order, dim=1))
-        row_order.append(image_rows)
-    return _in_order(rows, row_order, dim=0) if rows else images.new_zeros(0, len(captions))
+    pairs = (_TextToImage if direction == "t2i" else _ImageToText)(NORMS[norm], AGGREGATES[aggregate], sharpness, lse)
+    runs = _by_length(caption_lengths)
+    words = [captions[rows.to(captions.device), :length] for length, rows in runs]
+    scores: list[Tensor] = []
+    image_order: list[Tensor] = []
+    for count, rows in _by_length(image_lengths):
+        found = pairs.scores(images[rows.to(images.device), :count], words)
+        scores.append(_in_order(found, [columns for _, columns in runs], dim=1))
+        image_order.append(rows)
+    return _in_order(scores, image_order, dim=0) if scores and runs else images.new_zeros(len(images), len(captions))
 
 
 def _by_length(lengths: Tensor) -> list[tuple[int, Tensor]]:
     """(length, (k,) the rows of that length), by rising length."""
     lengths = lengths.cpu().long()
     return [(int(length), (lengths == length).nonzero().squeeze(1)) for length in lengths.unique()]
+
+
+def _blocks(runs: Sequence[Tensor], words: int) -> list[list[tuple[int, Tensor]]]:
+    """The runs (C, n, E) in blocks of about so many words: (number of the run, some of its captions), in order."""
+    blocks: list[list[tuple[int, Tensor]]] = []
+    room = 0
+    for number, run in enumerate(runs):
+        for part in run.split(max(1, words // run.shape[1])):
+            size = part.shape[0] * part.shape[1]
+            if size > room:
+                blocks.append([])
+                room = max(words, size)
+            blocks[-1].append((number, part))
+            room -= size
+    return blocks
 
 
 def _in_order(parts: list[Tensor], order: list[Tensor], dim: int) -> Tensor:
@@ -177,42 +190,40 @@ def _in_order(parts: list[Tensor], order: list[Tensor], dim: int) -> Tensor:
 
 
 class _Pairs:
-    """Scores of images (I, R, E) and captions (C, n, E) of one count of items each."""
+    """Scores of images (I, R, E) with one count of regions and runs of captions (C, n, E), each with one count of words."""
 
     def __init__(self, norm: Callable, aggregate: Callable, sharpness: float, lse: float) -> None:
         self.norm, self.aggregate, self.sharpness, self.lse = norm, aggregate, sharpness, lse
 
-    def scores(self, images: Tensor, captions: Tensor) -> Tensor:
-        """(I, C)."""
-        (number, regions, _), (total, words, _) = images.shape, captions.shape
-        attended = images if isinstance(self, _TextToImage) else captions
-        grams = attended @ attended.mT
-        region_norms, word_norms = images.norm(dim=2), captions.norm(dim=2)
-        per_pair = regions * words
-        # Wide enough for a fast product, then in parts that stay in the cache.
-        wide = max(1, min(total, 2048 // words))
-        high = max(1, min(number, _PRODUCTS_AT_ONCE // (wide * per_pair)))
-        low = max(1, _VALUES_AT_ONCE // (wide * per_pair))
-        bands = []
-        for top in range(0, number, high):
-            band, row = images[top : top + high], []
-            for left in range(0, total, wide):
-                part = captions[left : left + wide]
-                products = (part.flatten(0, 1) @ band.flatten(0, 1).T).view(len(part), words, len(band), regions)
-                cells = []
-                for start in range(0, len(band), low):
-                    here = slice(top + start, min(top + start + low, top + len(band)))
-                    cells.append(
-                        self.block(
-                            products[:, :, start : start + low],
-                            grams[here if attended is images else slice(left, left + wide)],
-                            region_norms[here],
-                            word_norms[left : left + wide],
+    def scores(self, images: Tensor, runs: Sequence[Tensor]) -> list[Tensor]:
+        """(I, C) of each run."""
+        number, regions, _ = images.shape
+        region_norms = images.norm(dim=2)
+        image_grams = images @ images.mT if isinstance(self, _TextToImage) else None
+        found: list[list[Tensor]] = [[] for _ in runs]
+        # Words of several lengths side by side, enough for a fast product; then in parts that stay in the cache.
+        for block in _blocks(runs, _WORDS_AT_ONCE):
+            words = torch.cat([part.flatten(0, 1) for _, part in block])
+            grams = [part @ part.mT if image_grams is None else None for _, part in block]
+            word_norms = [part.norm(dim=2) for _, part in block]
+            columns: list[list[Tensor]] = [[] for _ in block]
+            high = max(1, min(number, _PRODUCTS_AT_ONCE // (len(words) * regions)))
+            for top in range(0, number, high):
+                band = images[top : top + high]
+                products = (words @ band.flatten(0, 1).T).view(len(words), len(band), regions)
+                own = products.split([part.shape[0] * part.shape[1] for _, part in block])
+                for i, (s, (_, part)) in enumerate(zip(own, block, strict=True)):
+                    s = s.unflatten(0, part.shape[:2])
+                    low = max(1, _VALUES_AT_ONCE // (part.shape[0] * part.shape[1] * regions))
+                    for start in range(0, len(band), low):
+                        here = slice(top + start, min(top + start + low, top + len(band)))
+                        attended = grams[i] if image_grams is None else image_grams[here]
+                        columns[i].append(
+                            self.block(s[:, :, start : start + low], attended, region_norms[here], word_norms[i])
                         )
-                    )
-                row.append(torch.cat(cells))
-            bands.append(torch.cat(row, dim=1))
-        return torch.cat(bands)
+            for (run, _), cells in zip(block, columns, strict=True):
+                found[run].append(torch.cat(cells))
+        return [torch.cat(cells, dim=1) for cells in found]
 
     def cosines(self, inner: Tensor, squared: Tensor, norms: Tensor) -> Tensor:
         # The tiny number: the root's slope at 0 is infinite.
