@@ -1,20 +1,22 @@
 """SCAN's scores of all pairs against its authors' way, side by side: `python -m benchmarks.pair_scores`.
 
 Theirs goes caption by caption, each against all images of a shard: regions x words, the attended contexts, their cosines.
-Random embeddings of COCO's sizes: 36 regions, captions of 8 to 20 words, 1,024 wide. Both run on `--threads` in turns, in float32
-and, as their evaluation does, in float64; the median of `--repeats` counts. What COCO 5K would take is extrapolated from it.
+Random embeddings of COCO's sizes: 36 regions, captions of 8 to 20 words, 1,024 wide. Both run in turns, in float32 and, as their
+evaluation does, in float64; the median of `--repeats` counts. What COCO 5K would take is extrapolated from it.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import common
 from core.console import run_cli
 from core.flags import command
 from model.kernels.cross_attention import AGGREGATES, NORMS, pair_scores
@@ -54,41 +56,41 @@ def caption_by_caption(
     return torch.cat(rows)
 
 
-def seconds(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    start = time.perf_counter()
-    found = work()
-    return time.perf_counter() - start, found
-
-
-def measure(*, images: int, captions: int, width: int, threads: int, repeats: int) -> None:
-    torch.set_num_threads(threads)
-    generator = np.random.default_rng(0)
-    lengths = torch.from_numpy(generator.integers(8, 21, captions))
+def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    generator = np.random.default_rng(args.seed)
+    lengths = torch.from_numpy(generator.integers(8, 21, args.captions))
     normal = torch.nn.functional.normalize
-    regions = normal(torch.from_numpy(generator.standard_normal((images, 36, width)).astype("f4")), dim=2)
-    words = normal(torch.from_numpy(generator.standard_normal((captions, 20, width)).astype("f4")), dim=2)
-    counts = torch.full((images,), 36)
-    print(f"{images} images x {captions} captions, {width} wide, {threads} threads, median of {repeats}")
+    regions = normal(torch.from_numpy(generator.standard_normal((args.images, 36, args.width)).astype("f4")), dim=2)
+    words = normal(torch.from_numpy(generator.standard_normal((args.captions, 20, args.width)).astype("f4")), dim=2)
+    regions, words, counts = regions.to(device), words.to(device), torch.full((args.images,), 36)
+    wide = (regions.double(), words.double(), lengths)
+    rows: list[dict[str, Any]] = []
     for name, settings in SETTINGS.items():
         ways = {
-            "ours, float32": lambda s=settings: pair_scores(regions, counts, words, lengths, **s),
-            "theirs, float32": lambda s=settings: caption_by_caption(regions, words, lengths, **s),
-            "theirs, float64": lambda s=settings: caption_by_caption(regions.double(), words.double(), lengths, **s),
+            "ours": lambda s=settings: pair_scores(regions, counts, words, lengths, **s),
+            "float32": lambda s=settings: caption_by_caption(regions, words, lengths, **s),
+            "float64": lambda s=settings: caption_by_caption(*wide, **s),
         }
-        taken: dict[str, list[float]] = {way: [] for way in ways}
-        found = {}
         with torch.inference_mode():
-            for _ in range(repeats):
-                for way, work in ways.items():
-                    spent, found[way] = seconds(work)
-                    taken[way].append(spent)
-        ours, single, double = (statistics.median(taken[way]) for way in ways)
-        off = (found["ours, float32"].double() - found["theirs, float64"]).abs().max()
-        hours = COCO_PAIRS / (images * captions) * ours / 3600
-        print(
-            f"{name}: {ours:.2f} s; theirs {single:.2f} s in float32 ({single / ours:.1f} times), {double:.2f} s in float64 "
-            f"({double / ours:.1f} times); largest difference {off:.1e}; COCO 5K: {hours:.1f} h on these threads"
-        )
+            off = (ways["ours"]().double() - ways["float64"]()).abs().max()
+            seconds = common.interleaved(ways, args.repeats, device)
+            count = common.operations(ways["ours"])
+        ours = statistics.median(seconds["ours"])
+        for precision in ("float32", "float64"):
+            rows.append(
+                {
+                    "what": f"{name}: {args.images} images x {args.captions} captions, theirs in {precision}",
+                    "ours": ours,
+                    "baseline": statistics.median(seconds[precision]),
+                    "ratio": common.ratio(seconds, "ours", precision),
+                    "unit": "s",
+                }
+            )
+        rows[-1]["note"] = f"largest difference {off:.1e}"
+        rows.append(common.share_of_peak(name, count, ours, common.product_rate(device, "fp32")))
+        hours = COCO_PAIRS / (args.images * args.captions) * ours / 3600
+        rows.append({"what": f"{name}: COCO 5K, extrapolated", "ours": hours, "unit": "h"})
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -96,9 +98,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--captions", type=int, default=64)
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    measure(**vars(parser.parse_args(argv)))
+    common.add_arguments(parser)
+    args = parser.parse_args(argv)
+    device = common.start(args)
+    common.report("pair_scores", args, device, measure(args, device))
 
 
 if __name__ == "__main__":
