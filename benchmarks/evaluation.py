@@ -87,11 +87,11 @@ def measure_encoding(
     rate = common.product_rate(device, args.precision)
     for name, run in {"images": ours_images, "captions": ours_captions}.items():
         seconds_taken = statistics.median(taken[name])
-        count = common.operations(run)
+        work = common.operations(run)
         if args.clock == "wall":
-            rows.append(common.share_of_peak(f"  {name}", count, seconds_taken, rate))
+            rows.append(common.share_of_peak(f"  {name}", work, seconds_taken, rate))
         if device.type == "cpu":
-            rows.append(common.core_share(f"  {name}", count, run, args.precision, args.repetitions))
+            rows.append(common.core_share(f"  {name}", work, run, args.precision, args.repetitions))
     kinds = ("host", "device") if device.type == "cuda" else ("host",)
     for kind in kinds:
         peaks = {name: getattr(peak, kind) / 2**30 for name, peak in memory.items()}
