@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rules.targets import TARGETS
+
 from .launcher import Launcher
 
 TINY = {
@@ -31,21 +33,6 @@ TINY = {
 }
 # A copy all the way down: a test that changes one run must not change the other.
 TINY["runs"]["grid"] = copy.deepcopy(TINY["runs"]["region"]) | {"visual": "grids"}
-
-TARGETS = (
-    "all",
-    "index",
-    "regions",
-    "grids",
-    "panoptic",
-    "features",
-    "train",
-    "evaluate",
-    "search",
-    "report",
-    "export",
-    "verify",
-)
 
 
 class Workflow:
