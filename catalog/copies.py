@@ -9,6 +9,8 @@ import pyarrow as pa
 from catalog.annotations import UNLISTED
 from catalog.index import listing
 
+_NAMED = 5  # copies of a picture
+
 
 def copies_between_splits(images: pa.Table) -> list[list[int]]:
     """Rows of an images table with equal content, first ones first, of each picture that more than one split has."""
@@ -23,9 +25,14 @@ def copies_between_splits(images: pa.Table) -> list[list[int]]:
 def told(images: pa.Table, copies: Sequence[Sequence[int]], option: bool) -> str:
     """The pictures in words. option: whether they can be kept in one split."""
     ids, splits = images["image_id"].to_pylist(), images["split"].to_pylist()
-    named = [" = ".join(f"{ids[row]} ({splits[row]})" for row in own) for own in copies]
+    named = [" = ".join(f"{ids[row]} ({splits[row]})" for row in own[:_NAMED]) + _more(own) for own in copies]
     advice = "; copies: one_split keeps them together" if option else ""
     return listing("pictures are in several splits, byte by byte", named) + advice
+
+
+def _more(rows: Sequence[int]) -> str:
+    """Thousands of links may have been saved as the same picture: that it is gone."""
+    return f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
 
 
 def in_one_split(images: pa.Table, copies: Sequence[Sequence[int]]) -> pa.Table:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -145,23 +146,27 @@ def read_index(path: str | os.PathLike[str]) -> Index:
 
 def _describe(path: str) -> tuple[int, int, str, str | None]:
     """(upright width, height, sha256, error) of one file; only the header is decoded."""
-    from PIL import Image
-
     try:
         with open(path, "rb") as file:
             content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            try:
+                return *_upright_size(file), content_hash, None
+            except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for broken headers; each is a note in the index
+                return 0, 0, content_hash, other_kind(path) or f"not a readable image ({type(error).__name__})"
     except OSError as error:
         return 0, 0, "", f"cannot be read ({error.strerror})"
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # Of a TIFF Pillow tells the upright size already; what it read of the file is in the tags.
-            turned = image.format == "TIFF" and (image.tag_v2.get(256), image.tag_v2.get(257)) != (width, height)
-            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) and not turned:
-                width, height = height, width
-    except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for broken headers; each is a note in the index
-        return 0, 0, content_hash, other_kind(path) or f"not a readable image ({type(error).__name__})"
-    return width, height, content_hash, None
+
+
+def _upright_size(file: BinaryIO) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        width, height = image.size
+        # Of a TIFF Pillow tells the upright size already; what it read of the file is in the tags.
+        turned = image.format == "TIFF" and (image.tag_v2.get(256), image.tag_v2.get(257)) != (width, height)
+        upright = turned or image.getexif().get(0x0112, 1) not in (5, 6, 7, 8)
+    return (width, height) if upright else (height, width)
 
 
 def describe_images(

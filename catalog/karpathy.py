@@ -6,9 +6,9 @@ import functools
 import os
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from catalog.annotations import UNLISTED, Annotations
 from catalog.files import image_files
@@ -22,6 +22,7 @@ from core.text import decode_text, one_line
 CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first five
 # Every published result trains on COCO's `restval` images as well.
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no file can hold it
+Key = TypeVar("Key", bound=Hashable)
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
@@ -51,20 +52,9 @@ def read_karpathy(
     entries = _read_entries(annotations, member)
     if not os.path.isdir(images):
         raise UserError(f"image folder {images!r} does not exist; set datasets.<name>.images to a folder")
-    # One walk through the folder instead of a question to the file system for each of 123,287 names.
-    root = Path(images)
-    below = str(root / "_")[:-1]  # in front of a name; a `Path` for each of them would take longer than all else here
-    on_disk = {normal(name): name for name in (Path(path).relative_to(root).as_posix() for path in image_files(images))}
-    by_name: dict[str, str | None] = {}
-    by_number: dict[int, str | None] = {}
-    for name in on_disk:
-        stem = PurePosixPath(name).stem
-        by_name[stem.casefold()] = None if stem.casefold() in by_name else name
-        if number := NUMBER.fullmatch(stem):
-            by_number[int(number[1])] = None if int(number[1]) in by_number else name
-
+    files = _Files(images)
     found = Annotations([], [], [], [], [], [])
-    renamed, moved, beyond = 0, 0, {}
+    beyond: dict[str, int] = {}
     malformed, missing, unknown_splits, silent, strangers, empty = [], [], [], [], [], []
     for number, entry in enumerate(entries):
         try:
@@ -78,16 +68,8 @@ def read_karpathy(
             continue
         image_id = str(entry["cocoid"]) if "cocoid" in entry else os.path.splitext(filename)[0]
         names = [f"{entry['filepath']}/{filename}", filename] if entry.get("filepath") else [filename]
-        # Only names that the walk came upon are ever used: one with `../` in it is a missing file.
-        name = next((on_disk[n] for n in map(normal, names) if n in on_disk), None)
-        if name is None:  # in another folder, or converted to another type
-            name = on_disk.get(by_name.get(PurePosixPath(normal(filename)).stem.casefold()) or "")
-            moved += name is not None
-        if name is None and (number := str(entry.get("cocoid", ""))).isdecimal():
-            # COCO 2017 holds the same pictures in other folders, under the number alone.
-            name = on_disk.get(by_number.get(int(number)) or "")
-            renamed += name is not None
-        if name is None:
+        path = files.find(names, str(entry.get("cocoid", "")))
+        if path is None:
             missing.append(names[0])
             if missing_images == "drop":
                 continue
@@ -109,7 +91,7 @@ def read_karpathy(
         if captions_per_image is not None and len(sentences) > captions_per_image:
             beyond[image_id] = len(sentences) - captions_per_image
         found.image_ids.append(image_id)
-        found.paths.append(below + (name or names[0]))
+        found.paths.append(path or names[0])
         found.splits.append(SPLITS.get(split, split))
         found.caption_ids += [sentid for sentid, _ in texts]
         found.caption_images += [image_id] * len(texts)
@@ -149,16 +131,67 @@ def read_karpathy(
         problems.append("no caption of an image is left: " + "; ".join(found.notes))
     if problems:
         raise UserError(f"annotations {annotations} with images in {images}:\n  " + "\n  ".join(problems))
-    if moved:
-        found.notes.append(f"{moved} images found by their name alone, in another folder or with another suffix")
-    if renamed:
-        found.notes.append(f"{renamed} images found by their COCO number, under the names of COCO 2017")
+    if files.moved:
+        found.notes.append(f"{files.moved} images found by their name alone, in another folder or with another suffix")
+    if files.renamed:
+        found.notes.append(f"{files.renamed} images found by their COCO number, under the names of COCO 2017")
     if beyond:
         found.notes.append(
             f"{sum(beyond.values())} captions of {len(beyond)} images left out: the first {captions_per_image} of an image count"
             + (", as the field does" if captions_per_image == CAPTIONS_PER_IMAGE else "")
         )
     return found
+
+
+class _Files:
+    """The images of a folder, found by what entries call them. Only names that the walk through it came upon are ever used:
+    one with `../` in it is a missing file.
+
+    Attributes:
+        moved: how many were found in another folder or as another type. renamed: how many under the names of COCO 2017.
+    """
+
+    def __init__(self, folder: str) -> None:
+        root = Path(folder)
+        self._below = str(root / "_")[:-1]
+        # One walk, and no `Path` for each of 123,287 names: either would take longer than all else here.
+        start = len(os.path.join(root, ""))
+        self._exact = {normal(name): name for name in (path[start:] for path in image_files(str(root)))}
+        self.moved = self.renamed = 0
+
+    def find(self, names: Sequence[str], number: str) -> str | None:
+        """The path of the first of `names`, paths below the folder, that is there; else of the one image that has that name in
+        another folder, or COCO's number."""
+        name = next((self._exact[n] for n in map(normal, names) if n in self._exact), None)
+        if name is None:  # in another folder, or converted to another type
+            name = self._by_stem.get(_stem(normal(names[-1])))
+            self.moved += name is not None
+        if (
+            name is None and number.isdecimal()
+        ):  # COCO 2017 holds the same pictures in other folders, under the number alone
+            name = self._by_number.get(int(number))
+            self.renamed += name is not None
+        return None if name is None else self._below + name
+
+    @functools.cached_property
+    def _by_stem(self) -> dict[str, str]:
+        return _unambiguous((_stem(name), name) for name in self._exact)
+
+    @functools.cached_property
+    def _by_number(self) -> dict[int, str]:
+        numbers = ((NUMBER.fullmatch(PurePosixPath(name).stem), name) for name in self._exact)
+        return _unambiguous((int(number[1]), name) for number, name in numbers if number)
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem.casefold()
+
+
+def _unambiguous(pairs: Iterable[tuple[Key, str]]) -> dict[Key, str]:
+    found: dict[Key, str | None] = {}
+    for key, value in pairs:
+        found[key] = None if key in found else value
+    return {key: value for key, value in found.items() if value is not None}
 
 
 _LOOKED_INTO = 1 << 25  # bytes; looking into larger files takes long, and the published ones have all splits
