@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
 
 from core.console import UserError
 from core.files import digest_file
+from core.remembered import remembered
 
 # Of photographs and pictures in any format that Pillow reads without help.
 SUFFIXES = (
@@ -94,36 +94,38 @@ def left_out(others: Iterable[str], before: str = "") -> str:
     return f"{before}{sum(map(len, kinds.values()))} files left out, no images by their suffix: {shown}"
 
 
-def folder_state(folder: str) -> str:
-    """Digest of the images' names and of what they hold (see `files_state`): changes when an image is added, replaced or removed.
+def folder_state(folder: str, *, images_only: bool = True) -> str:
+    """Digest of files' names and contents: changes when one is added, replaced or removed, a touched one does not count.
 
-    A folder's own modification time says nothing of its subfolders and of replaced files, and changes with every file
-    that is no image.
+    Where they are many bytes, their sizes and modification times count in place of contents. A folder's own time says nothing of
+    its subfolders and of replaced files, and changes with every file that is no image.
     """
-    return files_state(entry.path for entry in files_below(folder) if is_image(entry.name))
-
-
-def files_state(paths: Iterable[str]) -> str:
-    """Digest of files' paths and contents; where they are many bytes, of their sizes and modification times in place of contents."""
     found: list[tuple[str, os.stat_result | None]] = []
-    for path in sorted(paths):
+    for path in sorted(e.path for e in files_below(folder) if not images_only or is_image(e.name)):
         try:
             found.append((path, os.stat(path)))
         except OSError:  # a link to nowhere is an unreadable file, as its reader will say
             found.append((path, None))
     # Contents decide, but the workflow asks at every start: reading so much takes a moment.
-    small = sum(status.st_size for _, status in found if status) <= _READ_WHOLE
+    if sum(status.st_size for _, status in found if status) > _READ_WHOLE:
+        return _digest((path, f"{s.st_size}\0{s.st_mtime_ns}" if s else "none") for path, s in found)
+    # Remembered as one: a note for each of many small files would take longer to read than they do.
+    facts = _digest(
+        (path, f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" if s else "none") for path, s in found
+    )
+    name = f"{os.path.abspath(folder)} ({'images' if images_only else 'files'})"
+    return remembered(name, facts, lambda: _digest((path, _content(path)) for path, _ in found))
+
+
+def _digest(known: Iterable[tuple[str, str]]) -> str:
+    """Of paths and what is known of each."""
     digest = hashlib.sha256()
-    for path, status in found:
-        facts = f"{status.st_size}\0{status.st_mtime_ns}" if status else "none"
-        if small and status:
-            facts = _content(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    for path, facts in known:
         digest.update(f"{path}\0{facts}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=100_000)
-def _content(path: str, size: int, time: int, changed: int, inode: int) -> str:
+def _content(path: str) -> str:
     try:
         return digest_file(path)
     except OSError:

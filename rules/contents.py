@@ -11,12 +11,11 @@ import json
 import os
 from collections.abc import Iterable
 
-from catalog.files import files_below, files_state
+from catalog.files import folder_state
 from core.console import UserError
-from core.files import atomic_path, digest_file
+from core.files import digest_file
+from core.remembered import remembered
 
-#: Where digests of large files are remembered, in the folder that Snakemake keeps its own notes in.
-REMEMBERED = ".snakemake/contents.json"
 _LARGE = 1 << 24  # bytes; from here on a digest is remembered
 _HUGE = 1 << 32  # bytes; of such files only samples are read, and their time counts
 _SAMPLES, _SAMPLE = 64, 1 << 16
@@ -33,7 +32,7 @@ def contents(paths: Iterable[str]) -> str:
 
 def _content(path: str) -> str:
     if os.path.isdir(path):
-        return files_state(entry.path for entry in files_below(path))
+        return folder_state(path, images_only=False)
     try:
         status = os.stat(path)
     except OSError:
@@ -49,25 +48,9 @@ def _file(path: str, size: int, time: int, changed: int, inode: int) -> str:
             return _sampled(path, size, time)
         if size < _LARGE:
             return digest_file(path)
+        return remembered(os.path.abspath(path), [size, time, changed, inode], lambda: digest_file(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    key, known = os.path.abspath(path), _remembered()
-    facts = [size, time, changed, inode]
-    if known.get(key, {}).get("facts") != facts:
-        known[key] = {"facts": facts, "digest": digest_file(path)}
-        if os.path.isdir(os.path.dirname(REMEMBERED)):
-            with atomic_path(REMEMBERED) as temporary:
-                temporary.write_text(json.dumps(known))
-    return known[key]["digest"]
-
-
-def _remembered() -> dict[str, dict]:
-    try:
-        with open(REMEMBERED, encoding="utf-8") as file:
-            known = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def _sampled(path: str, size: int, time: int) -> str:

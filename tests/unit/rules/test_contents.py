@@ -8,6 +8,7 @@ from types import SimpleNamespace as W
 import pytest
 import yaml
 
+from core import remembered
 from rules import contents as module
 from rules.contents import contents
 from rules.plan import Plan
@@ -18,8 +19,13 @@ from settings import load_settings
 def folder(tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").symlink_to(repository / "weights")
-    module._file.cache_clear()
+    new_process()
     return tmp_path
+
+
+def new_process():
+    """Forgets what a process remembers."""
+    module._file.cache_clear(), remembered._known.cache_clear()
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -36,7 +42,7 @@ def test_an_older_file_of_other_content_is_noticed_and_a_touched_one_is_not(tmp_
     os.utime(tmp_path / "new", (1, 1))
     os.replace(tmp_path / "new", file)
     assert contents(["captions.csv"]) != before
-    assert (tmp_path / module.REMEMBERED).exists() == large
+    assert (tmp_path / remembered.REMEMBERED).exists() == large
     file.unlink()
     assert contents(["captions.csv"]) not in (before, "") and contents([]) == ""
 
@@ -46,12 +52,36 @@ def test_a_large_file_is_read_once(tmp_path, monkeypatch):
     (tmp_path / ".snakemake").mkdir()
     (tmp_path / "x.npy").write_bytes(b"12345")
     first = contents(["x.npy"])
-    module._file.cache_clear()
+    new_process()
     monkeypatch.setattr(module, "digest_file", None)
     assert contents(["x.npy"]) == first
-    (tmp_path / module.REMEMBERED).write_text("damaged")
-    with pytest.raises(TypeError):
-        module._file.cache_clear(), contents(["x.npy"])
+    for damaged in ("damaged", "[]", json.dumps({str(tmp_path / "x.npy"): 1})):
+        (tmp_path / remembered.REMEMBERED).write_text(damaged)
+        new_process()
+        with pytest.raises(TypeError):
+            contents(["x.npy"])
+
+
+@pytest.mark.parametrize("kept", [True, False, "read-only"])
+def test_the_files_of_a_folder_are_read_once(tmp_path, monkeypatch, kept):
+    """By the next process too, where there is a place to keep that and it can be written."""
+    (tmp_path / "npz").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "npz" / f"{name}.npz").write_text(name)
+    if kept:
+        (tmp_path / ".snakemake").mkdir()
+    if kept == "read-only":
+        monkeypatch.setattr(remembered, "atomic_path", lambda path: open("/proc/nobody/may", "w"))
+    read = []
+    monkeypatch.setattr("catalog.files.digest_file", lambda path: read.append(path) or "x")
+    first = contents(["npz"])
+    assert contents(["npz"]) == first and read == ["npz/a.npz", "npz/b.npz"]
+    new_process()
+    assert contents(["npz"]) == first and len(read) == (2 if kept is True else 4)
+    (tmp_path / "npz" / "a.npz").write_text("c")
+    assert contents(["npz"]) == first and len(read) == (4 if kept is True else 6), (
+        "the facts changed, what was read did not"
+    )
 
 
 def test_of_a_huge_file_samples_are_read(tmp_path, monkeypatch):
