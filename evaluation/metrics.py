@@ -179,16 +179,9 @@ def chance_metrics(captions_per_image: Sequence[int] | np.ndarray) -> dict[str, 
     return {"i2t": i2t, "t2i": t2i, "rsum": _rsum(i2t, t2i)}
 
 
-def all_metrics(
-    embeddings: Scored,
-    *,
-    folds: int,
-    seed: int,
-    resamples: int = RESAMPLES,
-    positives: Sequence[Positives] = (),
-) -> dict[str, Any]:
-    """Everything that goes into a metrics file: `metrics_and_ranks` without the ranks."""
-    return metrics_and_ranks(embeddings, folds=folds, seed=seed, resamples=resamples, positives=positives)[0]
+def all_metrics(embeddings: Scored, **options: Any) -> dict[str, Any]:
+    """Everything that goes into a metrics file: `metrics_and_ranks`, which says what the options are, without the ranks."""
+    return metrics_and_ranks(embeddings, **options)[0]
 
 
 def metrics_and_ranks(
