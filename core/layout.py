@@ -17,7 +17,9 @@ RESERVED = ("runs", "evaluation", "ensembles", "tables", "report", "search", "ve
 
 IMAGES, CAPTIONS = "images.parquet", "captions.parquet"
 #: Files of a run.
-WEIGHTS, CONFIG, VOCABULARY, HISTORY = "model.safetensors", "config.json", "vocab.txt", "history.csv"
+RUN_FILES = WEIGHTS, CONFIG, VOCABULARY, HISTORY = "model.safetensors", "config.json", "vocab.txt", "history.csv"
+#: Files that an interrupted training goes on from; `BEST` of the epoch whose weights are in it.
+STATE, FINISHED, BEST = "state.pt", "finished", "best-{epoch}.safetensors"
 METRICS, RANKS = "metrics.json", "ranks.safetensors"
 
 
@@ -95,7 +97,7 @@ def run_file(results: Root, name: str, run: str = "{run}") -> str:
 
 
 def run_state(work: Root, run: str = "{run}") -> str:
-    """The folder that an interrupted training goes on from."""
+    """The folder that an interrupted training goes on from: STATE, FINISHED and BEST are its files."""
     return f"{work}/runs/{run}.state"
 
 
@@ -128,8 +130,12 @@ def ensemble_ranks(results: Root, ensemble: str = "{ensemble}", testset: str = "
 # --- summaries -------------------------------------------------------------------------------------------------------
 
 
+#: Of the tables, by suffix.
+TABLES = "csv", "md", "tex"
+
+
 def table(results: Root, suffix: str) -> str:
-    """`suffix`: csv, md or tex."""
+    """`suffix`: one of TABLES."""
     return f"{results}/tables/results.{suffix}"
 
 

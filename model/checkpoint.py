@@ -73,7 +73,8 @@ def import_checkpoint(
         UserError: the file does not fit, is of another kind or on other visual tokens, or `run_dir` holds a run that was
             trained.
     """
-    from model.runs import HISTORY, save_run
+    from core.layout import HISTORY
+    from model.runs import save_run
 
     if (Path(run_dir) / HISTORY).exists():
         raise UserError(f"{run_dir} holds a run that was trained here; import {path} into another folder")
@@ -167,8 +168,8 @@ def _vocabulary_size(network: RetrievalNetwork) -> int:
 def _tokenizer_of(
     network: RetrievalNetwork, path: Path, vocabulary: str | Path | None, kind: str, max_tokens: int
 ) -> Tokenizer | None:
+    from core.layout import VOCABULARY
     from model.pretrained import resolve_pretrained
-    from model.runs import VOCABULARY
     from model.tokenizer import CaptionTokenizer
 
     size = _vocabulary_size(network)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.console import UserError
 from core.files import atomic_path, write_json
+from core.layout import CONFIG, VOCABULARY, WEIGHTS
 from stores.places import Location, place_of
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from model.network import RetrievalNetwork
 
 FORMAT_VERSION = 2  # 1: without `kind`, always 3SHNet; still read
-WEIGHTS, CONFIG, VOCABULARY, HISTORY = "model.safetensors", "config.json", "vocab.txt", "history.csv"
 # Settings that do not change what a feature means: where the weights lie (their digest is compared), and speed.
 _WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
 

@@ -21,9 +21,9 @@ from core.flags import add_mapping, command
 from model.runs import imported_by_hand
 from reporting.run import chart_file
 from reporting.sections.training import TITLES
+from search.build import captions_file, images_file
 from settings import Settings, load_settings
 
-_RUN_FILES = (layout.WEIGHTS, layout.CONFIG, layout.VOCABULARY, layout.HISTORY)
 _LOCKS = Path(".snakemake/locks")
 
 
@@ -73,9 +73,9 @@ def _outputs(settings: Settings, results: Path) -> Iterator[Path]:
         marker = Path(layout.search(results, search))
         yield from (marker, marker.with_name(layout.IMAGES), marker.with_name(layout.CAPTIONS))
         for run in (*settings.runs, *section.imported):
-            yield from (marker.with_name(f"{run}.{side}.safetensors") for side in ("images", "captions"))
+            yield from (marker.with_name(images_file(run)), marker.with_name(captions_file(run)))
         yield from marker.parent.glob(f"thumbnails/[0-9a-f][0-9a-f]/{'[0-9a-f]' * 16}*.jpg")
-    yield from (Path(layout.table(results, suffix)) for suffix in ("csv", "md", "tex"))
+    yield from (Path(layout.table(results, suffix)) for suffix in layout.TABLES)
     page = Path(layout.report(results))
     yield from (page, Path(layout.why(results)), *(page.parent / "figures" / chart_file(title) for title in TITLES))
     yield from Path(layout.log(results, "any")).parent.rglob("*.log")
@@ -96,10 +96,10 @@ def _store(results: Path, dataset: str, feature: str) -> Iterator[Path]:
 def _run(results: Path, run: str) -> Iterator[Path]:
     folder = Path(layout.run_folder(results, run))
     if not imported_by_hand(folder):
-        yield from (folder / name for name in _RUN_FILES)
+        yield from (folder / name for name in layout.RUN_FILES)
         yield from folder.glob("tensorboard/events.out.tfevents.*")
     state = Path(layout.run_state(results, run))
-    yield from (state / "state.pt", state / "finished", *state.glob("best-*.safetensors"))
+    yield from (state / layout.STATE, state / layout.FINISHED, *state.glob(layout.BEST.format(epoch="*")))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -165,7 +165,7 @@ class Plan(Checkpoints, Shown, Reasons):
 
     def all_tables(self) -> list[str]:
         """The results as tables, if there is anything to score."""
-        formats = ("csv", "md", "tex") if self.all_metrics() else ()
+        formats = layout.TABLES if self.all_metrics() else ()
         return [self.kept(layout.table(self.results, suffix)) for suffix in formats]
 
     def all_searches(self) -> list[str]:

@@ -193,13 +193,13 @@ class Search:
     def _network(self, run: str) -> tuple[Any, Any]:
         from core.devices import full_float32
         from core.files import digest_file
-        from model.runs import WEIGHTS, load_run
+        from model.runs import load_run
 
         full_float32("cpu")
         digest = self._runs[run]["weights_digest"]
         folder = run_folder(self._where(run, "folder"), digest)
         network, _, tokenizer = load_run(folder)
-        if digest_file(folder / WEIGHTS) != digest:
+        if digest_file(folder / layout.WEIGHTS) != digest:
             raise UserError(f"run {run} has been trained again since its images were embedded; run the target `search`")
         return network, tokenizer
 

@@ -26,8 +26,9 @@ from core import layout
 from core.console import UserError, progress
 from core.embedded import knows_drawings_only, warning
 from core.files import atomic_path, digest_file, digest_json
+from core.layout import CONFIG, VOCABULARY, WEIGHTS
 from core.pictures import load_upright
-from model.runs import CONFIG, VOCABULARY, WEIGHTS, check_same_extractor, load_run, read_config
+from model.runs import check_same_extractor, load_run, read_config
 from search.copies import changing, relative, run_folder
 from search.vectors import KEY_BYTES, updated
 from stores.class_names import read_names

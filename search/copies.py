@@ -14,7 +14,7 @@ from pathlib import Path
 from core import layout
 from core.console import UserError
 from core.files import digest_file, location
-from model.runs import CONFIG, VOCABULARY, WEIGHTS
+from core.layout import CONFIG, VOCABULARY, WEIGHTS
 from stores.places import Bucket, Location, Place, place_of
 
 

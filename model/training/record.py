@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from core.files import atomic_path
+from core.layout import HISTORY
 from core.scores import DIRECTIONS, METRICS
 from model.parallel import processes
 from model.training.state import Progress, remove_leftovers
 
-HISTORY_FILE, TENSORBOARD = "history.csv", "tensorboard"
+TENSORBOARD = "tensorboard"
 HISTORY_COLUMNS = (
     *("epoch", "step", "lr", "train_loss", "seconds"),
     *(f"{way}_{key}" for way in DIRECTIONS for key in METRICS),
@@ -60,7 +61,7 @@ class Record:
         self._writer.close()
 
     def _write_history(self, now: Progress) -> None:
-        path = self._output / HISTORY_FILE
+        path = self._output / HISTORY
         with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, HISTORY_COLUMNS, restval="")
             table.writeheader()

@@ -20,6 +20,7 @@ import torch
 
 from core.console import UserError
 from core.files import atomic_path, digest_json
+from core.layout import BEST, FINISHED, STATE
 from model.build import described
 from model.data import Split, TrainingPairs
 from model.network import RetrievalNetwork
@@ -29,7 +30,6 @@ from model.settings import Training
 from model.tokenizer import CaptionTokenizer
 
 STATE_VERSION = 4
-STATE_FILE, FINISHED = "state.pt", "finished"
 
 
 @dataclass
@@ -90,7 +90,7 @@ class SavedState:
     """The state folder of one training, which `fingerprint` tells from others."""
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: str, *, run: str) -> None:
-        self.path = Path(folder) / STATE_FILE
+        self.path = Path(folder) / STATE
         self._folder, self._run = Path(folder), run
         self._mark = {"version": STATE_VERSION, "fingerprint": fingerprint}
 
@@ -99,7 +99,7 @@ class SavedState:
         with atomic_path(self.path) as temporary:
             torch.save(content, temporary)
         # Only now may the weights that the previous state called best go.
-        for path in self._folder.glob("best-*.safetensors"):
+        for path in self._folder.glob(BEST.format(epoch="*")):
             if path != self._best(now):
                 path.unlink(missing_ok=True)
 
@@ -195,7 +195,7 @@ class SavedState:
         return None
 
     def _best(self, now: Progress) -> Path:
-        return self._folder / f"best-{now.best_epoch}.safetensors"
+        return self._folder / BEST.format(epoch=now.best_epoch)
 
 
 def remove_leftovers(folder: Path) -> None:
