@@ -339,8 +339,8 @@ def test_tables_and_report_keep_the_order_of_the_configuration(default):
 
 
 def test_threads_share_the_cores(default):
-    jobs = 3 * 3  # shards and features
-    for cores, training, extraction in ((1, 1, 1), (8, 4, 1), (4 * jobs, 18, 4), (1000, 500, 4)):
+    jobs = 2 * 3  # shards and features
+    for cores, training, extraction in ((1, 1, 1), (8, 4, 1), (4 * jobs, 2 * jobs, 4), (1000, 500, 4)):
         asked = plan(default, cores=cores)
         assert (asked.training_threads(W()), asked.extraction_threads(W())) == (training, extraction)
 
@@ -361,7 +361,7 @@ def test_results_in_a_bucket(default, monkeypatch):
     assert asked.search_place(search) == "s3://lab/x/search/scenes"
     assert json.loads(asked.search_runs(search))["grid"]["folder"] == "s3://lab/x/runs/grid"
     assert asked.trained == "grid", "a checkpoint that somebody put into a bucket is not trained over"
-    assert asked.receipts(scenes)[1] == "<s3://lab/x/scenes/features/grids.receipts/1.json>"
+    assert asked.receipts(scenes)[0] == "<s3://lab/x/scenes/features/grids.receipts/0.json>"
 
 
 def test_a_constraint_matches_its_names_only():
