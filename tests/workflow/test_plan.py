@@ -17,7 +17,7 @@ def test_the_default_is_about_thirty_jobs(make_workflow, repository):
     assert workflow.planned() == {
         "render_scenes": 2,
         "index_dataset": 2,
-        "extract_shard": 9,
+        "extract_shard": 6,
         "seal_store": 6,
         "train_model": 2,
         "encode_testset": 4,
