@@ -44,6 +44,16 @@ def _complaint(member: zipfile.ZipInfo) -> str | None:
     return None
 
 
+def _named(member: zipfile.ZipInfo) -> str:
+    """A member's name. Many programs write UTF-8 without saying so, which is then taken for the letters of old PCs."""
+    if member.flag_bits & 0x800 or member.filename.isascii():
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return member.filename
+
+
 def _unreadable(member: zipfile.ZipInfo) -> str | None:
     """Why a member cannot be unpacked, as the archive's directory tells; None if it can."""
     if member.compress_type == _DEFLATE64:
@@ -75,6 +85,7 @@ def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfi
     seen: dict[str, str] = {}
     others: list[str] = []
     for member in opened.infolist():
+        member.filename = _named(member)
         if complaint := _complaint(member):
             problems.setdefault(complaint, []).append(member.orig_filename[:80])
             continue
@@ -94,6 +105,9 @@ def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfi
             problems.setdefault(what, []).append(f"{seen[same]} and {member.filename}")
         seen[same] = member.filename
         images.append(member)
+    for same, name in seen.items():
+        if any(str(above) in seen for above in PurePosixPath(same).parents):
+            problems.setdefault("files in a folder that is called as a file", []).append(name)
     unpacked, packed = sum(member.file_size for member in images), os.path.getsize(archive)
     if unpacked > max(_ALWAYS_ALLOWED, _MAX_RATIO * packed):
         problems["contents out of proportion"] = [f"{unpacked:,} bytes in an archive of {packed:,}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -41,7 +42,10 @@ def _read_split_files(split_files: dict[str, str], names: Names) -> tuple[dict[s
     problems = []
     for split, file in split_files.items():
         unknown, unread, ambiguous, moved = [], [], [], []
-        for name in filter(None, (line.strip() for line in decode_text(file).split("\n"))):
+        listed = list(filter(None, map(str.strip, re.split(r"\r\n|\r|\n", decode_text(file)))))
+        if not listed:
+            problems.append(f"split file {file}: names no image; fill it, or leave split_files.{split} out")
+        for name in listed:
             image_id = names.find(name)
             if image_id is None:
                 ambiguous.append(name)
@@ -93,7 +97,7 @@ def _read_captions(
     table = read_table(path)
     found = _Captions({i: [] for i in ids}, problems=list(table.problems), notes=list(table.notes))
     unknown, unread, nameless, empty, duplicate, ambiguous, moved, no_text, broken = [], [], [], [], [], [], [], [], []
-    controls = []
+    controls, swallowed = [], []
     seen_ids: set[str] = set()
     for place, row in zip(table.places, table.rows, strict=True):
         name, text = as_name(row.get("image")), row.get("caption")
@@ -102,6 +106,7 @@ def _read_captions(
             broken.append(where)
             continue
         image_id = names.find(name)
+        swallowed += [where] if any(names.find(inside) for inside in table.within.get(place, ())) else []
         if not name.strip():
             nameless.append(place)
         elif image_id is None:
@@ -145,6 +150,7 @@ def _read_captions(
         ("empty captions (missing_captions: keep or drop goes on without them)", empty),
         ("rows with half a surrogate pair, as of an emoji cut in two (remove it)", broken),
         ("captions that are not text (write one row per caption)", no_text),
+        ("rows with an open quote, to which the rows behind it were added (close it)", swallowed),
         ("caption ids that occur twice", duplicate),
         ("images with captions in two splits", moved),
         ("splits that differ in capitals alone (write each in one way)", _alike(found.splits.values())),

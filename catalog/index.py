@@ -153,9 +153,19 @@ def _describe(path: str) -> tuple[int, int, str, str | None]:
             try:
                 return *_upright_size(file), content_hash, None
             except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for broken headers; each is a note in the index
-                return 0, 0, content_hash, other_kind(path) or f"not a readable image ({type(error).__name__})"
+                return 0, 0, content_hash, _fault(path, error)
     except OSError as error:
         return 0, 0, "", f"cannot be read ({error.strerror})"
+
+
+def _fault(path: str, error: Exception) -> str:
+    """What a file is whose header Pillow could not read."""
+    from PIL import Image
+
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; scale it down"
+    empty = "" if os.path.getsize(path) else "an empty file (0 bytes); copy it again"
+    return other_kind(path) or empty or f"not a readable image ({type(error).__name__})"
 
 
 def _upright_size(file: BinaryIO) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from catalog.annotations import UNLISTED, Annotations
 from catalog.files import image_files
 from catalog.index import check_image_ids, listing
-from catalog.names import NUMBER, normal
+from catalog.names import NUMBER, as_name, normal
 from core.console import UserError
 from core.files import once, parse_json
 from core.kinds import other_kind
@@ -23,6 +23,7 @@ CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first 
 # Every published result trains on COCO's `restval` images as well.
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no file can hold it
 Key = TypeVar("Key", bound=Hashable)
+_HIDDEN = re.compile(r"^__MACOSX/|(?:^|/)\.")
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
@@ -66,9 +67,9 @@ def read_karpathy(
             continue
         if splits is not None and split in SPLITS and SPLITS[split] not in splits:
             continue
-        image_id = str(entry["cocoid"]) if "cocoid" in entry else os.path.splitext(filename)[0]
+        image_id = as_name(entry.get("cocoid")) or os.path.splitext(filename)[0]
         names = [f"{entry['filepath']}/{filename}", filename] if entry.get("filepath") else [filename]
-        path = files.find(names, str(entry.get("cocoid", "")))
+        path = files.find(names, as_name(entry.get("cocoid")))
         if path is None:
             missing.append(names[0])
             if missing_images == "drop":
@@ -121,6 +122,10 @@ def read_karpathy(
         ),
         (f"unknown splits (known are {', '.join(SPLITS)})", unknown_splits),
         ("images without a caption (missing_captions: keep or drop goes on)", silent),
+        (
+            "files that several entries name (keep one entry of each)",
+            _repeats(list(dict(zip(found.image_ids, found.paths, strict=True)).values())),
+        ),
         ("captions without an image: their imgid is another's", strangers),
         ("captions that are empty or no text (missing_captions: keep or drop goes on without them)", empty),
         ("caption ids that occur twice", _repeats(found.caption_ids)),
@@ -218,7 +223,7 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
     try:
         if zipfile.is_zipfile(annotations):
             with zipfile.ZipFile(annotations) as archive:
-                names = [n for n in archive.namelist() if n.lower().endswith(".json") and not n.startswith("__MACOSX")]
+                names = [n for n in archive.namelist() if n.lower().endswith(".json") and not _HIDDEN.search(n)]
                 if member is None and len(names) == 1:
                     member = names[0]
                 if member not in names:
@@ -237,7 +242,7 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
     except FileNotFoundError as error:
         raise UserError(f"annotations {annotations} do not exist; set datasets.<name>.annotations to a file") from error
     except (ValueError, zipfile.BadZipFile, OSError, RuntimeError) as error:
-        raise UserError(f"annotations {annotations} cannot be read ({error}); get the file again") from error
+        raise UserError(f"annotations {annotations} cannot be read ({error}); mend it, or get it again") from error
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"annotations {annotations} have no list `images`; expected Karpathy's dataset_*.json")

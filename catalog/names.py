@@ -11,6 +11,7 @@ from numbers import Number
 from pathlib import Path, PurePosixPath
 
 NUMBER = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?0*(\d+)")  # COCO_val2014_000000000042 is COCO's image 42
+_EXACT = 2**53  # beyond, several whole numbers are one of floating point: whose it was cannot be said
 _HINTS_UP_TO = 20_000  # names; looking for similar ones takes seconds beyond
 
 
@@ -27,7 +28,7 @@ def as_name(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
-        return str(int(value))
+        return str(int(value)) if abs(value) < _EXACT else f"{value:.16e}"
     return str(value) if isinstance(value, str | Number) else ""
 
 
@@ -45,7 +46,7 @@ class Names:
         self._exact = {normal(r): i for r, i in zip(relative, ids, strict=True)} | {normal(i): i for i in ids}
         self._bare: dict[str, str | None] = {}
         self._folded: dict[str, str | None] = {}
-        self._numbers: dict[int, str | None] = {}
+        self._numbers: dict[tuple[int, str], str | None] = {}
         for path, image_id in zip(relative, ids, strict=True):
             path = normal(path)
             name = PurePosixPath(path).name
@@ -55,7 +56,8 @@ class Names:
             for key in {path, path.rsplit(".", 1)[0], name, stem, normal(image_id)}:
                 _add(self._folded, key.casefold(), image_id)
             if number := NUMBER.fullmatch(stem):
-                _add(self._numbers, int(number[1]), image_id)
+                for suffix in ("", path.removeprefix(path.rsplit(".", 1)[0]).lower()):
+                    _add(self._numbers, (int(number[1]), suffix), image_id)
         parts = [normal(part) for part in Path(root).absolute().parts]
         #: What paths from elsewhere may begin with: `/data/mine/images/`, ..., `mine/images/`, `images/`.
         self._prefixes = {"/".join(parts[i:]).lstrip("/") + "/" for i in range(1, len(parts))}
@@ -80,8 +82,9 @@ class Names:
         for prefix in self._prefixes:
             if absolute.startswith(prefix) and (found := self._exact.get(absolute.removeprefix(prefix))):
                 return found
-        whole = re.fullmatch(r"(\d+)(?:\.0+)?", name)  # leading zeros are lost where a table is read as numbers
-        return self._numbers.get(int(whole[1]), "") if whole else ""
+        # Leading zeros are lost where a table is read as numbers, and by programs that name files by them.
+        whole = re.fullmatch(r"(\d+)(?:\.0+)?(|\.[a-z]\w*)", name.lower())
+        return self._numbers.get((int(whole[1]), whole[2]), "") if whole else ""
 
     def unread(self, value: object) -> str:
         """The file of this name, with or without suffix, that is there but no image to us; "" if there is none."""

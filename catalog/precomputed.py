@@ -35,11 +35,20 @@ def open_array(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("it is a .npz archive")
+        if not array.ndim:
+            raise ValueError("it is a single number")
         return array
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; complete the folder or correct the dataset's splits") from error
     except (ValueError, EOFError, OSError) as error:
-        what = other_kind(path) or f"not an array of numbers in .npy format, or cut off ({error}); copy it again"
+        objects = (
+            "Python objects" in str(error) and "an array of Python objects, which are never opened; save plain numbers"
+        )
+        what = (
+            other_kind(path)
+            or objects
+            or f"not an array of numbers in .npy format, or cut off ({error}); copy it again"
+        )
         raise UserError(f"{path} is {what}") from error
 
 

@@ -41,11 +41,13 @@ class Table:
 
     Attributes:
         rows: dictionaries with `image`, `caption` and perhaps `caption_id`, `split`; places: what to call each of them.
+        within: by place, what would be the image names of the further lines of a row that goes over several, were these rows.
         problems: what is wrong with some rows. notes: what was passed over or taken for something else.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
+    within: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -143,8 +145,11 @@ def _columns(path: Path, names: list[Any]) -> list[str]:
 def _separated(path: Path, text: str) -> Table:
     """A table with a header, fields between commas, semicolons (Excel in many countries), tabs or bars (Kaggle)."""
     table, first = Table(), 1
+    # Spreadsheets and editors leave empty lines in front of the header.
+    while (blank := re.match(r"[ \t]*(?:\r\n|\r|\n)", text)) and text.strip():
+        text, first = text[blank.end() :], first + 1
     if announced := re.match(r"(?i)sep=(.)\r?\n", text):  # Excel's own first line
-        text, first = text[announced.end() :], 2
+        text, first = text[announced.end() :], first + 1
     separators = [announced[1]] if announced else list(_SEPARATORS)
     headers = {s: next(csv.reader(io.StringIO(text, newline=""), delimiter=s), []) for s in separators}
     fitting = [s for s in separators if {"image", "caption"} <= {_column(name) for name in headers[s]}]
@@ -160,9 +165,9 @@ def _separated(path: Path, text: str) -> Table:
         )
     # Not splitlines(): a quoted caption may hold line breaks, and U+2028 ends no row. Kaggle's file quotes nothing.
     quoting = csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=separator, strict=quoting != csv.QUOTE_NONE, quoting=quoting
-    )
+    # A quote opens a field behind a blank as well: people write `a, "one, two"`.
+    shape = {"delimiter": separator, "quoting": quoting, "skipinitialspace": separator in ",;"}
+    reader = csv.reader(io.StringIO(text, newline=""), strict=quoting != csv.QUOTE_NONE, **shape)
     columns = _columns(path, next(reader, []))
     long, begins = [], reader.line_num + first
     try:
@@ -182,6 +187,10 @@ def _separated(path: Path, text: str) -> Table:
                 )
             if any(extra.strip() for extra in fields[len(columns) :]):
                 long.append(place)
+            if begins - int(place[5:]) > 1 and "image" in columns:
+                lines = csv.reader([line for field in fields for line in field.splitlines()[1:]], **shape)
+                own = [row[columns.index("image")] for row in lines if len(row) >= len(columns)]
+                table.within |= {place: own} if own else {}
             values = fields + [None] * (len(columns) - len(fields))
             table.rows.append({c: v for c, v in zip(columns, values, strict=False) if c in COLUMNS})
             table.places.append(place)
@@ -200,7 +209,7 @@ def _separated(path: Path, text: str) -> Table:
 def _token_lines(text: str) -> Table | None:
     """Flickr's `name#k<TAB>caption` lines; None where the first line is none of them."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    if not TOKEN_LINE.fullmatch(lines[0]):
+    if not TOKEN_LINE.fullmatch(next((line for line in lines if line.strip()), "")):
         return None
     table, wrong = Table(), []
     for number, line in enumerate(lines, 1):
@@ -224,8 +233,12 @@ def _json_lines(path: Path, text: str) -> Table:
         try:
             row = parse_json(line)
         except ValueError as error:
-            what = "not JSON (" if isinstance(error, json.JSONDecodeError) else "("
-            raise UserError(f"{path}, line {number}: {what}{error}); write one object per line") from error
+            what = str(error)
+            if isinstance(error, json.JSONDecodeError):  # whose own line is 1 in every line
+                what = f"not JSON ({error.msg} at character {error.colno})"
+            raise UserError(
+                f"{path}, line {number}: {what}; write one object per line, without brackets around all and commas between them"
+            ) from error
         if not isinstance(row, dict):
             raise UserError(
                 f"{path}, line {number}: expected an object with `image` and `caption`, found {line[:40]!r}"
@@ -248,7 +261,10 @@ def _json(path: Path, text: str) -> Table:
         if isinstance(images, list) and any(isinstance(one, dict) and "sentences" in one for one in images[:1]):
             raise UserError(f"{path} has Karpathy's layout; write source: karpathy and annotations: {path}")
         if isinstance(images, list):
-            names = {as_name(one.get("id")): one.get("file_name") for one in images if isinstance(one, dict)}
+            pairs = [(as_name(one.get("id")), one.get("file_name")) for one in images if isinstance(one, dict)]
+            names = {image: name for image, name in pairs if image}
+            if twice := [image for image, name in pairs if image and names[image] != name]:
+                raise UserError(f"{path}: {listing('ids stand for several images; keep one of each', twice)}")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(
             f"{path}: expected a list of objects with `image` and `caption`, or COCO's `images` and `annotations`"
@@ -265,6 +281,7 @@ def _json(path: Path, text: str) -> Table:
 
 
 def _parquet(path: Path) -> Table:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -277,5 +294,14 @@ def _parquet(path: Path) -> Table:
         content = pq.read_table(path).rename_columns(columns)
     except Exception as error:
         raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
-    rows = content.select([c for c in content.column_names if c in COLUMNS] or content.column_names).to_pylist()
+    content = content.select([c for c in content.column_names if c in COLUMNS] or content.column_names)
+    for at, kept in enumerate(content.schema):
+        if pa.types.is_binary(kept.type) or pa.types.is_large_binary(kept.type):  # text, of writers that do not say so
+            try:
+                content = content.set_column(at, kept.name, content.column(at).cast(pa.string()))
+            except pa.ArrowInvalid as error:
+                raise UserError(
+                    f"{path}: the column {kept.name!r} holds bytes that are no UTF-8; write text"
+                ) from error
+    rows = content.to_pylist()
     return Table(rows, [f"row {number}" for number in range(1, len(rows) + 1)])

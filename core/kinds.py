@@ -16,6 +16,8 @@ _STARTS = (
     (b"\xfd7zxz", "an archive (xz); unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "an archive (7z); unpack it"),
     (b"rar!\x1a\x07", "an archive (rar); unpack it"),
+    (b"%pdf-", "a PDF document; export its pages or tables as what is needed"),
+    (b"<svg", "a drawing (SVG); convert it to PNG"),
 )  # fmt: skip
 # Where text belongs.
 _DOCUMENTS = (
@@ -26,7 +28,9 @@ _DOCUMENTS = (
 )
 _PLAIN = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".yaml", ".yml")
 _TEXTS = (b"{", b"[", b"not found", b"access denied", b"error", b"entry not found")
+_PHONES = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # how HEIC begins, which phones also call .jpg
 _HEADER = 100 << 20  # bytes; the most that a .safetensors file may have
+_NEVER_EMPTY = (".zip", ".parquet", ".json")
 _TENSORS = (".pth", ".pt", ".bin", ".pkl", ".safetensors", ".npy", ".npz", ".h5", ".hdf5")
 
 
@@ -47,15 +51,17 @@ def other_kind(path: str | os.PathLike[str]) -> str:
     for start, what in _STARTS:
         if plain.startswith(start):
             return what
+    if head[4:8] == b"ftyp" and head[8:12] in _PHONES:
+        return "a HEIC photograph, whatever its name says; convert it to JPEG"
     if head[:3] == b"BZh" and head[4:10] == b"1AY&SY":
         return "an archive (bzip2); unpack it"
     if head[257:262] == b"ustar":
         return "an archive (tar); unpack it"
+    if not head and os.fspath(path).lower().endswith((*_TENSORS, *_NEVER_EMPTY)):
+        return f"empty (0 bytes): its download or copy failed; {_AGAIN}"
     if os.fspath(path).lower().endswith(_PLAIN):
         return next((what for start, what in _DOCUMENTS if head.startswith(start)), "")
     if os.fspath(path).lower().endswith(_TENSORS):
-        if not head:
-            return f"empty (0 bytes): its download or copy failed; {_AGAIN}"
         if plain.startswith(_TEXTS):
             shown = head[:60].decode("utf-8", "replace").strip().splitlines()[0]
             return f"text, it begins with {shown!r}; {_AGAIN}"

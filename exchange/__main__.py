@@ -34,6 +34,8 @@ def import_features(
     check_recipe(recipe, RECIPE, "exchange/importing.py")
     rows = job_index(images, store=store, shard=shard, shards=shards)
     reader = open_reader(feature, source, rows)
+    for note in reader.notes:
+        print(f"note: {note}")
     receipt = import_shard(feature, reader, rows, store=store, shard=shard, shards=shards, **place)
     rounding = receipt["rounding"]
     print(

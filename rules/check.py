@@ -110,6 +110,8 @@ class Check:
             from exchange.importing import open_reader
 
             reader = open_reader(feature, json.loads(dataset.import_source(feature)), images)
+            for note in reader.notes:
+                print(f"datasets.{name}: {note}")
             arrays = ", ".join(f"{array} {spec.shape}" for array, spec in reader.arrays.items())
             print(f"datasets.{name}: {feature} of files: {arrays}", flush=True)
         self._broken(name, dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import itertools
 import os
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -62,7 +63,7 @@ class Reader:
     Attributes:
         format: its name in the configuration. features: those that it can read.
         arrays: of the store, by name. settings: for the record, and so that shards of different options never end up in one store.
-        attributes: for readers of the store. rounding: what float16 did to the values.
+        attributes: for readers of the store. notes: what is odd about the files. rounding: what float16 did to the values.
 
     Raises (when it is made):
         UserError: the files are missing or unusable. TypeError: unknown or missing options.
@@ -76,6 +77,7 @@ class Reader:
         self.rounding = Rounding()
         self.settings = {"format": self.format, **settings, "provenance": provenance}
         self.attributes: dict[str, Any] = {}
+        self.notes: list[str] = []
 
     def read(self, rows: range) -> tuple[Rows, Failures]:
         """All arrays of these rows of the index, and what is wrong with single images, whose rows keep fill values."""
@@ -118,7 +120,8 @@ class PerImageReader(Reader):
         found = {name: known[name] for name in self.names[row] if name in known}
         if not found:
             tried = ", ".join(repr(what.format(name)) for name in self.names[row])
-            raise ValueError(f"nothing for it in {self.path}; looked for {tried}")
+            there = ", ".join(repr(what.format(name)) for name in itertools.islice(known, 2))
+            raise ValueError(f"nothing for it in {self.path}; looked for {tried}; there are {there or 'none'}")
         first, *others = dict.fromkeys(found.values())
         # A file in a subfolder is found by its path and by its name; the same content under two names is one.
         if not all(self.same(first, other) for other in others):
@@ -150,23 +153,28 @@ class PerImageReader(Reader):
     def check(self, content: Any, row: int) -> None:
         """ValueError: an image's content, by itself, cannot be what it is said to be."""
 
+    def doubt(self, contents: Sequence[Any], rows: Sequence[int]) -> None:
+        """Add to `notes` what is odd about the contents of some images, each of which by itself may be right."""
+
     def _usual(self, otherwise: str) -> Any:
         """The content of an image with the layout that most of the first usable ones have: one odd file must not decide for all.
 
         UserError with the message `otherwise` and the first's fault: there is none.
         """
-        first, found = "", []
+        first, found, rows = "", [], []
         for row in range(len(self.names)):
             try:
                 content = self.load(row)
                 self.check(content, row)
                 found.append(content)
+                rows.append(row)
             except ValueError as error:
                 first = first or f"; {self.names[row][0]!r}: {error}"
             if len(found) == _EXAMPLES:
                 break
         if not found:
             raise UserError(otherwise + first)
+        self.doubt(found, rows)
         layouts = [self.layout(content) for content in found]
         return found[layouts.index(Counter(layouts).most_common(1)[0][0])]
 

@@ -84,6 +84,15 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
     whole = (ends <= (right, below)).all() and (ends.max(axis=0) >= (0.9 * width, 0.9 * height)).all()
     if len(boxes) >= _MANY and not ordered and whole:
         raise ValueError("boxes are x, y, width, height; they must be x0, y0, x1, y1")
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    whole = (low >= (-0.01 * right, -0.01 * below)).all() and (high <= (right, below)).all()
+    if len(boxes) >= _MANY and not ordered and whole and (high.max(axis=0) >= (0.9 * width, 0.9 * height)).all():
+        raise ValueError("boxes are centre x, centre y, width, height; they must be x0, y0, x1, y1")
+
+
+def reach(boxes: np.ndarray, size: tuple[int, int]) -> float:
+    """How far boxes (n, 4) get across an image of `size` (height, width), as a share of the side that they get closest to."""
+    return float(max(boxes[:, ::2].max() / size[1], boxes[:, 1::2].max() / size[0]))
 
 
 def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) -> None:
@@ -93,6 +102,11 @@ def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) ->
     """
     count = len(found["features"])
     check_numbers("features", found["features"])
+    if found["features"].dtype.kind in "iu" and found["features"].dtype.itemsize > 1:
+        what = found["features"].dtype
+        raise ValueError(
+            f"features are whole numbers ({what}): of another kind, such as bfloat16, written as they lie in memory?"
+        )
     if not found["features"].size:
         raise ValueError("has no regions" if not count else "features have no numbers")
     if not found["features"].any():
@@ -114,8 +128,11 @@ def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) ->
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether a map of this shape is (width, h, w), not (h, w, width): no map has 256 cells a side, few networks fewer channels."""
-    return not (shape[-1] >= 256 > shape[0])
+    """Whether a map of this shape is (width, h, w), not (h, w, width): no map has 256 cells a side, few networks fewer channels, and
+    of those that have fewer, none has fewer than twice its cells a side."""
+    if max(shape[0], shape[-1]) >= 256:
+        return not (shape[-1] >= 256 > shape[0])
+    return shape[-1] < 2 * max(shape[:-1])
 
 
 def cells_last(shape: tuple[int, int], grid: tuple[int, int] | None) -> bool:

@@ -44,6 +44,20 @@ class GridReader(PerImageReader):
         """See `PerImageReader.layout`."""
         return len(content)
 
+    def check(self, content: np.ndarray, row: int) -> None:
+        """See `PerImageReader.check`. Cells in one row, of which nobody knows the rows, cannot be pooled."""
+        if content.shape[1] == 1 < content.shape[2] and self.grid not in (1, "native"):
+            cells = content.shape[2]
+            token = (
+                "; is the first one a token of the whole image? Leave it out"
+                if round((cells - 1) ** 0.5) ** 2 == cells - 1
+                else ""
+            )
+            raise ValueError(
+                f"has {cells} cells, of which nobody says in how many rows they are, for a grid of {self.grid} x {self.grid}{token}, "
+                "or set grid: native"
+            )
+
     def describe(self, example: np.ndarray) -> None:
         """Set `arrays` to those of maps like this one."""
         self.arrays = grid_arrays(grid_cells(self.grid, self.max_cells), len(example))
@@ -54,6 +68,7 @@ class GridReader(PerImageReader):
         from torch.nn import functional as F
 
         content, width = self.load(row), self.arrays["features"].shape[1]
+        self.check(content, row)
         if len(content) != width:
             raise ValueError(f"has width {len(content)} instead of {width}")
         shape = grid_shape(*content.shape[1:], self.grid, self.max_cells)

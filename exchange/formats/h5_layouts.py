@@ -238,7 +238,7 @@ class _Table:
             return _numbers(dataset, self.path, slice(first, end))
         values, count = (
             _numbers(dataset, self.path, at),
-            None if self.counts is None else int(self.counts.reshape(-1)[at]),
+            None if self.counts is None else self._count(at),
         )
         if dataset.ndim == 1 and array in ("features", "boxes"):  # of another number of regions each, unrolled
             shape = (-1, 4) if array == "boxes" else (count, -1) if count else values.shape
@@ -252,8 +252,16 @@ class _Table:
             return values
         # (regions, width) or (width, regions): boxes say which.
         boxes = self.arrays.get("boxes")
+        if count > max(values.shape):
+            raise ValueError(f"{self.path}: {dataset.name} has {len(values)} rows for {count} regions")
         most = len(values) if boxes is None or boxes.ndim < 3 else boxes.shape[1 if boxes.shape[2] == 4 else 2]
         return values[:count] if len(values) == most else values[:, :count] if values.ndim > 1 else values
+
+    def _count(self, at: int) -> int:
+        value = self.counts.reshape(-1)[at]
+        if not value >= 0:  # NaN neither
+            raise ValueError(f"{self.path}: the number of its regions is {value}")
+        return int(value)
 
 
 def _table(file: h5py.File, path: str) -> _Table | None:
@@ -282,6 +290,17 @@ def _table(file: h5py.File, path: str) -> _Table | None:
         raise UserError(
             f"imports.path: {path} has {len(ids)} ids ({given}), but other numbers of rows: {', '.join(wrong)}; all must be equal"
         )
+    if beside["ranges"] is not None:
+        if beside["ranges"].shape != (len(ids), 2):
+            raise UserError(
+                f"imports.path: {path}: {_RANGES[0]} has shape {beside['ranges'].shape}, not ({len(ids)}, 2)"
+            )
+        ranges = beside["ranges"][np.argsort(beside["ranges"][:, 0], kind="stable")]
+        if len(shared := np.flatnonzero(ranges[1:, 0] < ranges[:-1, 1])):
+            first, second = ranges[shared[0]].tolist(), ranges[shared[0] + 1].tolist()
+            raise UserError(
+                f"imports.path: {path} gives rows to two images: {first} and {second} of {', '.join(_RANGES)} overlap"
+            )
     seen: set[str] = set()
     if twice := [name for name in ids if name in seen or seen.add(name)]:
         raise UserError(f"imports.path: {path} has id {twice[0]!r} twice ({given}); keep one row of each image")
@@ -290,13 +309,34 @@ def _table(file: h5py.File, path: str) -> _Table | None:
 
 def _numbers(dataset: h5py.Dataset, path: str, rows: Any = ()) -> np.ndarray:
     """Some or all rows of a dataset. ValueError: they cannot be read, or are no numbers."""
+    if dataset.is_virtual or dataset.external:  # read as zeros where they are missing, or as any file of this machine
+        raise ValueError(
+            f"{path}: {dataset.name} lies in other files; write its numbers into this one, with h5repack say"
+        )
     try:
         values = np.asarray(dataset[rows])
+        if values.dtype == object and values.size:  # rows of numbers of their own lengths, which must be equal
+            values = np.stack([np.asarray(row) for row in values]) if values.ndim else np.asarray(values[()])
     except Exception as error:  # a damaged file raises errors of every kind
+        if what := _unknown_filter(dataset):
+            raise ValueError(
+                f"{path}: {dataset.name} is compressed by {what}; write it anew, with h5repack -f GZIP=4 say"
+            ) from error
         raise ValueError(f"{path}: {dataset.name} cannot be read ({error}); copy the file again") from error
     if values.dtype.kind not in "fiub":
         raise ValueError(f"{path}: {dataset.name} holds {values.dtype}, not real numbers")
     return values
+
+
+def _unknown_filter(dataset: h5py.Dataset) -> str:
+    """The filter among those of a dataset that this machine lacks, "" if it has all."""
+    import h5py
+
+    plan = dataset.id.get_create_plist()
+    filters = [plan.get_filter(k) for k in range(plan.get_nfilters())]
+    names = [f"{name.decode(errors='replace') or 'a filter'} (number {code}), which h5py lacks"
+             for code, _, _, name in filters if not h5py.h5z.filter_avail(code)]  # fmt: skip
+    return names[0] if names else ""
 
 
 def _ids(own: dict[str, Any], path: str) -> tuple[list[str], str]:

@@ -55,17 +55,22 @@ class NpzReader(RegionReader):
         """What is in a file: x, bbox, num_bbox, (height, width), info. ValueError: it cannot be read."""
         try:
             with np.load(file, allow_pickle=False) as content:
+                if len(set(content.files)) < len(content.files):
+                    raise ValueError(f"an array is in it twice: {', '.join(sorted(content.files))}")
                 if missing := [key for key in ("x", "bbox") if key not in content]:
                     raise ValueError(
                         f"no {' and no '.join(missing)} in it, only {', '.join(content.files) or 'nothing'}"
                     )
-                features, boxes = content["x"], content["bbox"]
+                features, boxes = (np.asarray(content[key]) for key in ("x", "bbox"))
                 size = tuple(_whole(key, content[key]) for key in ("image_h", "image_w") if key in content)
                 count = _whole("num_bbox", content["num_bbox"]) if "num_bbox" in content else len(box_rows(boxes))
             return features, boxes, count, size if len(size) == 2 else None, _read_info(file)
         except Exception as error:  # damaged and hostile files raise errors of every kind
             if what := other_kind(file):
                 raise ValueError(f"{file} is {what}") from error
+            if "Object arrays" in str(error):  # numpy would advise to unpickle them, which runs what a stranger wrote
+                what = "holds Python objects as x or bbox, which are never opened; save arrays of numbers"
+                raise ValueError(f"{file} {what}") from error
             raise ValueError(f"{file} cannot be read ({error})") from error
 
     def _usual_layout(self) -> bool | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from catalog.index import ImageRows
 from core.features import Feature
 from exchange.formats.base import PerImageReader, Rows
-from exchange.formats.checks import check_regions
+from exchange.formats.checks import check_regions, reach
 from stores.features import region_arrays
+
+_MANY, _SEVERAL = 10, 3  # regions of an image, and images, from which on some box is close to a border
+_BORDER = 0.8
 
 
 class RegionReader(PerImageReader):
@@ -42,6 +45,19 @@ class RegionReader(PerImageReader):
             raise ValueError(f"is of an image of {size[1]} x {size[0]} pixels, this one has {known[1]} x {known[0]}")
         # Whose size the index does not know is measured by the file's own.
         check_regions(found, known if known[0] else size)
+
+    def doubt(self, contents: Sequence[tuple[Rows, tuple[int, int] | None]], rows: Sequence[int]) -> None:
+        """See `PerImageReader.doubt`. Among many regions of several images some reach the border."""
+        shares = [
+            reach(found["boxes"], self.sizes[row])
+            for (found, _), row in zip(contents, rows, strict=True)
+            if self.sizes[row][0] and len(found.get("boxes", ())) >= _MANY and found["boxes"].any()
+        ]
+        if len(shares) >= _SEVERAL and max(shares) < _BORDER:
+            self.notes.append(
+                f"boxes of {len(shares)} images in {self.path} get {max(shares):.0%} across them at most: of images that were "
+                "scaled down, or in percent? They must be in pixels of the files"
+            )
 
     def describe(self, example: tuple[Rows, tuple[int, int] | None]) -> None:
         """Set `arrays` to those that one image has."""

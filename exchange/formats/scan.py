@@ -133,6 +133,10 @@ class ScanReader(Reader):
             place = f"{path}, images {images.start} to {images.stop - 1} (of {part.images}),"
             if values.dtype.kind not in "fiub":
                 raise UserError(f"{path} holds {values.dtype}, not real numbers")
+            if array == "features" and values.dtype.kind in "iu" and values.dtype.itemsize > 1:
+                raise UserError(
+                    f"{path} holds whole numbers ({values.dtype}), no features; save them as floating point"
+                )
             if array == "seg_maps":
                 found[array] = self._maps(np.asarray(values), self._encodings[part.prefix], place)
             elif array == "category_onehots":

@@ -18,6 +18,7 @@ from exchange.formats.regions import RegionReader
 
 # The numbers' types by how many bytes each takes; whole numbers are 8 or 4 bytes wide.
 _REAL = {2: np.float16, 4: np.float32, 8: np.float64}
+_SPREAD = 7  # powers of two, standard deviation; features of networks have 1 to 3, misread ones 11 and more
 _WHOLE = {4: np.int32, 8: np.int64}
 # Columns of LXMERT's files and of the original bottom-up-attention's; binary ones in base64.
 _LXMERT = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes", "features")  # fmt: skip
@@ -107,6 +108,7 @@ class TsvReader(RegionReader):
             }
             # How wide features are only the file says: their numbers are as wide as those of its boxes.
             features = np.frombuffer(_decoded(values["features"]), found["boxes"].dtype)
+            _check_precision(features)
             found["features"], found["boxes"] = features.reshape(count, -1), found["boxes"].reshape(count, 4)
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"its line in {self.path} is damaged ({error})") from error
@@ -120,6 +122,14 @@ def _numbers(cell: bytes, count: int, types: dict[int, type], column: str) -> np
     if rest or width not in types:
         raise ValueError(f"{column} has {len(content)} bytes for {count} numbers")
     return np.frombuffer(content, types[width])
+
+
+def _check_precision(features: np.ndarray) -> None:
+    """ValueError: numbers of another width than they were taken for. Two halves read as one are spread over many powers of two."""
+    powers = np.log2(np.abs(features[(features != 0) & np.isfinite(features)]).astype(np.float64))
+    # Of round numbers the lower halves are zeros.
+    if powers.size and (powers.std() > _SPREAD or not features[::2].any()):
+        raise ValueError(f"features are no {features.dtype}, as the boxes beside them are; write both in one precision")
 
 
 def _decoded(cell: bytes) -> bytes:

@@ -163,13 +163,29 @@ def test_no_space_is_said_before_it_is_missed(pack, tmp_path, monkeypatch):
         unpack_images(archive, tmp_path / "images")
 
 
-@pytest.mark.parametrize("content", [b"", b"no zip", None])
-def test_no_archive(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"no zip", "no zip file that can be read"), (None, "no zip file that can be read")],
+)
+def test_no_archive(tmp_path, content, message):
     archive = tmp_path / "photos.zip"
     if content is not None:
         archive.write_bytes(content)
-    with pytest.raises(UserError, match="no zip file that can be read"):
+    with pytest.raises(UserError, match=message):
         unpack_images(archive, tmp_path / "images")
+
+
+def test_names_in_utf8_that_do_not_say_so(pack, tmp_path):
+    """As zip on Linux and macOS writes them: without the flag, letters of old PCs are meant."""
+    archive = pack({"cafe1.png": picture()})
+    archive.write_bytes(archive.read_bytes().replace(b"cafe1", "café".encode()))
+    unpack_images(archive, tmp_path / "images")
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["café.png"]
+
+
+def test_a_file_and_a_folder_of_one_name(pack, tmp_path):
+    with pytest.raises(UserError, match="called as a file: 'A.png/b.png'"):
+        unpack_images(pack({"A.png/b.png": picture(), "a.png": picture()}), tmp_path / "images")
 
 
 def test_an_archive_without_images(pack, tmp_path):

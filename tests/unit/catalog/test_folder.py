@@ -128,6 +128,9 @@ def test_captions_that_cannot_be_taken_as_they_are(folder):
     path.write_text('image,caption\na.jpg,"a dog\nb.PNG,x\nc,y\n')  # everything after the quote is one field
     with pytest.raises(UserError, match=r"captions\.csv, the row that begins in line 2: .*; close its quotes"):
         read_folder(str(folder), str(path))
+    path.write_text('image,caption\na.jpg,"a dog\nb.PNG,x\nc,y"\nc,z\n')  # the quote is closed, by that of another row
+    with pytest.raises(UserError, match=r"1 rows with an open quote, to which .* \(close it\): 'line 2 \(a.jpg\)'"):
+        read_folder(str(folder), str(path), missing_captions="keep")
 
     path = folder.parent / "captions.jsonl"
     path.write_text(
@@ -277,6 +280,9 @@ def test_splits_by_file(folder, tmp_path):
         read_folder(str(folder), split_files=files)
     assert "test.txt: 1 names of images that are not in the folder: 'z'" in str(error.value)
     assert "test.txt: 1 images that another split has: 'a (train)'" in str(error.value)
+    (tmp_path / "test.txt").write_text("\n")
+    with pytest.raises(UserError, match="test.txt: names no image; fill it, or leave split_files.test out"):
+        read_folder(str(folder), split_files=files)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The index: sizes, hashes, digests and versions."""
 
 import hashlib
+import struct
 
 import pyarrow.parquet as pq
 import pytest
@@ -57,6 +58,17 @@ def test_a_broken_header_is_a_note_not_a_stop(files):
     rows = table(files).to_pylist()
     assert (rows[2]["width"], rows[2]["height"]) == (0, 0) and "not a readable image" in rows[2]["error"]
     assert "cannot be read" in rows[3]["error"]
+
+
+def test_empty_and_gigantic_files_are_called_that(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    # The header alone says it: 30,000 x 30,000 pixels.
+    (tmp_path / "b.bmp").write_bytes(
+        b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, 30000, 30000, 1, 24, *[0] * 6)
+    )
+    paths = [str(tmp_path / name) for name in ("a.jpg", "b.bmp")]
+    errors = describe_images(["a", "b"], paths, ["x", "x"])["error"].to_pylist()
+    assert errors == ["an empty file (0 bytes); copy it again", "has more than 178,956,970 pixels; scale it down"]
 
 
 def test_round_trip_with_digest_and_version(files, tmp_path):

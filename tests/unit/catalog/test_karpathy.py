@@ -71,6 +71,19 @@ def test_captions_beyond_five_are_told(coco):
     assert found.notes == ["3 captions of 2 images left out: the first 5 of an image count, as the field does"]
 
 
+def test_two_entries_of_one_file(coco):
+    write, images = coco
+    other = entry(1, filename="else/COCO_val2014_000000000000.jpg", filepath="")
+    with pytest.raises(UserError, match=r"1 files that several entries name \(keep one entry of each\): '.*000.jpg'"):
+        read_karpathy(write([entry(0), other]), str(images))
+
+
+def test_numbers_of_coco_as_floats_or_nothing(coco):
+    write, images = coco
+    found = read_karpathy(write([entry(0, cocoid=7.0), entry(1, cocoid=None)]), str(images))
+    assert found.image_ids == ["7", "COCO_val2014_000000000001"]
+
+
 def test_the_pictures_under_the_names_of_coco_2017(coco, tmp_path):
     """COCO 2017 holds COCO 2014's pictures as `train2017/000000001000.jpg`, in other folders than Karpathy's file says."""
     write, _ = coco
@@ -190,9 +203,10 @@ def test_everything_wrong_is_listed_at_once(coco):
         "1 captions without an image: their imgid is another's: '30'",
         "1 captions that are empty or no text (missing_captions: keep or drop goes on without them): '11'",
         "10 caption ids that occur twice: '0', '1', '2', '3', '4', ...",
+        "1 files that several entries name (keep one entry of each): ",
     ):
         assert sum(line.strip().startswith(expected) for line in lines) == 1, (expected, lines)
-    assert len(lines) == 8
+    assert len(lines) == 9
     missing = next(line for line in lines if "files that are not in" in line)
     assert "'val2014/COCO_val2014_000000000010.jpg'" in missing and missing.endswith(", ...")
 

@@ -25,6 +25,9 @@ def names(tmp_path):
         (123, "00123"),
         ("123.0", "00123"),
         (42, "more/COCO_val2014_000000000042"),
+        ("123.png", "00123"),
+        ("123.jpg", ""),
+        ("42.JPG", "more/COCO_val2014_000000000042"),
         ("dog.jpg", "Dog"),
         (" Dog ", "Dog"),
         ("./more/d.jpg", "more/d"),
@@ -43,6 +46,13 @@ def names(tmp_path):
 )
 def test_what_is_found(names, given, found):
     assert names.find(given) == found
+
+
+def test_numbers_that_floating_point_cannot_tell_apart():
+    """9007199254740993 becomes 9007199254740992 where a table is read as numbers."""
+    names = Names("x", ["9007199254740992.jpg", "9007199254740991.jpg"], ["9007199254740992", "9007199254740991"])
+    assert names.find(9007199254740993.0) == ""
+    assert names.find(9007199254740991.0) == "9007199254740991"
 
 
 def test_absolute_paths_into_the_folder(names, tmp_path):

@@ -103,7 +103,7 @@ def test_ids_that_two_splits_share(folder):
 
 def test_pickles_are_refused(folder):
     np.save(folder / "train_ims.npy", np.array([{"a": 1}] * 3, dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="train_ims.npy is not an array of numbers"):
+    with pytest.raises(UserError, match="train_ims.npy is an array of Python objects, which are never opened"):
         read_precomputed(str(folder), SPLITS, ["regions"])
 
 

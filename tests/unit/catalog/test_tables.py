@@ -28,8 +28,9 @@ def pairs(found) -> list[tuple[object, object]]:
         "caption\timage\na dog\ta\n",
         "image_name| comment_number| comment\na| 0| a dog\n",
         "id,image,caption\n7,a,a dog\n,,\n\n , ,\n",
+        '\n \r\nimage, caption\na, "a dog"\n',
     ],
-    ids=["plain", "blanks", "excel", "announced", "tabs", "kaggle", "empty rows"],
+    ids=["plain", "blanks", "excel", "announced", "tabs", "kaggle", "empty rows", "blanks in front"],
 )
 def test_every_spreadsheets_csv(tmp_path, text):
     found = table(tmp_path, text)
@@ -52,6 +53,7 @@ def test_what_cannot_be_seen_and_what_was_converted_twice(tmp_path):
 
 
 def test_flickrs_token_files(tmp_path):
+    assert pairs(table(tmp_path, "\na.jpg#0\tx\n", "a.token")) == [("a.jpg", "x")]
     text = "1.jpg#0\tA dog .\n1.jpg#1\tIt runs\tfast .\n\nbroken\n"
     for name in ("results.token", "captions.txt"):
         found = table(tmp_path, text, name)
@@ -79,12 +81,27 @@ def test_headers_that_cannot_be_read(tmp_path, text, message):
 
 
 def test_a_key_that_is_there_twice(tmp_path):
-    with pytest.raises(UserError, match=r"captions\.jsonl, line 2: \(the key 'caption' stands twice in an object\)"):
+    with pytest.raises(
+        UserError, match=r"captions\.jsonl, line 2: the key 'caption' stands twice in an object; write one"
+    ):
         table(
             tmp_path, '{"image": 0, "caption": "a"}\n{"image": 0, "caption": "b", "caption": "c"}\n', "captions.jsonl"
         )
     pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["image", "caption", "caption"]), tmp_path / "c.parquet")
     with pytest.raises(UserError, match="the column `caption` is there 2 times"):
+        read_table(tmp_path / "c.parquet")
+
+
+def test_what_a_line_of_json_lines_is_not(tmp_path):
+    with pytest.raises(UserError, match=r"line 2: not JSON \(Extra data at character 4\); write one object per line"):
+        table(tmp_path, "{}\n{} ,,\n", "captions.jsonl")
+
+
+def test_text_that_a_parquet_file_calls_bytes(tmp_path):
+    pq.write_table(pa.table({"image": [b"a"], "caption": ["é".encode()]}), tmp_path / "c.parquet")
+    assert pairs(read_table(tmp_path / "c.parquet")) == [("a", "é")]
+    pq.write_table(pa.table({"image": [b"a"], "caption": [b"\xe9"]}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="the column 'caption' holds bytes that are no UTF-8"):
         read_table(tmp_path / "c.parquet")
 
 
@@ -114,8 +131,12 @@ def test_the_broken_line_of_kaggles_flickr30k(tmp_path):
         ('{"a.jpg": ["x"]}', "expected a list of objects"),
         ('{"image": 1}\n{"image": 2}', "with an object a line it is called .jsonl"),
         ('[{"image": "a", "image": "b", "caption": "x"}]', "the key 'image' stands twice"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": [{"image_id": 1, "caption": "x"}]}',
+            "1 ids stand for several images; keep one of each: '1'",
+        ),
     ],
-    ids=["rows", "coco", "karpathy", "instances", "other", "lines", "twice"],
+    ids=["rows", "coco", "karpathy", "instances", "other", "lines", "twice", "one id of two files"],
 )
 def test_json_tables(tmp_path, text, result):
     if isinstance(result, list):

@@ -71,6 +71,10 @@ def test_half_of_a_download(tmp_path, name):
         ("c.json", b"\xd0\xcf\x11\xe0", "a workbook"),
         ("c.tsv", b"PAR1", "a Parquet file"),
         ("c.npy", None, "a folder; name the file itself"),
+        ("c.zip", b"", "empty (0 bytes)"),
+        ("c.jpg", b"\0\0\0\x18ftypheic", "a HEIC photograph, whatever its name says"),
+        ("c.png", b"<svg xmlns='", "a drawing (SVG)"),
+        ("c.jpg", b"%PDF-1.4", "a PDF document"),
     ],
 )
 def test_what_was_given_in_place_of_text_or_a_file(tmp_path, name, content, what):

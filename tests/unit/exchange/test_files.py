@@ -3,6 +3,8 @@
 import base64
 import os
 import re
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -137,7 +139,7 @@ def test_images_without_usable_files_are_listed(tmp_path):
 
     (tmp_path / "7.npz").unlink()
     _, _, failures = read({"format": "npz", "path": str(tmp_path)})
-    tried = "'7.npz', 'COCO_val2014_000000000007.npz', 'COCO_val2014_000000000007.jpg.npz', '000000000007.npz'"
+    tried = "'7.npz', 'COCO_val2014_000000000007.npz', 'COCO_val2014_000000000007.jpg.npz', '000000000007.npz'; there are '42.npz', 'x.npz'"
     assert failures[1] == (1, f"nothing for it in {tmp_path}; looked for {tried}")
 
 
@@ -245,6 +247,9 @@ def test_features_the_other_way_round_are_turned(tmp_path):
         ({"x": np.full((4, 16), "a")}, "not real numbers"),
         ({"bbox": np.full((4, 4), np.inf, "f4")}, "boxes holds values that are not finite"),
         ({"x": np.ones((12, 16), "f4"), "bbox": np.tile(np.array([550, 440, 80, 35], "f4"), (12, 1)), "num_bbox": 12, "info": {"objects_id": np.arange(12), "objects_conf": np.ones(12)}}, "boxes are x, y, width, height"),
+        ({"x": np.ones((12, 16), "f4"), "bbox": np.tile(np.array([600, 440, 80, 60], "f4"), (12, 1)), "num_bbox": 12, "info": {"objects_id": np.arange(12), "objects_conf": np.ones(12)}}, "boxes are centre x, centre y"),
+        ({"x": np.full((4, 16), 16256, np.uint16)}, r"features are whole numbers \(uint16\)"),
+        ({"x": np.full((4, 16), None)}, "holds Python objects as x or bbox, which are never opened; save arrays of numbers$"),
         ({"bbox": np.tile(np.array([0.1, 0.2, 0.5, 0.9], "f4"), (4, 1))}, "as fractions of the image do"),
         ({"bbox": np.tile(np.array([0, 0, 400, 630], "f4"), (4, 1))}, "are x and y swapped"),
         ({"bbox": np.tile(np.array([-90, 0, 400, 90], "f4"), (4, 1))}, "left of or above the image"),
@@ -269,6 +274,31 @@ def test_values_that_cannot_be_are_failures(tmp_path, changes, message):
     images = ImageRows(["7", "42"], "digest", ["7.jpg", "42.jpg"], [SIZES[1], SIZES[0]])
     _, failures = open_reader("regions", {"format": "npz", "path": str(tmp_path)}, images).read(range(2))
     assert [row for row, _ in failures] == [1] and re.search(message, failures[0][1]), failures
+
+
+def test_an_array_that_an_archive_holds_twice(tmp_path):
+    write_npz(tmp_path / "7.npz", IMAGES[1], SIZES[1])
+    for name, content in (("x.npy", b"later"), ("bbox", b"no array")):
+        write_npz(tmp_path / "42.npz", IMAGES[0], SIZES[0])
+        with zipfile.ZipFile(tmp_path / "42.npz", "a") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            archive.writestr(name, content)
+        images = ImageRows(["7", "42"], "digest", ["7.jpg", "42.jpg"], [SIZES[1], SIZES[0]])
+        _, failures = open_reader("regions", {"format": "npz", "path": str(tmp_path)}, images).read(range(2))
+        assert [row for row, _ in failures] == [1] and "an array is in it twice" in failures[0][1]
+
+
+def test_boxes_that_are_all_far_from_the_border_are_told(tmp_path):
+    """In percent, or of the image as it was scaled down: each image could be so, all of them hardly."""
+    names = [str(number) for number in range(3)]
+    images = ImageRows(names, "digest", [f"{name}.jpg" for name in names], [(480, 640)] * 3)
+    for scale, told in ((1, False), (0.5, True)):
+        for name in names:
+            boxes = np.tile(np.array([10, 20, 640, 470], "f4"), (12, 1)) * scale
+            np.savez(tmp_path / f"{name}.npz", x=np.ones((12, 16), "f4"), bbox=boxes)
+        reader = open_reader("regions", {"format": "npz", "path": str(tmp_path)}, images)
+        assert bool(reader.notes) == told
+    assert reader.notes[0].startswith(f"boxes of 3 images in {tmp_path} get 50% across them at most: of images that")
 
 
 def test_boxes_may_end_a_pixel_beyond_the_image_and_lie_on_their_side(tmp_path):
@@ -298,6 +328,17 @@ def test_numbers_of_a_tsv_have_the_width_that_they_have(tmp_path):
     assert failures == [] and rows["features"].shape[2] == 16
     assert np.array_equal(rows["class_ids"][0, :4], IMAGES[0]["class_ids"])
     assert np.array_equal(rows["boxes"][1, :6], IMAGES[1]["boxes"])
+
+
+@pytest.mark.parametrize(("own", "boxes"), [("f2", "f4"), ("f4", "f8"), ("f8", "f4")])
+def test_features_of_another_precision_than_their_boxes(tmp_path, own, boxes):
+    """Two halves are a number as well: of another size in every row."""
+    images = [
+        image | {"features": image["features"].astype(own), "boxes": image["boxes"].astype(boxes)} for image in IMAGES
+    ]
+    write_tsv(tmp_path / "mixed.tsv", images, NAMES)
+    with pytest.raises(UserError, match="features are no float.*; write both in one precision"):
+        read({"format": "tsv", "path": str(tmp_path / "mixed.tsv")})
 
 
 def test_grids_with_channels_last_are_turned_and_impossible_ones_refused(tmp_path):

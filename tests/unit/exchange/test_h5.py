@@ -243,7 +243,17 @@ def test_what_is_wrong_with_an_image(tmp_path, content, message):
         ({"features": np.ones((2, 3, 4)), "image_id": [42, 42]}, "has id '42' twice"),
         ({"42_boxes": np.ones((3, 4))}, "no features under names that are known.*'42_boxes'"),
         ({"42_features": np.ones((3, 4)), "42_feats": np.ones((3, 4))}, "has twice features of image '42'"),
-        ({"1/features": np.ones((3, 4))}, "no usable regions of any image of the index"),
+        ({"1/features": np.ones((3, 4))}, "no usable regions of any image of the index.*there are '1'"),
+        (
+            {"features": np.ones((9, 4)), "image_id": [42, 7], "pos_boxes": [[0, 5], [4, 9]]},
+            r"gives rows to two images: \[0, 5\] and \[4, 9\]",
+        ),
+        ({"features": np.ones((9, 4)), "image_id": [42, 7], "pos_boxes": [0, 4]}, r"pos_boxes has shape \(2,\)"),
+        (
+            {"features": np.ones((2, 3, 4)), "image_id": [42, 7], "num_boxes": [-1, np.nan]},
+            "no usable regions.*the number of its regions is -1.0",
+        ),
+        ({"features": np.ones((1, 3, 4)), "image_id": [42], "num_boxes": [9]}, "has 3 rows for 9 regions"),
     ],
 )
 def test_files_that_cannot_be_of_the_dataset(tmp_path, content, message):
@@ -252,6 +262,40 @@ def test_files_that_cannot_be_of_the_dataset(tmp_path, content, message):
             file[name] = values
     with pytest.raises(UserError, match=message):
         read(tmp_path / "a.h5")
+
+
+def test_numbers_that_lie_elsewhere_or_are_packed_otherwise(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        by_image(file, "42", *ARRAYS[0])
+        layout = h5py.VirtualLayout((3, 16), np.float32)
+        layout[:] = h5py.VirtualSource(str(tmp_path / "gone.h5"), "x", (3, 16))  # h5py fills in what is missing
+        file.create_virtual_dataset("7_features", layout, fillvalue=7)
+    assert "/7_features lies in other files" in read(path)[2][0][1]
+    with h5py.File(path, "w") as file:
+        by_image(file, "42", *ARRAYS[0])
+        (tmp_path / "raw").write_bytes(ARRAYS[1][0].tobytes())
+        file.create_dataset("7_features", (3, 16), np.float32, external=[(str(tmp_path / "raw"), 0, 192)])
+    assert "/7_features lies in other files" in read(path)[2][0][1]
+    with h5py.File(path, "w") as file:
+        by_image(file, "42", *ARRAYS[0])
+        file.create_dataset("7_features", data=ARRAYS[1][0], compression="gzip")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"deflate") - 8
+    content[at : at + 2] = (32001).to_bytes(2, "little")
+    path.write_bytes(content)
+    assert "(number 32001), which h5py lacks; write it anew" in read(path)[2][0][1]
+
+
+def test_rows_of_their_own_lengths_that_are_equal(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, (features, boxes) in zip(("42", "7"), ARRAYS, strict=True):
+            rows = file.create_dataset(f"{name}_features", len(features), h5py.vlen_dtype(np.float32))
+            for k, values in enumerate(features):
+                rows[k] = values
+            file[f"{name}_boxes"] = boxes
+    _, rows, failures = read(tmp_path / "a.h5")
+    check(rows, failures)
 
 
 def test_sizes_that_cannot_be_are_not_read(tmp_path):

@@ -43,6 +43,20 @@ def test_grids(tmp_path):
             assert np.allclose(rows["features"][row, : len(expected)], expected, atol=1e-3)
 
 
+def test_few_channels_and_cells_in_a_row(tmp_path):
+    content = np.random.default_rng(0).random((64, 7, 7), dtype=np.float32)
+    np.save(tmp_path / "42.npy", content.transpose(1, 2, 0))
+    np.save(tmp_path / "7.npy", content)
+    _, rows, failures = read(tmp_path, "grids", grid="native")
+    assert failures == [] and rows["grid_shapes"].tolist() == [[7, 7]] * 2
+    assert np.array_equal(rows["features"][0], rows["features"][1])
+    # A vision transformer's: 7 x 7 cells behind a token of the whole image.
+    np.save(tmp_path / "42.npy", np.ones((50, 64), np.float32))
+    _, _, failures = read(tmp_path, "grids", grid=7)
+    assert [row for row, _ in failures] == [0] and "is the first one a token of the whole image" in failures[0][1]
+    assert read(tmp_path, "grids", grid="native")[1]["counts"].tolist() == [50, 49]
+
+
 def test_what_cannot_be(tmp_path):
     np.save(tmp_path / "42.npy", np.ones((3, 8), np.float32))
     for values, message in (
@@ -50,7 +64,7 @@ def test_what_cannot_be(tmp_path):
         (np.zeros((3, 8), np.float32), "all zero"),
         (np.ones((3, 9), np.float32), "features has shape (3, 9) instead of (3, 8)"),
         (np.ones((40, 8), np.float32), "raise imports.regions.num_regions"),
-        (np.array([{"features": 1}], object), "not an array of numbers"),
+        (np.array([{"features": 1}], object), "an array of Python objects, which are never opened"),
         (np.ones(8, np.float32), "instead of (regions, width)"),
     ):
         np.save(tmp_path / "7.npy", values, allow_pickle=True)

@@ -162,7 +162,7 @@ def test_files_that_are_no_images_change_nothing(mine):
 def test_an_index_names_what_it_is_made_from():
     photos("photos", "one.png")
     for name in ("captions.csv", "train.txt", "photos.zip", "karpathy.json"):
-        Path(name).touch()
+        Path(name).write_text("x")
     for name in ("train_caps.txt", "train_ids.txt", "train_ims.npy"):
         Path("photos", name).touch()
     datasets = {
