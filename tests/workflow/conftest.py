@@ -13,6 +13,7 @@ import yaml
 
 from rules.targets import TARGETS
 
+from .jobs import Jobs
 from .launcher import Launcher
 
 TINY = {
@@ -67,7 +68,7 @@ class Workflow:
         return {"args": command, "cwd": self.folder, "env": environment}
 
     def run(self, *arguments: str, config: dict | None = None) -> subprocess.CompletedProcess:
-        """Snakemake to its end; the result's `cpu_seconds` are those of its jobs too, without the imports of Snakemake."""
+        """Snakemake to its end; the result's `cpu_seconds` are its own, without its imports and its jobs."""
         command = self.command(*arguments, config=config)
         return self.launcher.run(command.pop("args")[3:], **command)
 
@@ -103,13 +104,15 @@ def jobs_of(result: subprocess.CompletedProcess) -> dict[str, int]:
 @pytest.fixture(scope="session")
 def make_workflow(repository, tmp_path_factory):
     """`make_workflow(config)`: a `Workflow` in a folder of its own."""
-    launcher = Launcher()
+    jobs = Jobs()
+    launcher = Launcher(jobs)
 
     def make(config: dict) -> Workflow:
         return Workflow(repository, tmp_path_factory.mktemp("workflow"), config, launcher)
 
     yield make
     launcher.close()
+    jobs.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """A process that has imported Snakemake once and forks for each start of it: the imports are two thirds of a dry run.
 
 A start is a process as any other, in its folder and its environment; only that its imports are done. It is the program that
-`Launcher` starts and talks to; a start that is to be killed, or be the very command of a user, needs none of this.
+`Launcher` starts and talks to; a start that is to be killed, or be the very command of a user, needs none of this. The jobs that it
+starts are forks as well (`jobs.py`).
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .jobs import Jobs
 
 
 class Launcher:
-    """Snakemake in processes that need not import it."""
+    """Snakemake in processes that need not import it. jobs: what starts its jobs; None: this interpreter."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: Jobs | None = None) -> None:
+        self._jobs = jobs
         self._process: subprocess.Popen | None = None
 
     def run(self, arguments: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
-        """`python -m snakemake ARGUMENTS`, waited for. `cpu_seconds` is what it and its jobs used."""
+        """`python -m snakemake ARGUMENTS`, waited for. `cpu_seconds` is what it used itself."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, __file__],
@@ -36,6 +42,7 @@ class Launcher:
         with tempfile.TemporaryDirectory(prefix="launcher.") as folder:
             outputs = [str(Path(folder) / name) for name in ("stdout", "stderr")]
             request = {"arguments": arguments, "cwd": str(cwd), "env": env, "outputs": outputs}
+            request["python"] = str(self._jobs.python if self._jobs else sys.executable)
             try:
                 self._process.stdin.write(json.dumps(request) + "\n")
                 self._process.stdin.flush()
@@ -79,6 +86,7 @@ def become(request: dict) -> None:
         os.dup2(stream, number)
     sys.argv = ["snakemake", *request["arguments"]]
     sys.path[0] = request["cwd"]
+    sys.executable = request["python"]  # which the workflow takes for its jobs
 
 
 def serve() -> None:
