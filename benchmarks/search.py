@@ -3,6 +3,9 @@
 Embeddings are synthetic: normalised, scattered around a thousand centres, questions near some of them. FAISS (`pip install --group
 faiss`) searches exactly (IndexFlatIP), or only the lists nearest to a question (IndexIVFFlat), which has to be built first; the
 break-even is the number of questions that the time of building would have answered exactly, less what the index itself takes.
+
+And of a run that scores pairs (SCAN): a sentence's words against the regions of every image, which are kept in half precision, in
+blocks; against the network's `similarity` of all of them in memory, in single precision.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import numpy as np
 from benchmarks.common import add_arguments, interleaved, ratio, report, start
 from core.console import run_cli
 from core.flags import command
-from search.vectors import nearest
+from search.vectors import KEY_BYTES, Vectors, inner_products, nearest, pair_similarities
 
 TOP = 10
 _CENTRES = 1000
@@ -49,7 +52,7 @@ def measured(rows: int, args: argparse.Namespace, device: Any) -> list[dict[str,
     def question() -> np.ndarray:
         return questions[next(place) % len(questions)]
 
-    ways = {"exact": lambda: nearest([table], [question()], TOP)}
+    ways = {"exact": lambda: nearest([inner_products(table, question())], rows, TOP)}
     lines: list[dict[str, Any]] = []
     try:
         import faiss
@@ -71,7 +74,7 @@ def measured(rows: int, args: argparse.Namespace, device: Any) -> list[dict[str,
             built = time.perf_counter() - begin
             index.nprobe = args.probes
             _, near = index.search(questions, TOP)
-            right = [nearest([table], [one], TOP)[0] for one in questions]
+            right = [nearest([inner_products(table, one)], rows, TOP)[0] for one in questions]
             recall = float(np.mean([len(set(a) & set(b)) / TOP for a, b in zip(near, right, strict=True)]))
             ways["faiss lists"] = lambda: index.search(question()[None], TOP)
     seconds = interleaved(ways, args.repetitions, device)
@@ -90,9 +93,48 @@ def measured(rows: int, args: argparse.Namespace, device: Any) -> list[dict[str,
     return lines
 
 
+def measured_pairs(images: int, args: argparse.Namespace, device: Any) -> list[dict[str, Any]]:
+    """The table's line for one number of images whose regions are kept."""
+    import torch
+
+    from model.build import new_image_encoder
+    from model.scan import SCAN
+    from model.settings import ScanModel
+
+    generator = np.random.default_rng(args.seed)
+    regions = embeddings(images * args.regions, args.width, generator, np.zeros((1, args.width), np.float32))
+    words = embeddings(args.words, args.width, generator, np.zeros((1, args.width), np.float32))
+    network = SCAN(
+        new_image_encoder(SCAN, ScanModel(kind="scan", embed_size=args.width), img_dim=8), torch.nn.Identity()
+    )
+    lengths = np.full(images, args.regions, np.int32)
+    table = Vectors(regions.astype(np.float16), np.zeros((images, KEY_BYTES), np.uint8), "", lengths)
+    whole = torch.from_numpy(regions).unflatten(0, (images, args.regions)), torch.from_numpy(lengths)
+    sentence = torch.from_numpy(words)[None], torch.tensor([args.words])
+    scorer = pair_similarities(network.similarity, table, words, of_captions=False)
+
+    def in_memory() -> np.ndarray:
+        with torch.inference_mode():
+            return network.similarity(*whole, *sentence).numpy()
+
+    seconds = interleaved(
+        {"blocks": lambda: nearest([scorer], images, TOP), "whole": in_memory}, args.repetitions, device
+    )
+    middle = {name: 1000 * float(np.median(times)) for name, times in seconds.items()}
+    what = f"{images:,} x {args.regions} x {args.width}: a sentence of {args.words} words, pairs in blocks"
+    line = {"what": what, "ours": middle["blocks"], "unit": "ms", "baseline": middle["whole"]}
+    note = (
+        f"baseline: all in memory, {regions.nbytes / 2**20:,.0f} MiB; kept: {table.embeddings.nbytes / 2**20:,.0f} MiB"
+    )
+    return [line | {"ratio": ratio(seconds, "blocks", "whole"), "note": note}]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command("benchmarks.search", __doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--images", type=int, nargs="*", default=[1_000, 4_000], help="of which regions are kept")
+    parser.add_argument("--regions", type=int, default=36, help="of an image")
+    parser.add_argument("--words", type=int, default=12, help="of a sentence, by a run that scores pairs")
     parser.add_argument("--indexed", type=int, default=200_000, help="no lists are built of more rows")
     parser.add_argument("--width", type=int, default=1024, help="E")
     parser.add_argument("--questions", type=int, default=50)
@@ -101,7 +143,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_arguments(parser)
     args = parser.parse_args(argv)
     device = start(args)
-    report("search", args, device, [line for rows in args.rows for line in measured(rows, args, device)])
+    lines = [line for rows in args.rows for line in measured(rows, args, device)]
+    report(
+        "search",
+        args,
+        device,
+        lines + [line for images in args.images for line in measured_pairs(images, args, device)],
+    )
 
 
 if __name__ == "__main__":

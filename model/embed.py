@@ -26,53 +26,74 @@ _WORTH_FIXING = 4  # batches: laying the weights out costs about as much as it s
 _CAPTIONS_AT_ONCE = 4096  # of pair scores: 1,024 wide and 20 words long they take a third of a GiB
 
 
-@torch.inference_mode()
-def embed_images(
-    network: RetrievalNetwork, features: Features, rows: np.ndarray, *, batch_size: int = 128, workers: int = 0
-) -> np.ndarray:
-    """(N, E) float32 embeddings of the images in these store rows; the network must be in eval mode.
-
-    Args:
-        workers: threads that read ahead for a GPU; on a CPU whoever embeds a batch reads it.
-    """
-    rows = np.asarray(rows)
-    starts = range(0, len(rows), batch_size)
-    on_gpu = network.device.type == "cuda"
-
-    def read(start: int) -> tuple[torch.Tensor, ...]:
-        inputs = image_tensors(features.rows(rows[start : start + batch_size]))
-        return tuple(part.pin_memory() for part in inputs) if on_gpu else inputs
-
+def embed_images(network: RetrievalNetwork, features: Features, rows: np.ndarray, **options: Any) -> np.ndarray:
+    """(N, E) float32 embeddings of the images in these store rows; see `image_batches`."""
     found = np.zeros((len(rows), network.image.sizes.embed_size), dtype=np.float32)
-    for start, embeddings in _embedded(network, starts, read, network.encode_images, "embed images", workers=workers):
-        found[start : start + batch_size] = embeddings
+    for numbers, embeddings in image_batches(network, features, rows, **options):
+        found[numbers] = embeddings
     return _from_all(found, network.device)
 
 
 @torch.inference_mode()
+def image_batches(
+    network: RetrievalNetwork, features: Features, rows: np.ndarray, *, batch_size: int = 128, workers: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images in these store rows, batch by batch, by a network in eval mode: this process's share of them.
+
+    Args:
+        workers: threads that read ahead for a GPU; on a CPU whoever embeds a batch reads it.
+
+    Yields:
+        (b,) numbers among `rows`, and (b, E) float32 embeddings, or (b, K, E) of a network that scores pairs.
+    """
+    rows = np.asarray(rows)
+    batches = [np.arange(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
+    on_gpu = network.device.type == "cuda"
+
+    def read(numbers: np.ndarray) -> tuple[torch.Tensor, ...]:
+        inputs = image_tensors(features.rows(rows[numbers]))
+        return tuple(part.pin_memory() for part in inputs) if on_gpu else inputs
+
+    yield from _embedded(network, batches, read, network.encode_images, "embed images", workers=workers)
+
+
 def embed_captions(
     network: RetrievalNetwork, tokenizer: CaptionTokenizer, captions: list[str], *, batch_size: int | None = None
 ) -> np.ndarray:
-    """(M, E) float32 embeddings of captions; the network must be in eval mode.
+    """(M, E) float32 embeddings of captions; see `caption_batches`."""
+    found = np.zeros((len(captions), network.image.sizes.embed_size), dtype=np.float32)
+    for numbers, embeddings in caption_batches(network, tokenizer, captions, batch_size=batch_size):
+        found[numbers] = embeddings
+    return _from_all(found, network.device)
+
+
+@torch.inference_mode()
+def caption_batches(
+    network: RetrievalNetwork, tokenizer: CaptionTokenizer, captions: list[str], *, batch_size: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Captions, batch by batch, by a network in eval mode: this process's share of them.
 
     Captions that read alike are encoded once, so that they tie exactly whatever batch they would have met; the captions of
     a batch are of one length, so that nothing is padded.
 
     Args:
         batch_size: None: 256, or 128 on a CPU, where larger activations cost more than they save.
+
+    Yields:
+        (b,) numbers of captions, and (b, E) float32 embeddings, or (b, T, E) of a network that scores pairs.
     """
     batch_size = batch_size or (128 if network.device.type == "cpu" else 256)
     pieces = tokenizer.split(captions)
     distinct, which = _distinct(pieces)
+    same = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
     batches = _of_one_length(np.diff(pieces.offsets)[distinct], batch_size)
 
     def read(chosen: np.ndarray) -> tuple[torch.Tensor, ...]:
         return tuple(torch.from_numpy(part) for part in tokenizer.batch(pieces, distinct[chosen]))
 
-    found = np.zeros((len(distinct), network.image.sizes.embed_size), dtype=np.float32)
     for chosen, embeddings in _embedded(network, batches, read, network.encode_captions, "embed captions"):
-        found[chosen] = embeddings
-    return _from_all(found, network.device)[which]
+        own = [same[number] for number in chosen]
+        yield np.concatenate(own), np.repeat(embeddings, [len(numbers) for numbers in own], axis=0)
 
 
 @torch.inference_mode()

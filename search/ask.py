@@ -19,7 +19,7 @@ from core.console import UserError
 from core.messages import did_you_mean
 from search.build import SEARCH, SEARCH_VERSION, captions_file, images_file, thumbnail, thumbnails_of
 from search.copies import fetched, resolved, run_folder
-from search.vectors import nearest, read_vectors
+from search.vectors import Scorer, Vectors, inner_products, nearest, pair_similarities, read_vectors
 from stores.class_names import class_names
 from stores.places import Location, Place, place_of
 
@@ -62,9 +62,8 @@ class Search:
         self.warning: str = about.get("warning", "")
         self.images = pq.read_table(self.folder / layout.IMAGES).to_pylist()
         self.captions = pq.read_table(self.folder / layout.CAPTIONS).to_pylist()
-        vectors = {run: read_vectors(self.folder / images_file(run)) for run in self.runs}
-        self._images = {run: one.embeddings for run, one in vectors.items()}
-        self._captions = {run: read_vectors(self.folder / captions_file(run)).embeddings for run in self.runs}
+        self._images = {run: read_vectors(self.folder / images_file(run)) for run in self.runs}
+        self._captions = {run: read_vectors(self.folder / captions_file(run)) for run in self.runs}
         for tables, rows, what in ((self._images, self.images, "images"), (self._captions, self.captions, "captions")):
             if bad := [run for run, table in tables.items() if len(table) != len(rows)]:
                 raise UserError(
@@ -89,20 +88,27 @@ class Search:
 
     def find(self, sentence: str, *, run: str | None = None, top: int = 5) -> list[Hit]:
         """Images for a sentence, the best first."""
-        runs = self.chosen(run)
-        return self._nearest(self._images, runs, [self._embed(one, sentence[:MAX_CHARACTERS]) for one in runs], top)
+        asked = {one: self._embed(one, sentence[:MAX_CHARACTERS]) for one in self.chosen(run)}
+        scorers = [self._scorer(one, self._images[one], query) for one, query in asked.items()]
+        return self._nearest(scorers, len(self.images), top)
 
     def similar(self, row: int, *, run: str | None = None, top: int = 5) -> list[Hit]:
-        """Images like an image, itself left out."""
-        runs = self.chosen(run)
-        return self._nearest(self._images, runs, [self._images[one][row] for one in runs], top, leave_out=row)
+        """Images like an image, itself left out: by the cosine of their vectors, or of the mean of their regions' (or cells') vectors.
+
+        A network that scores pairs says nothing of two images. With one's regions in place of a sentence's words it finds no better
+        ones, in 250 times the time.
+        """
+        tables = [self._vectors(one) for one in self.chosen(run)]
+        return self._nearest(
+            [inner_products(table, table[row]) for table in tables], len(self.images), top, leave_out=row
+        )
 
     def sentences(self, row: int, *, run: str | None = None, top: int = 5) -> list[Hit]:
         """Captions for an image, the best first; of those with one text the first alone."""
-        runs = self.chosen(run)
-        queries, wanted = [self._images[one][row] for one in runs], top
+        scorers = [self._scorer(one, self._captions[one], self._images[one].of(row)) for one in self.chosen(run)]
+        wanted = top
         while True:
-            found = self._nearest(self._captions, runs, queries, wanted)
+            found = self._nearest(scorers, len(self.captions), wanted)
             different: dict[str, Hit] = {}
             for hit in found:
                 different.setdefault(self.captions[hit.row]["text"], hit)
@@ -170,26 +176,37 @@ class Search:
 
     # --- how
 
-    def _nearest(
-        self,
-        tables: dict[str, np.ndarray],
-        runs: Sequence[str],
-        queries: Sequence[np.ndarray],
-        top: int,
-        *,
-        leave_out: int | None = None,
-    ) -> list[Hit]:
-        rows, scores = nearest([tables[run] for run in runs], queries, top, leave_out=leave_out)
+    def _nearest(self, scorers: Sequence[Scorer], count: int, top: int, *, leave_out: int | None = None) -> list[Hit]:
+        rows, scores = nearest(scorers, count, top, leave_out=leave_out)
         return [Hit(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
 
+    def _scorer(self, run: str, table: Vectors, query: np.ndarray) -> Scorer:
+        """`query`: what the run compares of a sentence, for a table of images; of an image, for one of captions."""
+        if table.lengths is None:
+            return inner_products(table.embeddings, query)
+        network, _ = self._network(run)
+
+        def similarity(*sides: Any) -> Any:
+            with self._lock:
+                return network.similarity(*sides)
+
+        return pair_similarities(similarity, table, query, of_captions=table is self._captions[run])
+
     def _embed_sentence(self, run: str, sentence: str) -> np.ndarray:
-        from model.embed import embed_captions
+        """Its vector (E,), or the set (T, E) of its words."""
+        from model.embed import caption_batches
 
         network, tokenizer = self._network(run)
         with self._lock:
-            return embed_captions(network, tokenizer, [sentence])[0]
+            ((_, found),) = caption_batches(network, tokenizer, [sentence])
+        return found[0]
 
     @functools.cache  # noqa: B019 - a search lives as long as its process
+    def _vectors(self, run: str) -> np.ndarray:
+        """(N, E) float32, normalised: one vector of each image."""
+        return self._images[run].pooled()
+
+    @functools.cache  # noqa: B019
     def _network(self, run: str) -> tuple[Any, Any]:
         from core.devices import full_float32
         from core.files import digest_file

@@ -2,7 +2,7 @@
 
 search.json                   written last: what the search is of, where its runs and stores are, digests of the files beside it
 images.parquet                the rows that can be found;   captions.parquet   theirs
-{run}.images.safetensors      embeddings, each with a digest of what it was made from;   {run}.captions.safetensors
+{run}.images.safetensors      embeddings, each with a digest of what it was made from;   {run}.captions.safetensors   (`search.vectors`)
 thumbnails/                   a small JPEG for each content of an image file, named by its digest
 """
 
@@ -68,8 +68,8 @@ def build_search(
         photographs: the images are not drawings of the embedded renderer, so the page warns where its detectors made the features.
 
     Raises:
-        UserError: a run cannot be loaded, has no vocabulary, compares otherwise than by embeddings, or was trained on other
-            features; stores of another index; embeddings that are not finite.
+        UserError: a run cannot be loaded, has no vocabulary, or was trained on other features; stores of another index;
+            embeddings that are not finite.
     """
     for run in runs.values():
         read_config(run["folder"])  # mistakes before the seconds that importing torch takes
@@ -117,11 +117,6 @@ def _load(name: str, run: Mapping[str, str], digest: str) -> tuple[Any, dict[str
     network, config, tokenizer = load_run(run["folder"])
     if tokenizer is None:
         raise UserError(f"run {name} in {run['folder']} has no vocabulary; import it again with --vocabulary")
-    if network.scores != "vectors":
-        raise UserError(
-            f"run {name} is of a network ({type(network).__name__}) whose similarity is no inner product of embeddings, which "
-            "is what a search needs; leave it out"
-        )
     if "panoptic" in network.needs and "panoptic" not in run:
         raise UserError(f"--runs: {name} names no panoptic store, which its network reads")
     panoptic = open_store(run["panoptic"]) if "panoptic" in network.needs else None
@@ -173,24 +168,29 @@ def _embed(
     batch_size: int,
 ) -> dict[str, Any]:
     """Embeddings of one run; what is said of it in `search.json`."""
-    from model.embed import embed_captions, embed_images
+    from model.embed import caption_batches, image_batches
 
     network, _, tokenizer, features = loaded
     identity = {file: digest_file(Path(run["folder"], file)) for file in (WEIGHTS, CONFIG, VOCABULARY)}
     # Not of which index: rows say themselves what they were made from.
     made = {kind: {k: v for k, v in one.items() if k != "index_digest"} for kind, one in features.describe().items()}
+    captions = texts["text"].to_pylist()
+    width, pairs = network.image.sizes.embed_size, network.scores == "pairs"
     _, new_images = updated(
         folder / images_file(name),
         _image_keys(features, rows),
         digest_json({"run": identity, "features": made}),
-        lambda chosen: embed_images(network, features, rows[chosen], batch_size=batch_size),
+        lambda chosen: image_batches(network, features, rows[chosen], batch_size=batch_size),
+        width=width,
+        lengths=features.counts(rows).clip(1) if pairs else None,
     )
-    captions = texts["text"].to_pylist()
     _, new_captions = updated(
         folder / captions_file(name),
         _keys([caption.encode() for caption in captions]),
         digest_json({"run": identity}),
-        lambda chosen: embed_captions(network, tokenizer, [captions[row] for row in chosen]),
+        lambda chosen: caption_batches(network, tokenizer, [captions[row] for row in chosen]),
+        width=width,
+        lengths=tokenizer.encode(captions)[1] if pairs else None,
     )
     print(f"{name}: embedded {new_images} of {len(rows)} images and {new_captions} captions anew")
     return {"weights_digest": identity[WEIGHTS]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from core.console import UserError
 from core.features import VISUAL, Feature, Visual
 from core.messages import did_you_mean
 from core.section import FilePath, Name, Section
-from model.settings import DEFAULT_KIND, kind_needs, scores_pairs
+from model.settings import DEFAULT_KIND, kind_needs
 
 
 class ImportedRun(Section):
@@ -70,13 +69,6 @@ class Search(Section):
             name: {"visual" if feature in VISUAL else feature: feature for feature in features}
             for name, features in asked.items()
         }
-
-    def of_pairs(self, runs: dict[str, Any]) -> Iterator[str]:
-        """Runs that have no vector for an image. `runs`: those of the configuration."""
-        for name in self.runs:
-            with contextlib.suppress(UserError):  # a file that cannot be read is told of its run
-                if name in runs and scores_pairs(runs[name].model.kind):
-                    yield f"runs: {name!r} scores pairs ({runs[name].model.kind}) and has no vector for an image; leave it out"
 
     def unknown(self, datasets: list[str], runs: list[str]) -> Iterator[str]:
         """Names that the configuration does not have."""

@@ -134,7 +134,6 @@ class CrossChecks:
         yield from under(where, search.unknown(*names))
         if not self.doubtful("search", name):
             yield from self._section(where, search)
-            yield from under(where, search.of_pairs(self.settings.runs))
             reads = search.reads(self.settings.runs).values()
             for features in dict.fromkeys(tuple(read.values()) for read in reads):
                 yield from self._features(where, search.dataset, features)

@@ -127,9 +127,11 @@ def test_a_device_that_is_not_there(monkeypatch):
 def test_search(tmp_path, capsys):
     out = tmp_path / "out.json"
     small = ["--rows", "300", "500", "--indexed", "300", "--width", "8", "--questions", "4", "--repetitions", "2"]
-    importlib.import_module("benchmarks.search").main([*small, "--probes", "20", "--out", str(out)])
+    pairs = ["--images", "300", "--regions", "3", "--words", "2"]
+    importlib.import_module("benchmarks.search").main([*small, *pairs, "--probes", "20", "--out", str(out)])
     rows = {row["what"]: row for row in json.loads(out.read_text())["results"]}
     assert rows["300 x 8: a question, exact in blocks"]["ours"] > 0 and "500 x 8: a question, exact in blocks" in rows
+    assert rows["300 x 3 x 8: a sentence of 2 words, pairs in blocks"]["ratio"]
     if importlib.util.find_spec("faiss"):
         assert "100% of the 10 nearest" in rows["300 x 8: against lists"]["note"], "all lists are looked into"
         assert "500 x 8: against lists" not in rows

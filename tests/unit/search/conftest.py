@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 
 from catalog.index import read_captions, read_images, write_index
+from model.build import new_network
+from model.data import Features, read_split
 from model.runs import save_run
+from model.settings import Recipe
 from search.build import build_search
 from stores.schema import SCHEMA_VERSION
 from tests.unit.model.conftest import make_world
@@ -61,8 +64,8 @@ def write_stores(world, folder: Path, *, hashes: bool = True) -> None:
             array[:] = np.array(world.hashes, dtype=np.dtypes.StringDType())
 
 
-def make_searchable(folder: Path, *, runs=("first", "second"), **world_options) -> SimpleNamespace:
-    """`build()` makes `folder/results/search/mine/search.json`."""
+def make_searchable(folder: Path, *, runs=("first", "second"), scan=(), **world_options) -> SimpleNamespace:
+    """`build()` makes `folder/results/search/mine/search.json`. `runs`: of 3SHNet. `scan`: runs that score pairs, and how."""
     world = make_world(folder, **world_options)
     with_files(world, folder / "photos")
     write_stores(world, folder)
@@ -74,6 +77,9 @@ def make_searchable(folder: Path, *, runs=("first", "second"), **world_options) 
         save_run(folder / "runs" / run, network, pairs.tokenizer, config={"run": run})
         described[run] = {"folder": str(folder / "runs" / run)}
         described[run] |= {kind: str(folder / f"{kind}.zarr") for kind in ("visual", "panoptic")}
+    for run, model in dict(scan).items():
+        described[run] = {"folder": str(folder / "runs" / run), "visual": str(folder / "visual.zarr")}
+        save_scan(world, described[run]["folder"], model)
     output = folder / "results" / "search" / "mine" / "search.json"
 
     def build(**options):
@@ -82,6 +88,17 @@ def make_searchable(folder: Path, *, runs=("first", "second"), **world_options) 
         return json.loads(output.read_text())
 
     return SimpleNamespace(world=world, runs=described, output=output, results=folder / "results", build=build)
+
+
+def save_scan(world, folder: str, model: dict) -> None:
+    """A SCAN with random weights as a run."""
+    split, features = read_split(world.images, world.captions, "train"), Features(world.visual, None)
+    recipe = Recipe(
+        model={"kind": "scan", "embed_size": 8} | model, text={"kind": "bigru", "word_size": 8, "min_count": 1}
+    )
+    torch.manual_seed(3)
+    network, tokenizer = new_network(recipe, split.captions, img_dim=features.img_dim)
+    save_run(folder, network, tokenizer, config={"run": Path(folder).name})
 
 
 @pytest.fixture

@@ -49,19 +49,6 @@ def test_mistakes_are_told_with_the_fix(config, change, line):
     assert line in mistakes(config)
 
 
-def test_a_run_that_scores_pairs_has_nothing_to_search_by(config):
-    config["runs"]["scan"] = {
-        "dataset": "scenes",
-        "visual": "regions",
-        "model": {"kind": "scan"},
-        "text": {"kind": "bigru"},
-    }
-    config["search"]["mine"]["runs"] = ["region", "scan"]
-    assert "search.mine.runs: 'scan' scores pairs (scan) and has no vector for an image; leave it out" in mistakes(
-        config
-    )
-
-
 def test_an_imported_run_that_is_not_there_is_told(config, tmp_path, monkeypatch, repository):
     monkeypatch.chdir(repository)
     config["search"]["mine"]["imported"] = {"theirs": {"folder": str(tmp_path), "visual": "regions"}}
