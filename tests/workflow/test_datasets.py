@@ -263,5 +263,5 @@ def test_imported_regions_beside_extracted_panoptics(make_workflow, photos):
     assert regions.rows("counts", range(3)).tolist() == [7, 0, 7] and regions.shape("features") == (3, 10, 32)
     (receipt,) = (workflow.results / "mine" / "features" / "regions.receipts").glob("*.json")
     assert json.loads(receipt.read_text())["failures"][0]["error"] == (
-        "nothing for it in bua; looked for 'three.npz', 'three.jpg.npz'"
+        "nothing for it in bua; looked for 'three.npz', 'three.jpg.npz'; there are 'one.npz', 'two.npz'"
     )
