@@ -71,14 +71,16 @@ def import_checkpoint(
 
     Raises:
         UserError: the file does not fit, is of another kind or on other visual tokens, or `run_dir` holds a run that was
-            trained.
+            trained, or another checkpoint that somebody imported.
     """
     from core.layout import HISTORY
-    from model.runs import save_run
+    from model.runs import imported_by_hand, read_config, save_run
 
     if (Path(run_dir) / HISTORY).exists():
         raise UserError(f"{run_dir} holds a run that was trained here; import {path} into another folder")
     found, digest, features = recognise(path, kind, run=Path(run_dir).name, visual=visual, grids=grids)
+    if imported_by_hand(run_dir) and (there := read_config(run_dir)["source"]).get("digest") != digest:
+        raise UserError(f"{run_dir} holds {there['imported']}, imported here; import {path} into another folder")
     source: dict[str, Any] = {"imported": Path(path).name, "digest": digest}
     if found == "3shnet":
         network = load_reference(path, class_order, seg_map_encoding, heads=heads)

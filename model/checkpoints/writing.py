@@ -59,8 +59,8 @@ def export_checkpoint(
         check: refuse what the authors' code could not load, whose sizes are partly fixed.
 
     Raises:
-        UserError: no such run, one of a kind without authors, sizes that their code does not have, or a CNN that is not the
-            run's.
+        UserError: no such run, one of a kind without authors, sizes that their code does not have, a CNN that is not the run's,
+            or a file that is there.
     """
     network, config, tokenizer = load_run(run_dir)
     kind = config.get("kind", DEFAULT_KIND)
@@ -70,6 +70,10 @@ def export_checkpoint(
         raise UserError(f"{run_dir} cannot be loaded by the authors' code:\n  " + "\n  ".join(problems))
     grid, grid_options = ({}, {}) if cnn is None else _read_cnn(cnn, run_dir, config)
     words = network.text.config().get("kind") == "bigru"
+    vocabulary = Path(path).parent / f"{Path(path).name.split('.')[0]}_precomp_vocab.json"
+    for file in (Path(path), vocabulary) if words else (Path(path),):
+        if file.exists():  # perhaps somebody's download, which this would end
+            raise UserError(f"{file} is there and is not written over; name another file, or move it away")
     state = dict(network.image.state_dict())
     if kind == "3shnet" and network.image.sizes.class_order == "upsnet":
         state |= {key: state[key][:, list(UPSNET_TO_COCO)] for key in three_shnet.CATEGORY_LAYERS}
@@ -101,7 +105,7 @@ def export_checkpoint(
         known = tokenizer.vocabulary
         if kind != "scan" and known[-1] == MASK:
             known = known[:-1]  # theirs adds it after loading
-        write_word_vocabulary(Path(path).parent / f"{Path(path).name.split('.')[0]}_precomp_vocab.json", known)
+        write_word_vocabulary(vocabulary, known)
 
 
 def _read_cnn(

@@ -204,13 +204,23 @@ def test_what_is_written_is_what_was_read(tmp_path):
     for name, path in files.items():
         main(["import", str(path), str(tmp_path / name), "--vocabulary", str(tmp_path / f"{name}_vocab.json")])
         with pytest.raises(UserError, match="pool_position_size is 8") if name == "vse" else nullcontext():
-            main(["export", str(tmp_path / name), str(tmp_path / f"{name}_again.pth")])
+            main(["export", str(tmp_path / name), str(tmp_path / f"{name}_checked.pth")])
         export_checkpoint(tmp_path / name, tmp_path / f"{name}_again.pth", check=False)
         same_states(path, tmp_path / f"{name}_again.pth")
         again = tmp_path / f"{name}_again_precomp_vocab.json"
         assert again.read_text() == (tmp_path / f"{name}_vocab.json").read_text()
     assert load_scan(tmp_path / "scan_again.pth").image.sizes == load_scan(files["scan"]).image.sizes
     assert not load_vse_infinity(tmp_path / "vse_again.pth").text.normalise
+    # Nothing that somebody has is written over: neither a file, nor the words beside one, nor another import.
+    with pytest.raises(UserError, match=r"scan\.pth is there and is not written over"):
+        export_checkpoint(tmp_path / "scan", files["scan"], check=False)
+    (tmp_path / "other_precomp_vocab.json").write_text("somebody's")
+    with pytest.raises(UserError, match=r"other_precomp_vocab\.json is there"):
+        export_checkpoint(tmp_path / "scan", tmp_path / "other.pth", check=False)
+    assert not (tmp_path / "other.pth").exists()
+    with pytest.raises(UserError, match=r"holds vse\.pth, imported here; import .*scan\.pth into another folder"):
+        main(["import", str(files["scan"]), str(tmp_path / "vse"), "--vocabulary", str(tmp_path / "scan_vocab.json")])
+    main(["import", str(files["vse"]), str(tmp_path / "vse"), "--vocabulary", str(tmp_path / "vse_vocab.json")])
 
 
 def test_3shnet_is_written_in_its_authors_order_of_classes(tmp_path):
