@@ -47,8 +47,10 @@ demo: $(VENV)/.runtime
 	@echo
 	@echo "report: $(CURDIR)/results/report/index.html"
 
+# One more than there are cores: tests of Slurm and of servers wait for long.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTEST_XDIST_AUTO_NUM_WORKERS=$${PYTEST_XDIST_AUTO_NUM_WORKERS:-$$(($$(getconf _NPROCESSORS_ONLN) + 1))} \
+		$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 CONFIG ?= config.yaml
 fetch: $(VENV)/.runtime
