@@ -18,6 +18,7 @@ from core.console import UserError, run_cli
 from core.features import VISUAL
 from core.files import digest_file
 from core.flags import add_mapping
+from core.layout import HISTORY, VOCABULARY
 from model.checkpoints.reading import family, word_tokenizer_of, wrong_family
 from model.checkpoints.scan import load_scan
 from model.checkpoints.three_shnet import load_reference
@@ -73,7 +74,6 @@ def import_checkpoint(
         UserError: the file does not fit, is of another kind or on other visual tokens, or `run_dir` holds a run that was
             trained, or another checkpoint that somebody imported.
     """
-    from core.layout import HISTORY
     from model.runs import imported_by_hand, read_config, save_run
 
     if (Path(run_dir) / HISTORY).exists():
@@ -170,7 +170,6 @@ def _vocabulary_size(network: RetrievalNetwork) -> int:
 def _tokenizer_of(
     network: RetrievalNetwork, path: Path, vocabulary: str | Path | None, kind: str, max_tokens: int
 ) -> Tokenizer | None:
-    from core.layout import VOCABULARY
     from model.pretrained import resolve_pretrained
     from model.tokenizer import CaptionTokenizer
 

@@ -28,10 +28,7 @@ _CAPTIONS_AT_ONCE = 4096  # of pair scores: 1,024 wide and 20 words long they ta
 
 def embed_images(network: RetrievalNetwork, features: Features, rows: np.ndarray, **options: Any) -> np.ndarray:
     """(N, E) float32 embeddings of the images in these store rows; see `image_batches`."""
-    found = np.zeros((len(rows), network.image.sizes.embed_size), dtype=np.float32)
-    for numbers, embeddings in image_batches(network, features, rows, **options):
-        found[numbers] = embeddings
-    return _from_all(found, network.device)
+    return _vectors(network, len(rows), image_batches(network, features, rows, **options))
 
 
 @torch.inference_mode()
@@ -61,8 +58,13 @@ def embed_captions(
     network: RetrievalNetwork, tokenizer: CaptionTokenizer, captions: list[str], *, batch_size: int | None = None
 ) -> np.ndarray:
     """(M, E) float32 embeddings of captions; see `caption_batches`."""
-    found = np.zeros((len(captions), network.image.sizes.embed_size), dtype=np.float32)
-    for numbers, embeddings in caption_batches(network, tokenizer, captions, batch_size=batch_size):
+    return _vectors(network, len(captions), caption_batches(network, tokenizer, captions, batch_size=batch_size))
+
+
+def _vectors(network: RetrievalNetwork, count: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """(count, E) float32: each process's batches, in their places."""
+    found = np.zeros((count, network.image.sizes.embed_size), dtype=np.float32)
+    for numbers, embeddings in batches:
         found[numbers] = embeddings
     return _from_all(found, network.device)
 

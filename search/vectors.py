@@ -105,11 +105,10 @@ def read_vectors(path: str | os.PathLike[str]) -> Vectors:
             raise UserError(
                 f"{path} has version {about['vectors_version']}, this program reads {VECTORS_VERSION}; {again}"
             )
-        expected = {"embeddings": ("F16",), "keys": ("U8",), "lengths": ("I32",)}
-        if "lengths" not in header:
-            expected = {"embeddings": ("F32",), "keys": ("U8",)}
-        for name, types in expected.items():
-            if header[name]["dtype"] not in types:
+        sets = {"embeddings": "F16", "keys": "U8", "lengths": "I32"}
+        expected = sets if "lengths" in header else {"embeddings": "F32", "keys": "U8"}
+        for name, kind in expected.items():
+            if header[name]["dtype"] != kind:
                 raise ValueError(f"{name} is of type {header[name]['dtype']}")
         found = {name: _mapped(path, 8 + size, header[name]) for name in expected}
         if "lengths" in found:
