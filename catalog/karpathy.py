@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from catalog.annotations import UNLISTED, Annotations
 from catalog.files import image_files
 from catalog.index import check_image_ids, listing
-from catalog.names import NUMBER, as_name, normal
+from catalog.names import NUMBER, as_name, normal, note_name
 from core.console import UserError
 from core.files import once, parse_json
 from core.kinds import other_kind
@@ -195,7 +195,7 @@ def _stem(name: str) -> str:
 def _unambiguous(pairs: Iterable[tuple[Key, str]]) -> dict[Key, str]:
     found: dict[Key, str | None] = {}
     for key, value in pairs:
-        found[key] = None if key in found else value
+        note_name(found, key, value)
     return {key: value for key, value in found.items() if value is not None}
 
 

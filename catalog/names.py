@@ -52,12 +52,12 @@ class Names:
             name = PurePosixPath(path).name
             stem = name.rsplit(".", 1)[0]
             for key in {name, stem}:
-                _add(self._bare, key, image_id)
+                note_name(self._bare, key, image_id)
             for key in {path, path.rsplit(".", 1)[0], name, stem, normal(image_id)}:
-                _add(self._folded, key.casefold(), image_id)
+                note_name(self._folded, key.casefold(), image_id)
             if number := NUMBER.fullmatch(stem):
                 for suffix in ("", path.removeprefix(path.rsplit(".", 1)[0]).lower()):
-                    _add(self._numbers, (int(number[1]), suffix), image_id)
+                    note_name(self._numbers, (int(number[1]), suffix), image_id)
         parts = [normal(part) for part in Path(root).absolute().parts]
         #: What paths from elsewhere may begin with: `/data/mine/images/`, ..., `mine/images/`, `images/`.
         self._prefixes = {"/".join(parts[i:]).lstrip("/") + "/" for i in range(1, len(parts))}
@@ -103,6 +103,6 @@ class Names:
         return ""
 
 
-def _add(table: dict, key: object, image_id: str) -> None:
+def note_name(table: dict, key: object, image_id: str) -> None:
     """Remember a key's image, or that it fits several."""
     table[key] = image_id if table.get(key, image_id) == image_id else None
