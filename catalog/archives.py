@@ -24,6 +24,11 @@ _DEFLATE64 = 9
 _MAX_PATH_BYTES = 1024
 
 
+def is_hidden(member: str) -> bool:
+    """Whether a file of an archive, by its path there, is none of its content: hidden, or added by macOS (`__MACOSX`)."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
+
+
 def _complaint(member: zipfile.ZipInfo) -> str | None:
     """Why a member must not be unpacked; None if it may."""
     name = member.orig_filename
@@ -90,8 +95,7 @@ def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfi
             problems.setdefault(complaint, []).append(member.orig_filename[:80])
             continue
         parts = PurePosixPath(member.filename).parts
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if member.is_dir() or hidden:
+        if member.is_dir() or is_hidden(member.filename):
             continue
         if not is_image(member.filename):
             others.append(member.filename)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from catalog.annotations import UNLISTED, Annotations
+from catalog.archives import is_hidden
 from catalog.files import image_files
 from catalog.index import check_image_ids, listing
 from catalog.names import NUMBER, as_name, normal, note_name
@@ -23,7 +24,6 @@ CAPTIONS_PER_IMAGE = 5  # a few COCO images have more; the field uses the first 
 # Every published result trains on COCO's `restval` images as well.
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no file can hold it
 Key = TypeVar("Key", bound=Hashable)
-_HIDDEN = re.compile(r"^__MACOSX/|(?:^|/)\.")
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
@@ -223,7 +223,7 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
     try:
         if zipfile.is_zipfile(annotations):
             with zipfile.ZipFile(annotations) as archive:
-                names = [n for n in archive.namelist() if n.lower().endswith(".json") and not _HIDDEN.search(n)]
+                names = [n for n in archive.namelist() if n.lower().endswith(".json") and not is_hidden(n)]
                 if member is None and len(names) == 1:
                     member = names[0]
                 if member not in names:

@@ -96,6 +96,16 @@ def _reaped() -> bool:
         return False
 
 
+def become(request: dict, streams: Sequence[int]) -> None:
+    """What a new process finds: its three streams, its folder, its variables."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+
+
 def _accompany(connection: socket.socket, path: list[str]) -> None:
     """Start the job in a process of its own, and say how it ended."""
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
@@ -106,14 +116,9 @@ def _accompany(connection: socket.socket, path: list[str]) -> None:
         connection.sendall(b"%d\n" % (code if code >= 0 else 128 - code))
         os._exit(0)
     connection.close()
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    become(request, streams)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    os.chdir(request["cwd"])
-    os.environ.clear()
-    os.environ.update(request["env"])
     # As `python -m` finds them at its start.
     here = [] if os.environ.get("PYTHONSAFEPATH") else [request["cwd"]]
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]

@@ -75,22 +75,9 @@ class Launcher:
         self._process = None
 
 
-def become(request: dict) -> None:
-    """What a new interpreter finds: folder, variables, an empty input, the module path of `python -m`."""
-    os.chdir(request["cwd"])
-    os.environ.clear()
-    os.environ.update(request["env"])
-    streams = [os.open(os.devnull, os.O_RDONLY)]
-    streams += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in request["outputs"]]
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-    sys.argv = ["snakemake", *request["arguments"]]
-    sys.path[0] = request["cwd"]
-    sys.executable = request["python"]  # which the workflow takes for its jobs
-
-
 def serve() -> None:
     """One request a line, one answer a line."""
+    from jobs import become  # beside this program
     from snakemake.cli import get_argument_parser, main
 
     get_argument_parser()  # which imports the plugins
@@ -98,7 +85,13 @@ def serve() -> None:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         pid = os.fork()
         if pid == 0:
-            become(json.loads(line))
+            request = json.loads(line)
+            streams = [os.open(os.devnull, os.O_RDONLY)]
+            streams += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in request["outputs"]]
+            become(request, streams)
+            # As `python -m` finds them at its start.
+            sys.argv, sys.path[0] = ["snakemake", *request["arguments"]], request["cwd"]
+            sys.executable = request["python"]  # which the workflow takes for its jobs
             main()  # which exits
         _, status = os.waitpid(pid, 0)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -178,6 +179,11 @@ def test_the_json_in_its_zip(coco, tmp_path):
     with pytest.raises(UserError, match=r"holds dataset_coco.json, dataset_flickr30k.json; name one of them"):
         read_karpathy(archive, str(images))
     assert read_karpathy(archive, str(images), "dataset_coco.json").image_ids == ["1000"]
+    with zipfile.ZipFile(archive, "w") as file:  # as `tar` and some tools pack the folder that they are in
+        file.writestr("./dataset_coco.json", Path(path).read_text())
+        file.writestr("./__MACOSX/dataset_flickr30k.json", "x")
+        file.writestr("./.cache/dataset_flickr30k.json", "x")
+    assert read_karpathy(archive, str(images)).image_ids == ["1000"]
 
 
 def test_everything_wrong_is_listed_at_once(coco):

@@ -1,14 +1,23 @@
-"""Extraction as the workflow does it: an index, one shard job, a seal."""
+"""Extraction as the workflow does it: an index, one shard job, a seal. A photograph."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from catalog.index import CAPTIONS_SCHEMA, ImageRows, describe_images, write_index
 from extractors.run import main
 from stores import open_store
 from stores.seal import seal
+from tests.unit.extractors.photos import PHOTOS, by_pillow
+
+
+@pytest.fixture
+def photo():
+    """A real photo, small: (60, 90, 3) uint8, no two corners alike."""
+    return np.array(Image.fromarray(by_pillow(PHOTOS[1])).resize((90, 60)))
 
 
 @pytest.fixture

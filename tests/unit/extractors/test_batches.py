@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
 import torch
 from PIL import Image
 
@@ -23,37 +20,10 @@ from extractors.images import (
     make_batch,
     resize_shortest_edge,
 )
+from tests.unit.extractors.photos import SPEC, saved
 
-PHOTOS = [Path(skimage.data.__file__).parent / name for name in ("astronaut.png", "chelsea.png", "rocket.jpg")]
-SPEC = InputSpec(32, 48, "RGB", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1)
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
-@pytest.fixture
-def photo():
-    """A real photo, small: (60, 90, 3) uint8, no two corners alike."""
-    return np.array(Image.fromarray(by_pillow(PHOTOS[1])).resize((90, 60)))
-
-
-def by_pillow(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
-
-
-def saved(path: Path, pixels: np.ndarray | Image.Image, **options) -> Path:
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    image.save(path, **options)
-    return path
-
-
-def difference(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a.astype(float) - b.astype(float)).mean())
+# A warning of Pillow is for whoever reads images, not for whoever runs the workflow.
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
