@@ -9,6 +9,7 @@ import torch
 from core.files import digest_file
 from extractors.networks import build
 from model.checkpoint import export_checkpoint, main
+from search.__main__ import main as ask_search
 from settings import load_settings
 from stores import open_store
 from tests.unit.extractors.networks.test_vse_grid import published
@@ -27,6 +28,15 @@ def read(workflow, place):
     return json.loads((workflow.results / place / "scenes_test/metrics.json").read_text())
 
 
+def ask(workflow, capsys, sentence, *, run):
+    """What `python -m search ask` prints of all images, by one run or by all of them."""
+    capsys.readouterr()
+    chosen = [] if run is None else ["--run", run]
+    asked = ["ask", sentence, "--dataset", "mine", "--results", str(workflow.results), "--top", "99", "--json"]
+    ask_search([*asked, *chosen])
+    return json.loads(capsys.readouterr().out)
+
+
 def write_grid_checkpoint(path, other):
     """A grid checkpoint as VSE-infinity's authors publish it: a seeded CNN on 64 x 64 pixels, a head, and the text side of `other`."""
     torch.manual_seed(0)
@@ -41,7 +51,7 @@ def write_grid_checkpoint(path, other):
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
-def test_kinds_train_are_scored_and_come_in_as_checkpoints(repository, make_workflow):
+def test_kinds_train_are_scored_and_come_in_as_checkpoints(repository, make_workflow, capsys):
     config = configuration(repository, "kinds", SMALLER | {"results": "results"})
     for run in config["runs"].values():
         run["training"] = run["training"] | {"epochs": 2, "batch_size": 24, "lr_decay_epochs": [1]}
@@ -70,6 +80,7 @@ def test_kinds_train_are_scored_and_come_in_as_checkpoints(repository, make_work
     cells = {"architecture": "vse_grid_detector", "weights": "grid.pth", "grid": "native"}
     run = {"dataset": "scenes", "visual": "regions"}
     vse = run | {"model": {"kind": "vse_infinity"}}
+    as_trained = {"folder": "results/runs/t2i", "visual": "regions"}
     workflow.config = merged(
         {key: value for key, value in config.items() if key not in ("runs", "ensembles")},
         {
@@ -82,9 +93,10 @@ def test_kinds_train_are_scored_and_come_in_as_checkpoints(repository, make_work
             },
             "features": {"grids": cells},
             "ensembles": {"all": {"runs": ["paper", "scan", "kept"]}},
+            "search": {"mine": {"dataset": "scenes", "runs": ["paper", "scan"], "imported": {"trained": as_trained}}},
         },
     )
-    result = workflow.run("report")
+    result = workflow.run("report", "search")
     assert result.returncode == 0, result.stdout + result.stderr
     for run, trained in (("paper", "region"), ("scan", "t2i"), ("kept", "vse")):
         assert read(workflow, f"evaluation/{run}")["rsum"] == pytest.approx(scored[trained]["rsum"])
@@ -97,6 +109,17 @@ def test_kinds_train_are_scored_and_come_in_as_checkpoints(repository, make_work
     grids = open_store(workflow.results / "scenes/features/grids.zarr")
     assert grids.rows("grid_shapes", [0, 47]).tolist() == [[2, 2], [2, 2]]
     assert grids.attributes["weights_digest"] == trained["weights_digest"] == digest_file(workflow.folder / "grid.pth")
+
+    # Asked: two checkpoints that were imported, 3SHNet's and SCAN's, and the SCAN run as it was trained.
+    answers = {
+        run: ask(workflow, capsys, "two dogs on the grass", run=run) for run in (None, "paper", "scan", "trained")
+    }
+    assert answers[None]["runs"] == ["paper", "scan", "trained"]
+    scores = {run: {hit["image_id"]: hit["score"] for hit in answer["images"]} for run, answer in answers.items()}
+    assert all(len(found) == 48 for found in scores.values()) and scores["paper"] != scores["scan"]
+    assert scores["scan"] == pytest.approx(scores["trained"], abs=1e-5)
+    for image, score in scores[None].items():
+        assert score == pytest.approx((scores["paper"][image] + 2 * scores["scan"][image]) / 3, abs=1e-5)
 
 
 def test_the_configuration_for_coco_is_whole(repository):
