@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from core.console import UserError
 from core.files import digest_file
 from core.remembered import remembered
+from core.samples import marks
 
 # Of photographs and pictures in any format that Pillow reads without help.
 SUFFIXES = (
@@ -95,26 +96,34 @@ def left_out(others: Iterable[str], before: str = "") -> str:
 
 
 def folder_state(folder: str, *, images_only: bool = True) -> str:
-    """Digest of files' names and contents: changes when one is added, replaced or removed, a touched one does not count.
+    """Digest of files' names and contents: changes when one is added, replaced or removed; a touched or copied one does not count.
 
-    Where they are many bytes, their sizes and modification times count in place of contents. A folder's own time says nothing of
-    its subfolders and of replaced files, and changes with every file that is no image.
+    Of many bytes samples are read, see `core.samples`. A folder's own time says nothing of its subfolders and of replaced files,
+    and changes with every file that is no image.
     """
-    found: list[tuple[str, os.stat_result | None]] = []
+    found: list[tuple[str, str, os.stat_result | None]] = []
+    start = len(os.path.join(folder, ""))
     for path in sorted(e.path for e in files_below(folder) if not images_only or is_image(e.name)):
         try:
-            found.append((path, os.stat(path)))
+            status = os.stat(path)
         except OSError:  # a link to nowhere is an unreadable file, as its reader will say
-            found.append((path, None))
-    # Contents decide, but the workflow asks at every start: reading so much takes a moment.
-    if sum(status.st_size for _, status in found if status) > _READ_WHOLE:
-        return _digest((path, f"{s.st_size}\0{s.st_mtime_ns}" if s else "none") for path, s in found)
+            status = None
+        found.append((path[start:], path, status))
+    name = f"{os.path.abspath(folder)} ({'images' if images_only else 'files'})"
     # Remembered as one: a note for each of many small files would take longer to read than they do.
     facts = _digest(
-        (path, f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" if s else "none") for path, s in found
+        (key, f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" if s else "none") for key, _, s in found
     )
-    name = f"{os.path.abspath(folder)} ({'images' if images_only else 'files'})"
-    return remembered(name, facts, lambda: _digest((path, _content(path)) for path, _ in found))
+    # Contents decide, but the workflow asks at every start: reading so much takes a moment.
+    if sum(status.st_size for _, _, status in found if status) <= _READ_WHOLE:
+        return remembered(name, facts, lambda: _digest((key, _content(path)) for key, path, _ in found))
+
+    def sampled() -> str:
+        there = [(key, path, status) for key, path, status in found if status]
+        known = dict(zip((key for key, _, _ in there), marks(name, there), strict=True))
+        return _digest((key, known.get(key, "none")) for key, _, _ in found)
+
+    return remembered(name, facts, sampled)
 
 
 def _digest(known: Iterable[tuple[str, str]]) -> str:

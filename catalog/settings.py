@@ -225,6 +225,10 @@ class ImagesDataset(DatasetSection):
         """What is wrong with the files beside the images."""
         raise NotImplementedError
 
+    def state(self) -> str:
+        # As an input the folder would miss its subfolders and files that were replaced.
+        return "" if self.archive else folder_state(self.images)
+
 
 class FolderDataset(ImagesDataset):
     """A folder or zip archive of images, with captions in a file or none."""
@@ -273,10 +277,6 @@ class FolderDataset(ImagesDataset):
     def sources(self, made: str) -> list[str]:
         captions = [self.captions] if self.captions else []
         return [*captions, *(self.split_files or {}).values(), *([made] if self.archive else [])]
-
-    def state(self) -> str:
-        # As an input the folder would miss its subfolders and files that were replaced.
-        return "" if self.archive else folder_state(self.images)
 
     def index_flags(self, made: str) -> list[str]:
         return ["--unpacked", made] if self.archive else []

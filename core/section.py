@@ -17,12 +17,24 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of datasets, runs, test sets and ensemble
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # of a file or folder of the user's: `~/data` is one
+
+
+def _plain(path: str) -> str:
+    """A path as it is written without `~`, `./`, `//` and a slash at its end: how it is spelled must start no job again."""
+    path = os.path.expanduser(path)
+    if "://" in path or not path.strip("/"):
+        return path
+    # `..` stays: behind a linked folder it does not undo what is before it.
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return ("/" if path.startswith("/") else "") + "/".join(parts) or "."
+
+
+FilePath = Annotated[str, AfterValidator(_plain)]  # of a file or folder of the user's
 
 
 def _where_it_is(path: str) -> str:
     """A path as given if it is there, else below the repository if it is there."""
-    path = os.path.expanduser(path)
+    path = _plain(path)
     ours = REPOSITORY / path
     return str(ours) if not os.path.exists(path) and ours.is_file() else path
 

@@ -15,16 +15,16 @@ from catalog.files import folder_state
 from core.console import UserError
 from core.files import digest_file
 from core.remembered import remembered
+from core.samples import marks
 
 _LARGE = 1 << 24  # bytes; from here on a digest is remembered
-_HUGE = 1 << 32  # bytes; of such files only samples are read, and their time counts
-_SAMPLES, _SAMPLE = 64, 1 << 16
+_HUGE = 1 << 32  # bytes; of such files only samples are read
 
 
 def contents(paths: Iterable[str]) -> str:
     """What some files and folders hold, as one digest; "" for none. Files that are not there count as such.
 
-    Of a large folder the names, sizes and times of its files count: there may be hundreds of thousands.
+    Of a large folder samples of its files are read: there may be hundreds of thousands.
     """
     known = [(path, _content(path)) for path in paths]
     return hashlib.sha256(json.dumps(known).encode("utf-8", "surrogateescape")).hexdigest()[:32] if known else ""
@@ -45,18 +45,9 @@ def _file(path: str, size: int, time: int, changed: int, inode: int) -> str:
     """A file's digest. What names it beside its content changes whenever the content may have."""
     try:
         if size >= _HUGE:
-            return _sampled(path, size, time)
+            return marks(os.path.abspath(path), [("", path, os.stat(path))])[0]
         if size < _LARGE:
             return digest_file(path)
         return remembered(os.path.abspath(path), [size, time, changed, inode], lambda: digest_file(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _sampled(path: str, size: int, time: int) -> str:
-    digest = hashlib.sha256(f"{size} {time}".encode())
-    with open(path, "rb") as file:
-        for k in range(_SAMPLES):
-            file.seek((size - _SAMPLE) * k // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()

@@ -96,13 +96,22 @@ def test_keys_that_are_younger_count_where_they_are_used():
 
 def test_the_state_of_images_is_that_of_the_folder(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"1")
-    dataset = FolderDataset(source="folder", images=str(tmp_path))
-    before = dataset.state()
-    (tmp_path / "b.jpg").write_bytes(b"2")
-    assert dataset.state() != before
-    # Karpathy's files name their images; a zip is an input as it is.
-    assert KarpathyDataset(source="karpathy", images=str(tmp_path), annotations="a").state() == ""
+    folder = FolderDataset(source="folder", images=str(tmp_path))
+    karpathy = KarpathyDataset(source="karpathy", images=str(tmp_path), annotations="a")
+    for name in ("b.jpg", "a.jpg"):  # added, replaced
+        before = [folder.state(), karpathy.state()]
+        (tmp_path / name).write_bytes(b"2")
+        assert before[0] != folder.state() == karpathy.state() != before[1]
+    # A zip is an input as it is.
     assert FolderDataset(source="folder", images=f"{tmp_path}.zip").state() == ""
+
+
+def test_how_a_path_is_spelled_is_no_other_setting():
+    spelled = ("photos", "photos/", "./photos", ".//photos/.")
+    assert len({FolderDataset(source="folder", images=path).index_settings() for path in spelled}) == 1
+    for path in ("/", ".", "/data/photos", "../photos", "a/../photos", "s3://bucket/photos"):
+        assert FolderDataset(source="folder", images=path).images == path
+    assert FolderDataset(source="folder", images="./").images == "."
 
 
 def test_two_kinds_of_splits_exclude_each_other():

@@ -8,6 +8,7 @@ from types import SimpleNamespace as W
 import pytest
 import yaml
 
+from catalog.files import folder_state
 from core import remembered
 from rules import contents as module
 from rules.contents import contents
@@ -114,13 +115,55 @@ def test_a_replaced_file_of_a_folder_is_noticed(tmp_path):
     assert contents(["npz"]) != before
 
 
-def test_a_large_folder_is_told_by_sizes_and_times(tmp_path, monkeypatch):
+def write(path, content, time):
+    path.write_bytes(content)
+    os.utime(path, (time, time))
+
+
+def test_a_large_folder_is_told_by_samples_wherever_it_lies_and_by_all_bytes_where_a_time_moved(tmp_path, monkeypatch):
     monkeypatch.setattr("catalog.files._READ_WHOLE", 1)
+    (tmp_path / ".snakemake").mkdir()
     (tmp_path / "npz").mkdir()
-    (tmp_path / "npz" / "a.npz").write_bytes(b"12")
+    body = os.urandom(1 << 16)
+    file = tmp_path / "npz" / "a.npz"
+    write(file, body, 5), write(tmp_path / "npz" / "b.npz", b"small", 5)
+    before = folder_state("npz", images_only=False)
+    shutil.copytree(tmp_path / "npz", tmp_path / "copy")  # later times, another place
+    assert folder_state("copy", images_only=False) == folder_state(f"{tmp_path}/copy/", images_only=False) == before
+    os.chmod(file, 0o600), os.link(file, tmp_path / "linked")  # what changes facts, but no byte
+    new_process()
+    assert folder_state("npz", images_only=False) == before
+    # Replaced, with the size and the time of before.
+    write(file, body[::-1], 5)
+    new_process()
+    assert folder_state("npz", images_only=False) != before
+    write(file, body, 5)
+    assert folder_state("npz", images_only=False) == before
+    # Between the samples, at another time.
+    other = body[:9000] + b"other" + body[9005:]
+    write(file, other, 6)
+    new_process()
+    states = [before, folder_state("npz", images_only=False)]
+    write(file, body, 7)
+    states.append(folder_state("npz", images_only=False))
+    write(file, other, 8)
+    assert len(set(states)) == 3 and folder_state("npz", images_only=False) == states[1]
+    file.unlink(), file.symlink_to("nowhere")
+    assert folder_state("npz", images_only=False) not in states
+
+
+def test_damaged_notes_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("catalog.files._READ_WHOLE", 1)
+    (tmp_path / ".snakemake").mkdir()
+    (tmp_path / "npz").mkdir()
+    write(tmp_path / "npz" / "a.npz", b"12", 5)
     before = contents(["npz"])
-    os.utime(tmp_path / "npz" / "a.npz", (5, 5))
-    assert contents(["npz"]) != before
+    (notes,) = (tmp_path / ".snakemake" / "samples").iterdir()
+    for damaged in ("", "[]", '{"a.npz": [1]}', '{"a.npz": 1}'):
+        notes.write_text(damaged)
+        (tmp_path / remembered.REMEMBERED).unlink()
+        new_process()
+        assert contents(["npz"]) == before and len(json.loads(notes.read_text())["a.npz"]) == 6
 
 
 def own(tmp_path) -> dict:
