@@ -123,8 +123,8 @@ def _created(path: Path) -> Iterator[h5py.File]:
 def _put(file: h5py.File, name: str, values: np.ndarray, **options: Any) -> h5py.Dataset:
     try:
         return file.create_dataset(name, data=values, **options)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
-            f"{name!r} cannot be written to {file.filename}: a part of its path is the name of another image ({error}); "
-            "leave h5 formats out of export.formats, or rename an image"
+            f"{name!r} cannot be written to an HDF5 file: the arrays of another image are called so, or like a folder in it "
+            f"({error}); leave h5 and h5_arrays out of export.formats, or rename an image"
         ) from error

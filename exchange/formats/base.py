@@ -231,9 +231,9 @@ def named_files(folder: str, suffix: str) -> tuple[dict[str, str], str]:
     # A link to nowhere is found out about when it is read.
     digest = digest_json({n: os.path.getsize(path) if os.path.exists(path) else -1 for n, path in found.items()})
     bare = Counter(PurePosixPath(name).name for name in found)
-    named = {normal(name)[: -len(suffix)]: path for name, path in found.items()}
+    named = {normal(name[: -len(suffix)]): path for name, path in found.items()}
     for name, path in found.items():
-        own = PurePosixPath(normal(name)).name
-        if bare[PurePosixPath(name).name] == 1:
-            named.setdefault(own[: -len(suffix)], path)
+        own = PurePosixPath(name).name
+        if bare[own] == 1:
+            named.setdefault(normal(own[: -len(suffix)]), path)
     return named, digest

@@ -25,7 +25,7 @@ class H5Regions(RegionReader):
 
     def open(self) -> str:
         """See `PerImageReader.open`."""
-        self._found, digest = open_layouts(self.path)
+        self._found, digest = open_layouts(self.path, {name for own in self.names for name in own})
         self._names = {name: name for name in self._found}
         return digest
 
@@ -57,7 +57,7 @@ class H5Grids(GridReader):
 
     def open(self) -> str:
         """See `PerImageReader.open`."""
-        self._found, digest = open_layouts(self.path)
+        self._found, digest = open_layouts(self.path, {name for own in self.names for name in own})
         self._names = {name: name for name in self._found}
         return digest
 

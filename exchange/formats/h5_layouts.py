@@ -5,6 +5,9 @@
     42/features, 42/boxes; features/42, boxes/42    groups by image, or by array
     features, boxes, image_id (or image_ids ...)    UpDown's, VisDial's, BAN's tables: one row an image, or rows one after the other
 
+Where a name can be read in several ways (`cat_image_features`: `features` of cat_image, or `image_features` of cat), the images of
+the index decide.
+
 Nothing in such a file can be code. Links that lead out of a file are not followed.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,11 +130,12 @@ class Row:
 Parts = dict[str, Part | Row]
 
 
-def open_layouts(path: str) -> tuple[dict[str, Parts], str]:
+def open_layouts(path: str, known: Collection[str]) -> tuple[dict[str, Parts], str]:
     """Of each image, by the name that the files give it, its arrays; and a digest of the files' names and sizes.
 
     Args:
         path: a file, or a folder of which all files count: of several splits, or of several arrays.
+        known: names that images of the index may have.
 
     Raises:
         UserError: no HDF5 file, a damaged one, or none of the known layouts; an array of an image in two of the files.
@@ -139,7 +143,7 @@ def open_layouts(path: str) -> tuple[dict[str, Parts], str]:
     files = _files(path)
     found: dict[str, Parts] = {}
     for file in files:
-        for name, part, own in _parts_of(file, alone=len(files) == 1):
+        for name, part, own in _parts_of(file, known, alone=len(files) == 1):
             other = found.setdefault(normal(name), {}).setdefault(part, own)
             if other is not own:
                 where = f"{other.path} and {own.path} both hold" if other.path != own.path else f"{own.path} has twice"
@@ -177,7 +181,7 @@ def _open(path: str) -> h5py.File:
         raise UserError(f"imports.path: {path} is {what}") from error
 
 
-def _parts_of(path: str, *, alone: bool) -> Iterator[tuple[str, str, Part | Row]]:
+def _parts_of(path: str, known: Collection[str], *, alone: bool) -> Iterator[tuple[str, str, Part | Row]]:
     """(name of image, array, part) of one file. `alone`: it is the only one, so whatever it is called it holds features."""
     file = _open(path)
     try:
@@ -186,28 +190,52 @@ def _parts_of(path: str, *, alone: bool) -> Iterator[tuple[str, str, Part | Row]
                 yield from ((name, array, Row(table, array, at)) for array in table.arrays)
             return
         called = _BY_FILE.fullmatch(Path(path).stem.lower())
-        yield from _walk(file, path, "", _PARTS[called[1]] if called else "features" if alone else None)
+        part = _PARTS[called[1]] if called else "features" if alone else None
+        yield from _walk(file, path, "", part, known)
     except _DAMAGE as error:
         raise UserError(f"imports.path: {path} is damaged ({error}); copy it again") from error
 
 
-def _walk(group: h5py.Group, path: str, above: str, part: str | None) -> Iterator[tuple[str, str, Part]]:
+def _walk(
+    group: h5py.Group, path: str, above: str, part: str | None, known: Collection[str]
+) -> Iterator[tuple[str, str, Part]]:
     """Datasets by image, below a group. `part`: the array that those called by the image alone are."""
     import h5py
 
+    certain: set[tuple[str, str]] = set()
+    doubtful: dict[str, list[tuple[str, str]]] = {}
     for name in group:
+        readings, image = _readings(above, name), normal(above + name) in known
         # Hundreds of thousands are told by their names alone, which is quick; what they are is seen when they are read.
-        if named := _BY_IMAGE.fullmatch(name):
-            yield above + named[1], _PARTS[named[2]], Part(path, group, name)
+        if readings and not image:
+            meant = [reading for reading in readings if reading[0] in known] or readings[:1]
+            if len(meant) > 1:
+                doubtful[name] = meant
+            else:
+                certain.update(meant)
+                yield *meant[0], Part(path, group, name)
         elif not isinstance(group.get(name, getlink=True), h5py.HardLink):
             continue
         elif group.get(name, getclass=True) is h5py.Group:
             inside = (above, _PARTS[name]) if name in _PARTS else (f"{above}{name}/", part)
-            yield from _walk(group[name], path, *inside)
+            yield from _walk(group[name], path, *inside, known)
         elif above and name in _PARTS:
             yield above[:-1], _PARTS[name], Part(path, group, name)
+        elif readings:  # an image's only array here, or an array of another image
+            doubtful[name] = [(normal(above + name), part)] * (part is not None) + readings
         elif part is not None:
             yield above + name, part, Part(path, group, name)
+    for name, meant in doubtful.items():
+        chosen = next((reading for reading in meant if reading not in certain), meant[0])
+        yield *chosen, Part(path, group, name)
+
+
+def _readings(above: str, name: str) -> list[tuple[str, str]]:
+    """Which image's which array a dataset can be by its name, the longest array's name first."""
+    if not (named := _BY_IMAGE.fullmatch(name)):
+        return []
+    cuts = [named.end(1), *(named.start(2) + k for k, letter in enumerate(named[2]) if letter == "_")]
+    return [(normal(above + name[:cut]), _PARTS[name[cut + 1 :]]) for cut in cuts if name[cut + 1 :] in _PARTS]
 
 
 class _Table:

@@ -24,10 +24,14 @@ COUNTS = [6, 1, 4, 0]
 
 @pytest.fixture
 def exported(tmp_path):
+    return made(tmp_path, IDS)
+
+
+def made(tmp_path, ids):
     """An index, a store of regions and one of grids; `options` of `export_images`."""
     generator = np.random.default_rng(0)
     columns = {
-        "image_id": IDS, "path": [f"{i}.jpg" for i in IDS], "width": [640] * 4, "height": [480] * 4, "split": ["val"] * 4,
+        "image_id": ids, "path": [f"{i}.jpg" for i in ids], "width": [640] * 4, "height": [480] * 4, "split": ["val"] * 4,
         "content_hash": [f"{i:064x}" for i in range(4)], "error": [None] * 4,
     }  # fmt: skip
     images = pa.Table.from_pydict(columns, schema=IMAGES_SCHEMA)
@@ -55,7 +59,7 @@ def exported(tmp_path):
     options = {}
     for feature, arrays in (("regions", regions), ("grids", grids)):
         attributes = {"feature": feature, "index_digest": digest, "dropped": ["dropped"]}
-        write_store(tmp_path / f"{feature}.zarr", FakeStore(arrays, IDS, attributes), SCHEMA_VERSION)
+        write_store(tmp_path / f"{feature}.zarr", FakeStore(arrays, ids, attributes), SCHEMA_VERSION)
         options[feature] = {
             "index": tmp_path,
             "visual": tmp_path / f"{feature}.zarr",
@@ -101,6 +105,41 @@ def test_back_and_forth_is_bit_exact(exported, feature, format, reading, place):
     for name in compared:
         assert np.array_equal(found[name][:3], arrays[feature][name][:3]), name
     assert reader.rounding.rounded == 0
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        # Names of datasets that could be another image's other array.
+        ["cat_image", "dog_att", "42_class"],
+        ["cat", "cat_image", "cat_att"],
+        ["42", "42_boxes", "42_features"],
+        ["x_grids", "y_scores", "cocobu_att"],
+        # Read as numbers, or as paths.
+        ["007", "42", "000000000042"],
+        ["blank ", " blank too", "sub/0012"],
+    ],
+)
+def test_back_and_forth_whatever_images_are_called(tmp_path, ids):
+    folder, arrays, options = made(tmp_path, [*ids, "dropped"])
+    for feature, format, place in (
+        ("regions", "h5", "features.h5"), ("regions", "h5_arrays", ""), ("regions", "npz", "npz"), ("grids", "h5_arrays", ""),
+    ):  # fmt: skip
+        output = tmp_path / format / feature
+        export_images(formats=[format], **options[feature] | {"output": output})
+        source = {"format": format.removesuffix("_arrays"), "path": str(output / place)}
+        source |= {"num_regions": 6} if feature == "regions" else {"grid": "native", "max_cells": 6}
+        found, failures = open_reader(feature, source, read_image_rows(folder / "images.parquet")).read(range(4))
+        assert [row for row, _ in failures] == [3]
+        for name in set(found) & set(arrays[feature]):
+            assert np.array_equal(found[name][:3], arrays[feature][name][:3]), (format, name)
+
+
+@pytest.mark.parametrize(("ids", "format"), [(["42", "42_class", "x"], "h5"), (["sub", "sub/a", "x"], "h5_arrays")])
+def test_images_whose_arrays_would_be_called_alike_are_told(tmp_path, ids, format):
+    _, _, options = made(tmp_path, [*ids, "dropped"])
+    with pytest.raises(UserError, match="the arrays of another image are called so.*rename an image"):
+        export_images(formats=[format], **options["regions"])
 
 
 def test_files_are_as_their_programs_read_them(exported):
