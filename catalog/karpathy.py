@@ -59,6 +59,8 @@ def read_karpathy(
     malformed, missing, unknown_splits, silent, strangers, empty = [], [], [], [], [], []
     for number, entry in enumerate(entries):
         try:
+            if isinstance(entry["filename"], float):  # 1.10 and 1.1 are one number, and two names
+                raise TypeError("its filename is a number; write text")
             filename, split = str(entry["filename"]), str(entry["split"])
             sentences = [(str(s["sentid"]), s["raw"], s.get("imgid")) for s in entry["sentences"]]
             imgid = entry.get("imgid")

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from numbers import Number
 from pathlib import Path, PurePosixPath
 
+from core.files import Written
+
 NUMBER = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?0*(\d+)")  # COCO_val2014_000000000042 is COCO's image 42
 _EXACT = 2**53  # beyond, several whole numbers are one of floating point: whose it was cannot be said
 _HINTS_UP_TO = 20_000  # names; looking for similar ones takes seconds beyond
@@ -27,6 +29,8 @@ def as_name(value: object) -> str:
     """What a cell of a table names: spreadsheets and pandas turn the name 42 into the number 42 or 42.0."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, Written):
+        return str(value)
     if isinstance(value, float) and value.is_integer():
         return str(int(value)) if abs(value) < _EXACT else f"{value:.16e}"
     return str(value) if isinstance(value, str | Number) else ""

@@ -15,7 +15,7 @@ from typing import Any
 from catalog.index import listing
 from catalog.names import as_name
 from core.console import UserError
-from core.files import parse_json
+from core.files import Written, parse_json
 from core.kinds import other_kind
 from core.text import decode_text
 
@@ -231,7 +231,7 @@ def _json_lines(path: Path, text: str) -> Table:
         if not line.strip():
             continue
         try:
-            row = parse_json(line)
+            row = parse_json(line, floats=Written)
         except ValueError as error:
             what = str(error)
             if isinstance(error, json.JSONDecodeError):  # whose own line is 1 in every line
@@ -252,7 +252,7 @@ def _json_lines(path: Path, text: str) -> Table:
 def _json(path: Path, text: str) -> Table:
     """A list of objects like the rows of a table, or COCO's `captions_*.json`: `images` with their names, `annotations` of their ids."""
     try:
-        content = parse_json(text)
+        content = parse_json(text, floats=Written)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); with an object a line it is called .jsonl") from error
     entries, names = content, None
@@ -261,7 +261,7 @@ def _json(path: Path, text: str) -> Table:
         if isinstance(images, list) and any(isinstance(one, dict) and "sentences" in one for one in images[:1]):
             raise UserError(f"{path} has Karpathy's layout; write source: karpathy and annotations: {path}")
         if isinstance(images, list):
-            pairs = [(as_name(one.get("id")), one.get("file_name")) for one in images if isinstance(one, dict)]
+            pairs = [(_number(one.get("id")), one.get("file_name")) for one in images if isinstance(one, dict)]
             names = {image: name for image, name in pairs if image}
             if twice := [image for image, name in pairs if image and names[image] != name]:
                 raise UserError(f"{path}: {listing('ids stand for several images; keep one of each', twice)}")
@@ -274,10 +274,15 @@ def _json(path: Path, text: str) -> Table:
     rows = []
     for entry in entries:
         if names is not None:
-            image = as_name(entry.get("image_id"))
+            image = _number(entry.get("image_id"))
             entry = {"image": names.get(image, image), "caption": entry.get("caption"), "caption_id": entry.get("id")}
         rows.append(dict(zip(_columns(path, list(entry)), entry.values(), strict=True)))
     return Table(rows, [f"entry {number}" for number in range(1, len(rows) + 1)])
+
+
+def _number(value: object) -> str:
+    """An id, of which 42 and 42.0 are one."""
+    return as_name(float(value) if isinstance(value, Written) else value)
 
 
 def _parquet(path: Path) -> Table:
@@ -304,4 +309,9 @@ def _parquet(path: Path) -> Table:
                     f"{path}: the column {kept.name!r} holds bytes that are no UTF-8; write text"
                 ) from error
     rows = content.to_pylist()
+    fractions = [value for row in rows if isinstance(value := row.get("image"), float) and value % 1 > 0]
+    if fractions:  # whether it was 1.1 or 1.10 nobody can tell
+        raise UserError(
+            f"{path}: {listing('images are named by numbers with fractions; write names as text', fractions)}"
+        )
     return Table(rows, [f"row {number}" for number in range(1, len(rows) + 1)])

@@ -88,11 +88,28 @@ def digest_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parse_json(text: str | bytes, objects: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+class Written(float):
+    """A number of floating point that keeps how it was written: as a name, 1.10 is another than 1.1."""
+
+    def __new__(cls, text: str) -> Written:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_json(
+    text: str | bytes,
+    objects: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    floats: Callable[[str], float] | None = None,
+) -> Any:
     """The value of a JSON text that somebody else wrote.
 
     Args:
-        objects: makes an object of its keys and values, as `once` does.
+        objects: makes an object of its keys and values, as `once` does. floats: makes a number with a point, as `Written` does
+            where numbers may be names.
 
     Raises:
         ValueError: it is none, a key stands twice in an object, or nobody meant it: nested thousandfold, numbers of thousands of digits.
@@ -100,7 +117,7 @@ def parse_json(text: str | bytes, objects: Callable[[list[tuple[str, Any]]], Any
     collects = gc.isenabled()
     gc.disable()  # nothing of it is garbage yet; looking through it again and again takes half the time of a large file
     try:
-        return json.loads(text, object_pairs_hook=objects or once)
+        return json.loads(text, object_pairs_hook=objects or once, parse_float=floats)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except ValueError as error:

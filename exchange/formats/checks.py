@@ -7,6 +7,30 @@ import numpy as np
 ALL_ZERO = "features are all zero: whoever wrote them failed"
 _SLACK = 0.01  # of the image's side, for programs that round, and beside it a pixel
 _MANY = 10
+#: Numbers a region or cell that networks have.
+WIDTHS = {
+    64,
+    96,
+    128,
+    192,
+    256,
+    320,
+    384,
+    512,
+    640,
+    768,
+    1024,
+    1152,
+    1280,
+    1408,
+    1536,
+    1664,
+    1792,
+    2048,
+    2560,
+    3072,
+    4096,
+}
 _PER_REGION = ("scores", "attribute_scores", "class_ids", "attribute_ids")
 
 
@@ -32,11 +56,26 @@ def feature_rows(values: np.ndarray, count: int | None, transposed: bool | None 
     raise ValueError(f"features have shape {shape}, which fits {count} boxes in no direction")
 
 
-def upright_regions(values: np.ndarray) -> np.ndarray:
+def upright_regions(values: np.ndarray, most: int) -> np.ndarray:
     """Features as (regions, width) where no boxes tell which axis is which: no image has 256 regions and more, few networks
-    fewer numbers a region. ValueError: see `feature_rows`."""
+    fewer numbers a region.
+
+    Args:
+        most: regions of an image.
+
+    Raises:
+        ValueError: see `feature_rows`; or it could be either.
+    """
     values = feature_rows(values, None)
-    return values.T if len(values) >= 256 > values.shape[1] else values
+    rows, columns = values.shape
+    if max(rows, columns) > most:
+        return values.T if rows >= 256 > columns or (rows in WIDTHS and columns <= most) else values
+    if rows >= columns or (rows in WIDTHS and columns not in WIDTHS):
+        raise ValueError(
+            f"features of shape {values.shape} could be (regions, width) or (width, regions), and nothing tells which; write them with "
+            "boxes, as npz or h5"
+        )
+    return values
 
 
 def box_rows(values: np.ndarray) -> np.ndarray:
@@ -127,18 +166,51 @@ def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) ->
             raise ValueError(f"{name} are no class numbers: they reach from {values.min():g} to {values.max():g}")
 
 
-def channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether a map of this shape is (width, h, w), not (h, w, width): no map has 256 cells a side, few networks fewer channels, and
-    of those that have fewer, none has fewer than twice its cells a side."""
-    if max(shape[0], shape[-1]) >= 256:
-        return not (shape[-1] >= 256 > shape[0])
-    return shape[-1] < 2 * max(shape[:-1])
+def channels_first(shape: tuple[int, ...], width: int | None = None) -> bool:
+    """Whether a map of this shape is (width, h, w), not (h, w, width). Few networks have fewer than 256 channels, no map as many cells
+    a side; of those that have fewer, the channels are at least twice the cells a side.
+
+    Args:
+        width: that of other files of the folder.
+
+    Raises:
+        ValueError: it could be either.
+    """
+    first, last = shape[0], shape[-1]
+    if width is not None and (first == width) != (last == width):
+        return first == width
+    if (first >= 256) != (last >= 256):
+        return first >= 256
+    if max(first, last) < 2 * max(shape[1], min(first, last)):
+        raise ValueError(
+            f"shape {shape} could be (width, h, w) or (h, w, width), and nothing tells which; write h5 with the attribute grid_shape"
+        )
+    return first > last
 
 
-def cells_last(shape: tuple[int, int], grid: tuple[int, int] | None) -> bool:
-    """Whether features of a grid are (width, cells), not (cells, width): by the rows and columns of the grid where they are known; else
-    few networks have fewer than 256 numbers a cell, and few that do so many cells."""
+def cells_last(shape: tuple[int, int], grid: tuple[int, int] | None, width: int | None = None) -> bool:
+    """Whether features of a grid are (width, cells), not (cells, width).
+
+    Args:
+        grid: rows and columns, where they are known. width: that of other files of the folder.
+
+    Raises:
+        ValueError: it could be either.
+    """
     rows, columns = shape
     if grid is not None:
         return columns == grid[0] * grid[1] != rows
-    return rows >= 256 > columns
+    if width is not None and (rows == width) != (columns == width):
+        return rows == width
+
+    def speaks_for(cells: int, width: int) -> int:
+        """Many grids are square, and the widths of networks are few."""
+        return (round(cells**0.5) ** 2 == cells) + (width in WIDTHS)
+
+    by_numbers = speaks_for(rows, columns) - speaks_for(columns, rows)
+    by_size = (columns >= 256) - (rows >= 256) or (columns > rows) - (rows > columns) if max(shape) >= 256 else 0
+    if by_numbers * by_size < 0 and abs(by_numbers) < 2 or not (by_numbers or by_size):
+        raise ValueError(
+            f"shape {shape} could be (cells, width) or (width, cells), and nothing tells which; write maps as (width, h, w) or (h, w, width)"
+        )
+    return (by_numbers if abs(by_numbers) == 2 else by_size or by_numbers) < 0

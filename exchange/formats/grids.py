@@ -21,6 +21,7 @@ class GridReader(PerImageReader):
     """
 
     features = ("grids",)
+    width: int | None = None  # of a cell, once a file has told
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class GridReader(PerImageReader):
 
     def describe(self, example: np.ndarray) -> None:
         """Set `arrays` to those of maps like this one."""
+        self.width = len(example)
         self.arrays = grid_arrays(grid_cells(self.grid, self.max_cells), len(example))
 
     def put(self, row: int, result: Rows, at: int) -> None:
@@ -79,29 +81,38 @@ class GridReader(PerImageReader):
         result["grid_shapes"][at] = shape
 
 
-def as_map(values: np.ndarray, place: str, shape: tuple[int, int] | None = None) -> np.ndarray:
+def as_map(
+    values: np.ndarray, place: str, shape: tuple[int, int] | None = None, width: int | None = None
+) -> np.ndarray:
     """(width, h, w) from (cells, width), (width, h, w) or (h, w, width), with or without a leading axis of 1.
 
     Args:
-        place: for messages. shape: (h, w) of (cells, width), where it is known; else a square, or all cells in one row.
+        place: for messages. shape: (h, w), where it is known; else (cells, width) are of a square, or all cells in one row.
+        width: that of other files of the folder.
 
     Raises:
-        ValueError: it is no map, or its numbers cannot be features.
+        ValueError: it is no map, nothing tells which axis is which, or its numbers cannot be features.
     """
+    given = values.shape
     if values.ndim == 4 and len(values) == 1:
         values = values[0]
+    try:
+        last = values.ndim == 2 and cells_last(values.shape, shape, width)
+        known = shape is not None and (values.shape[:2] == shape) != (values.shape[1:] == shape)
+        first = values.ndim != 3 or (values.shape[1:] == shape if known else channels_first(values.shape, width))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
     if values.ndim == 2:
-        if cells_last(values.shape, shape):
-            values = values.T
+        values = values.T if last else values
         cells = len(values)
         side = round(cells**0.5)
         shape = shape or ((side, side) if side * side == cells else (1, cells))
         if shape[0] * shape[1] != cells:
             raise ValueError(f"{place} has {cells} cells, which are no {shape[0]} x {shape[1]} grid")
         values = values.T.reshape(-1, *shape)
-    elif values.ndim == 3 and not channels_first(values.shape):
+    elif not first:
         values = values.transpose(2, 0, 1)
     if values.ndim != 3:
-        raise ValueError(f"{place} has shape {values.shape}, no grid of features")
+        raise ValueError(f"{place} has shape {given}, no grid of features")
     check_regions({"features": values.reshape(len(values), -1).T}, None)
     return values

@@ -38,7 +38,7 @@ class H5Regions(RegionReader):
             found = {"boxes": _checked(place, box_rows, parts["boxes"].read())}
             found["features"] = _checked(place, feature_rows, features, len(found["boxes"]))
         else:
-            found = {"features": _checked(place, upright_regions, features)}
+            found = {"features": _checked(place, upright_regions, features, self.num_regions)}
         if "cls_prob" in parts:
             found |= _classes(place, parts["cls_prob"].read(), len(found["features"]))
         found |= {name: parts[name].read() for name in BESIDE if name in parts}
@@ -70,7 +70,7 @@ class H5Grids(GridReader):
         name = "grids" if "grids" in parts else "features"
         values = _named(place, parts, name)
         shape = parts[name].attribute(GRID_SHAPE)
-        return as_map(values, place, None if shape is None else (int(shape[0]), int(shape[1])))
+        return as_map(values, place, None if shape is None else (int(shape[0]), int(shape[1])), self.width)
 
 
 def _named(place: str, parts: Parts, name: str) -> np.ndarray:

@@ -26,7 +26,7 @@ import numpy as np
 from catalog.layout import H5_IDS
 from catalog.names import as_name, normal
 from core.console import UserError
-from core.files import digest_json, parse_json
+from core.files import Written, digest_json, parse_json
 from core.kinds import other_kind
 
 if TYPE_CHECKING:
@@ -396,11 +396,13 @@ def _ids_beside(path: str) -> list[str]:
             if path.endswith(".pkl"):
                 content = _NoObjects(file, encoding="latin1").load()
             elif path.endswith(".json"):
-                content = parse_json(file.read())
+                content = parse_json(file.read(), floats=Written)
             else:
                 content = file.read().decode("utf-8-sig").splitlines()
         if isinstance(content, dict):
             rows = {int(row): image_id for image_id, row in content.items()}
+            if len(rows) < len(content):
+                raise ValueError("several ids have one row")
             content = [rows[row] for row in range(len(rows))]
         return [str(value).strip() for value in content]
     except Exception as error:  # damaged and hostile files raise errors of every kind

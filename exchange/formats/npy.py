@@ -27,7 +27,11 @@ class NpyRegions(RegionReader):
 
     def load(self, row: int) -> tuple[Rows, None]:
         """See `RegionReader.load`."""
-        return {"features": upright_regions(_values(self.find(row, self._files, "{}.npy")))}, None
+        file = self.find(row, self._files, "{}.npy")
+        try:
+            return {"features": upright_regions(_values(file), self.num_regions)}, None
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
 
 
 class NpyGrids(GridReader):
@@ -44,7 +48,7 @@ class NpyGrids(GridReader):
     def load(self, row: int) -> np.ndarray:
         """See `GridReader.load`."""
         file = self.find(row, self._files, "{}.npy")
-        return as_map(_values(file), file)
+        return as_map(_values(file), file, width=self.width)
 
 
 def _values(file: str) -> np.ndarray:

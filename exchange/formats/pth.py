@@ -36,4 +36,4 @@ class PthReader(GridReader):
             raise ValueError(f"{file} holds {len(content)} images")
         if not content.is_floating_point() or 0 in content.shape or content.layout is not torch.strided:
             raise ValueError(f"{file} holds {content.dtype} {tuple(content.shape)}, no map of features")
-        return as_map(content.detach().float().numpy(), file)
+        return as_map(content.detach().float().numpy(), file, width=self.width)

@@ -15,7 +15,7 @@ from catalog.precomputed import open_array, read_parts, seg_map_encoding, standa
 from core.console import UserError
 from core.features import FEATURES, Feature
 from exchange.formats.base import Failures, Reader, Rows
-from exchange.formats.checks import ALL_ZERO, check_boxes
+from exchange.formats.checks import ALL_ZERO, WIDTHS, check_boxes
 from stores.features import PANOPTIC_ARRAYS, grid_arrays, region_arrays
 
 _ROWS_AT_ONCE = 32
@@ -89,7 +89,8 @@ class ScanReader(Reader):
                 "instead of (regions or cells, width)"
             )
         k, dim = shapes["features"]
-        if k >= 256 > dim or k > max(511, dim):
+        turned = "boxes" not in shapes and k > dim and k in WIDTHS and dim not in WIDTHS
+        if k >= 256 > dim or k > max(511, dim) or turned:
             raise UserError(
                 f"{self._path(self._parts[0], 'features')}: {k} {'cells' if feature == 'grids' else 'regions'} of width {dim} in an "
                 "image; the last two axes must be (regions or cells, width), swap them"

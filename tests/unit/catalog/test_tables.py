@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from catalog.names import Names, as_name
 from catalog.tables import read_table
 from core.console import UserError
 
@@ -107,6 +108,24 @@ def test_text_that_a_parquet_file_calls_bytes(tmp_path):
 
 def test_numbers_stay_what_they_are(tmp_path):
     assert pairs(table(tmp_path, '{"image": 0, "caption": "a"}\n', "c.jsonl")) == [(0, "a")]
+
+
+def test_a_number_names_an_image_as_it_is_written(tmp_path):
+    """1.10 and 1.1 are one number and two names."""
+    names = Names("x", ["1.1.jpg", "1.10.jpg", "1.jpg", "1.0.jpg"], ["1.1", "1.10", "1", "1.0"])
+    for file, text in (("c.jsonl", '{"image": %s, "caption": "a"}'), ("c.json", '[{"image": %s, "caption": "a"}]')):
+        for number in ("1.1", "1.10", "1", "1.0"):
+            ((image, _),) = pairs(table(tmp_path, text % number, file))
+            assert names.find(as_name(image)) == number
+    coco = '{"images": [{"id": 42.0, "file_name": "b"}], "annotations": [{"image_id": 42, "id": 1.50, "caption": "a"}]}'
+    assert pairs(table(tmp_path, coco, "c.json")) == [("b", "a")]
+    for values, fits in (([1.0, 2.0, None], True), ([1.0, 1.1, None], False)):
+        pq.write_table(pa.table({"image": values, "caption": ["a", "b", "c"]}), tmp_path / "c.parquet")
+        if fits:
+            assert len(read_table(tmp_path / "c.parquet").rows) == 3
+            continue
+        with pytest.raises(UserError, match="1 images are named by numbers with fractions; write names as text: 1.1"):
+            read_table(tmp_path / "c.parquet")
 
 
 def test_the_broken_line_of_kaggles_flickr30k(tmp_path):

@@ -133,6 +133,9 @@ def test_ids_beside_the_file_and_no_code_in_them(tmp_path):
         str(tmp_path / "val36.hdf5"),
         str(ids),
     ]
+    ids.write_bytes(pickle.dumps({7: 1, 42: 0, 8: 0}))
+    with pytest.raises(UserError, match="several ids have one row"):
+        read(tmp_path)
     ids.write_bytes(pickle.dumps(print))
     with pytest.raises(UserError, match="asks for builtins.print"):
         read(tmp_path)

@@ -7,6 +7,8 @@ import pytest
 
 from catalog.index import ImageRows
 from core.console import UserError
+from exchange.formats.checks import cells_last, channels_first, upright_regions
+from exchange.formats.grids import as_map
 from exchange.importing import open_reader
 from model.data import read_split
 
@@ -104,3 +106,76 @@ def test_one_caption_per_image(tmp_path):
     source = {"format": "scan", "captions_per_image": 1} | {k: v for k, v in dataset.items() if k != "source"}
     rows, _ = open_reader("regions", source, ImageRows(found.image_ids, "x")).read(range(10))
     assert np.allclose(rows["features"], values, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "found"),
+    [
+        ((36, 2048), 36, (36, 2048)),
+        ((2048, 36), 36, (36, 2048)),
+        ((100, 64), 100, None),
+        ((64, 80), 100, None),
+        ((80, 64), 100, None),
+        ((80, 128), 100, (80, 128)),
+        ((128, 36), 36, (36, 128)),
+        ((40, 8), 36, (40, 8)),  # too many, as its reader says
+        ((300, 2048), 300, (300, 2048)),
+    ],
+)
+def test_regions_without_boxes_either_way_round(shape, most, found):
+    values = np.zeros(shape)
+    if found is None:
+        with pytest.raises(ValueError, match="could be .regions, width. or .width, regions., and nothing tells which"):
+            upright_regions(values, most)
+    else:
+        assert upright_regions(values, most).shape == found
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ((49, 2048), False), ((2048, 49), True), ((49, 128), False), ((128, 49), True), ((64, 49), True), ((196, 768), False),
+        ((576, 1024), False), ((1024, 576), True), ((784, 768), False), ((768, 784), True), ((608, 1024), False), ((1024, 608), True),
+        ((608, 2048), False), ((2048, 608), True), ((768, 1024), None), ((1024, 768), None), ((1024, 1024), None), ((608, 128), None),
+        ((35, 64), None), ((64, 48), None),
+    ],
+)  # fmt: skip
+def test_cells_of_a_grid_either_way_round(shape, found):
+    if found is None:
+        with pytest.raises(ValueError, match="could be .cells, width. or .width, cells., and nothing tells which"):
+            cells_last(shape, None)
+    else:
+        assert cells_last(shape, None) is found
+    for width, last in zip(shape, (True, False), strict=True) if len(set(shape)) > 1 else ():
+        assert cells_last(shape, None, width) is last, "other files say it"
+
+
+def test_maps_either_way_round():
+    cases = {
+        (2048, 7, 9): True,
+        (7, 9, 2048): False,
+        (64, 7, 9): True,
+        (7, 9, 64): False,
+        (32, 19, 32): None,
+        (7, 7, 8): None,
+    }
+    for shape, first in cases.items():
+        if first is None:
+            with pytest.raises(ValueError, match="could be .width, h, w. or .h, w, width."):
+                channels_first(shape)
+            continue
+        assert channels_first(shape) is first
+    assert channels_first((7, 7, 8), 8) is False and channels_first((8, 7, 7), 8) is True
+    values = np.ones((7, 7, 8))
+    assert as_map(values, "x", (7, 8)).shape == (7, 7, 8) and as_map(values, "x", (7, 7)).shape == (8, 7, 7)
+
+
+def test_of_files_that_could_be_either_the_others_tell(tmp_path):
+    np.save(tmp_path / "42.npy", np.ones((64, 48), np.float32))
+    with pytest.raises(
+        UserError, match="no usable .npy file for any image of the index; '42': .*42.npy: shape .64, 48. could be"
+    ):
+        read(tmp_path, "grids", grid="native")
+    np.save(tmp_path / "7.npy", np.ones((25, 48), np.float32))
+    reader, rows, failures = read(tmp_path, "grids", grid="native")
+    assert not failures and reader.arrays["features"].shape[1] == 48 and rows["counts"].tolist() == [64, 25]

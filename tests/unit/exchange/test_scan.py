@@ -271,6 +271,7 @@ def peak_memory(module, *arguments):
     ("name", "values", "message"),
     [
         ("ims", np.ones((4, 600, 36), np.float32), "must be .regions or cells, width., swap them"),
+        ("ims", np.ones((4, 128, 36), np.float32), "must be .regions or cells, width., swap them"),
         ("segmentations", np.full((4, 133, 7, 7), 2, np.float32), "outside 0 to 1"),
         ("boxes", np.tile(np.array([-99, 9, 3, 30], np.float32), (4, 6, 1)), "left of or above the image"),
         ("boxes", np.full((4, 6, 4), np.nan, np.float32), "not finite"),
