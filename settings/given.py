@@ -66,13 +66,19 @@ def typed(value: Any) -> Any:
     return value
 
 
+def values_of(words: Sequence[str], *flags: str) -> list[str]:
+    """The words behind any of some flags, up to the next flag."""
+    found: list[str] = []
+    for at, word in enumerate(words):
+        flag, given, value = word.partition("=")
+        if flag in flags:
+            found += [value] if given else itertools.takewhile(lambda w: not w.startswith("-"), words[at + 1 :])
+    return found
+
+
 def twice_on_command_line(words: Sequence[str]) -> list[str]:
     """Keys that stand twice behind Snakemake's `--config`, or in a section given there: a line each, as for files."""
-    given: list[str] = []
-    for at, word in enumerate(words):
-        if word in ("--config", "-C"):
-            given += itertools.takewhile(lambda w: not w.startswith("-"), words[at + 1 :])
-    pairs = [word.partition("=")[::2] for word in given if "=" in word]
+    pairs = [word.partition("=")[::2] for word in values_of(words, "--config", "-C") if "=" in word]
     names = [key for key, _ in pairs]
     lines = [f"{key}: stands twice in --config; keep one" for key in dict.fromkeys(names) if names.count(key) > 1]
     # A section is written as YAML writes it in one line.
