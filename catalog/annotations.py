@@ -51,7 +51,7 @@ class Annotations:
     def images(self, workers: int) -> pa.Table:
         """The images table of the index. workers: threads that read the files."""
         if self.content_hashes is None:
-            return describe_images(self.image_ids, self.paths, self.splits, workers)
+            return describe_images(self.image_ids, self.paths, self.splits, workers, self.notes)
         count = len(self.image_ids)
         # There are no images: 0 pixels, as for those that cannot be read, but no error.
         columns = {"width": [0] * count, "height": [0] * count, "error": [None] * count}

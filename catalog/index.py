@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from catalog.layout import CAPTIONS_PER_IMAGE
 from core import layout
@@ -144,8 +147,22 @@ def read_index(path: str | os.PathLike[str]) -> Index:
     return Index(images, captions, digest, tuple(json.loads(notes)))
 
 
-def _describe(path: str) -> tuple[int, int, str, str | None]:
-    """(upright width, height, sha256, error) of one file; only the header is decoded."""
+_heard = threading.local()  # what Pillow warns of while a thread looks at an image
+
+
+def _describe(path: str) -> tuple[int, int, str, str | None, list[str]]:
+    """(upright width, height, sha256, error, warnings) of one file; only the header is decoded."""
+    _heard.warnings = []
+    return *_looked_at(path), _heard.warnings
+
+
+def _hear(message: Warning | str, category: type[Warning], *_: object) -> None:
+    # Of its guard against bombs an image that is still read is no matter.
+    if not issubclass(category, Image.DecompressionBombWarning):
+        _heard.__dict__.setdefault("warnings", []).append(" ".join(str(message).split()))
+
+
+def _looked_at(path: str) -> tuple[int, int, str, str | None]:
     try:
         with open(path, "rb") as file:
             content_hash = hashlib.file_digest(file, "sha256").hexdigest()
@@ -160,8 +177,6 @@ def _describe(path: str) -> tuple[int, int, str, str | None]:
 
 def _fault(path: str, error: Exception) -> str:
     """What a file is whose header Pillow could not read."""
-    from PIL import Image
-
     if isinstance(error, Image.DecompressionBombError):
         return f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; scale it down"
     empty = "" if os.path.getsize(path) else "an empty file (0 bytes); copy it again"
@@ -169,8 +184,6 @@ def _fault(path: str, error: Exception) -> str:
 
 
 def _upright_size(file: BinaryIO) -> tuple[int, int]:
-    from PIL import Image
-
     with Image.open(file) as image:
         width, height = image.size
         # Of a TIFF Pillow tells the upright size already; what it read of the file is in the tags.
@@ -180,14 +193,27 @@ def _upright_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def describe_images(
-    image_ids: Sequence[str], paths: Sequence[str], splits: Sequence[str], workers: int = 4
+    image_ids: Sequence[str],
+    paths: Sequence[str],
+    splits: Sequence[str],
+    workers: int = 4,
+    notes: list[str] | None = None,
 ) -> pa.Table:
-    """The images table: sizes and content hashes read in parallel; an unreadable file gets an `error`, not a stop."""
+    """The images table: sizes and content hashes read in parallel; an unreadable file gets an `error`, not a stop.
+
+    Args:
+        notes: what Pillow warns of is added to them.
+    """
     # Some at a time: handing one image to a thread takes as long as looking at it.
     parts = [paths[start : start + _IMAGES_AT_ONCE] for start in range(0, len(paths), _IMAGES_AT_ONCE)]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
+        warnings.simplefilter("always")
+        warnings.showwarning = _hear
         found = (fact for part in pool.map(lambda part: [_describe(path) for path in part], parts) for fact in part)
         facts = list(progress(found, total=len(paths), desc="index", unit="image"))
+    doubtful = [f"{path}: {fact[4][0]}" for path, fact in zip(paths, facts, strict=True) if fact[4]]
+    if doubtful and notes is not None:
+        notes.append(listing("images with damaged metadata, which are taken as far as they can be read", doubtful))
     return pa.Table.from_pydict(
         {
             "image_id": list(image_ids),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from PIL import Image, ImageOps
+
+# The index has told which images have damaged metadata, by name; Pillow names none.
+warnings.filterwarnings("ignore", module="PIL")
 
 
 def load_upright(path: str, side: int | None = None) -> Image.Image:

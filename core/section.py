@@ -29,12 +29,19 @@ def _plain(path: str) -> str:
     return ("/" if path.startswith("/") else "") + "/".join(parts) or "."
 
 
+def _plain_if_there(path: str) -> str:
+    plain = _plain(path)
+    # `./bert` that is missing is no name on a hub.
+    return plain if os.path.exists(plain) else os.path.expanduser(path)
+
+
 FilePath = Annotated[str, AfterValidator(_plain)]  # of a file or folder of the user's
+NameOrPath = Annotated[str, AfterValidator(_plain_if_there)]  # likewise, or of something on a hub
 
 
 def _where_it_is(path: str) -> str:
     """A path as given if it is there, else below the repository if it is there."""
-    path = _plain(path)
+    path = _plain_if_there(path)
     ours = REPOSITORY / path
     return str(ours) if not os.path.exists(path) and ours.is_file() else path
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+
+# The index has told which images have damaged metadata, by name; Pillow names none.
+warnings.filterwarnings("ignore", module="PIL")
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from core.features import Compression, Feature
 from core.kinds import wrong_file
 from core.messages import did_you_mean
-from core.section import FilePath, GridKept, OwnPath, Positive, RegionsKept, Section
+from core.section import FilePath, GridKept, NameOrPath, OwnPath, Positive, RegionsKept, Section
 from published.registry import PREFIX
 
 #: Architectures whose weights lie in a retrieval model's checkpoint: its head reads their cells alone.
@@ -178,7 +178,7 @@ class Detectron2(Extractor):
 
     engine: Literal["detectron2"]
     config: PathOrName
-    weights: FilePath | None = None
+    weights: NameOrPath | None = None
     options: list[bool | int | float | str] = []
     batch_size: Positive = 8
 

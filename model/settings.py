@@ -17,7 +17,7 @@ from core.console import UserError
 from core.features import Feature, Visual
 from core.kinds import wrong_file
 from core.messages import did_you_mean
-from core.section import FilePath, Positive, Section, Share
+from core.section import FilePath, NameOrPath, Positive, Section, Share
 from published.registry import PREFIX
 
 #: The kinds of network: what `model.kind` calls each, and the file of its `RetrievalNetwork`.
@@ -163,7 +163,7 @@ class Text(Section):
     """The text encoder: a pretrained one, or (pretrained: null) a small BERT trained from scratch."""
 
     kind: Literal["bert"] = "bert"
-    pretrained: FilePath | None = "bert-base-uncased"
+    pretrained: NameOrPath | None = "bert-base-uncased"
     layers: Positive = 2
     hidden_size: Positive = 128
     heads: Positive = 2

@@ -122,3 +122,21 @@ def test_hostile_and_repeated_ids_are_listed():
     assert "6 image ids that cannot be used" in problems[0]
     assert "2 image ids that occur twice" in problems[1]
     assert check_image_ids(["a", "b/c", "A"]) == []
+
+
+def test_what_pillow_warns_of_is_told_with_the_files_name(tmp_path, capsys):
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\xff\xff\0\x06"  # says five entries, has a part of one
+    paths = [str(tmp_path / f"{name}.jpg") for name in "abc"]
+    for path in paths:
+        Image.new("RGB", (4, 2)).save(path, **({} if path == paths[1] else {"exif": exif}))
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "large.png")  # beyond Pillow's limit, not twice
+    paths.append(str(tmp_path / "large.png"))
+    notes = []
+    table = describe_images(list("abcd"), paths, ["x"] * 4, workers=2, notes=notes)
+    assert table["error"].to_pylist() == [None] * 4 and table["width"][3].as_py() == 10_000
+    (note,) = notes
+    assert note.startswith(
+        f"2 images with damaged metadata, which are taken as far as they can be read: '{paths[0]}: Corrupt EXIF"
+    )
+    assert paths[2] in note and paths[1] not in note
+    assert capsys.readouterr().err.count("Warning") == 0
