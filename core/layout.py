@@ -153,6 +153,11 @@ def search(results: Root, search: str = "{search}") -> str:
     return f"{results}/search/{search}/search.json"
 
 
+def times(results: Root) -> str:
+    """Times and digests of what jobs made, for results that are copied without their times."""
+    return f"{results}/times.json"
+
+
 def log(work: Root, job: str) -> str:
     """`job`: a rule and its wildcards, as in `extract_shard/{dataset}_{feature}_{shard}`."""
     return f"{work}/logs/{job}.log"

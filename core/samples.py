@@ -47,17 +47,18 @@ def _mark(file: tuple[str, str, os.stat_result], known: Known) -> list[str]:
     """A file's sample and mark."""
     key, path, status = file
     try:
-        sample = _sample(path, status.st_size)
+        found = sample(path, status.st_size)
         _, time, _, _, former, mark = known.get(key, (0, 0, 0, 0, "", ""))
-        if sample != former:
-            return [sample, sample]
+        if found != former:
+            return [found, found]
         # Of the same time it is the same: only its permissions, links or place on the disk are others.
-        return [sample, mark if time == status.st_mtime_ns else digest_file(path)]
+        return [found, mark if time == status.st_mtime_ns else digest_file(path)]
     except OSError:
         return ["none", "none"]
 
 
-def _sample(path: str, size: int) -> str:
+def sample(path: str, size: int) -> str:
+    """A digest of a file's size and samples of its bytes, of all bytes if it is small."""
     handle = os.open(path, os.O_RDONLY)
     try:
         samples = [os.pread(handle, _BLOCK, start) for start in _starts(size)]

@@ -76,6 +76,7 @@ def _outputs(settings: Settings, results: Path) -> Iterator[Path]:
             yield from (marker.with_name(images_file(run)), marker.with_name(captions_file(run)))
         yield from marker.parent.glob(f"thumbnails/[0-9a-f][0-9a-f]/{'[0-9a-f]' * 16}*.jpg")
     yield from (Path(layout.table(results, suffix)) for suffix in layout.TABLES)
+    yield Path(layout.times(results))
     page = Path(layout.report(results))
     yield from (page, Path(layout.why(results)), *(page.parent / "figures" / chart_file(title) for title in TITLES))
     yield from Path(layout.log(results, "any")).parent.rglob("*.log")

@@ -21,6 +21,7 @@ from rules.checkpoints import alternatives
 from rules.failed import show_failures, show_notes
 from rules.plan import Plan
 from rules.targets import check_targets
+from rules.times import note_times, restore_times
 from settings import check_readable, load_settings
 
 use_this_interpreter(REPOSITORY)
@@ -85,6 +86,18 @@ for name in PLAN.pooled_cells():
 
 SETTINGS, RESULTS, WORK = PLAN.settings, PLAN.results, PLAN.work
 STARTED = time.time()
+# Before Snakemake looks at any; a job on a cluster, which reads this file too, must not.
+if workflow.is_main_process and not PLAN.remote:
+    restore_times(RESULTS)
+
+
+def note_made():
+    """When jobs have ended: what a later start of copied results is to find."""
+    if not PLAN.remote:
+        jobs = workflow.dag.jobs
+        note_times(RESULTS, [file for job in jobs for file in job.products(include_logfiles=False)])
+
+
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.
 GPUS_PER_JOB = int(gpu_present())
 

@@ -59,10 +59,12 @@ rule build_report:
 
 
 onsuccess:
+    note_made()
     show_notes(WORK, STARTED)
     PLAN.show_results()
 
 
 onerror:
+    note_made()
     show_notes(WORK, STARTED)
     show_failures(log, WORK, STARTED)

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -124,6 +125,16 @@ def test_verify_reads_every_store_whenever_it_is_asked(finished):
 
 def test_a_second_run_does_nothing(finished):
     assert finished.planned() == {}
+
+
+def test_a_copy_without_times_does_nothing(finished, make_workflow):
+    copy = make_workflow(TINY)
+    shutil.copytree(finished.results, copy.results, copy_function=shutil.copyfile)
+    for age, path in enumerate(sorted(copy.results.rglob("*"), reverse=True)):
+        os.utime(path, (age, age))
+    assert copy.planned() == {}
+    (copy.results / "tiny/index/images.parquet").unlink()
+    assert copy.planned("regions") == {"index_dataset": 1, "extract_shard": 2, "seal_store": 1}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ evaluation/region/scenes_test/embeddings.zarr/.snakemake_timestamp evaluation/re
 evaluation/region/scenes_test/metrics.json evaluation/region/scenes_test/ranks.safetensors
 ensembles/region_grid/scenes_test/metrics.json ensembles/region_grid/scenes_test/ranks.safetensors
 tables/results.csv report/index.html report/why.json report/figures/training-loss.svg
-logs/train_model/region.log benchmarks/train_model/region.tsv
+times.json logs/train_model/region.log benchmarks/train_model/region.tsv
 """.split()
 THEIRS = """
 notes.txt scenes/index/mine.csv runs/region/thoughts.md runs/region.state/copy.pt runs/other/model.safetensors
