@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -68,7 +70,8 @@ def messages(errors: list[dict[str, Any]], root: type[BaseModel]) -> list[str]:
                     f"{'.'.join([*path, name])}: {given!r} is not {article} {name} here; {did_you_mean(str(given), choices, hint)}"
                 )
         else:
-            shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+            written = str(value) if isinstance(value, datetime.date) else repr(value)
+            shown = written if len(written) <= 80 else written[:77] + "..."
             values.setdefault((key, shown), []).append(_advice(error))
     for (key, shown), advice in values.items():
         first, *others = dict.fromkeys(advice)
@@ -87,12 +90,14 @@ def _advice(error: dict[str, Any]) -> str:
         return "is empty; fill it in or remove the key"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return "should be a section of keys and values"
+    if kind == "string_type" and isinstance(value, bool | int | float | datetime.date):
+        return "is no text to YAML; put it in quotes"
     if kind in ("float_type", "int_type") and isinstance(value, str):
         try:
             number = float(value)
         except ValueError:
-            pass
-        else:
+            number = math.nan
+        if math.isfinite(number):
             # YAML 1.1 takes 1e-4 for text; the dot makes it a number.
             shown = f"{number:.0f}" if kind == "int_type" and number.is_integer() else f"{number:f}".rstrip("0")
             return f"is text; write the number as {shown if float(shown) == number else repr(number)}, without quotes"

@@ -55,7 +55,7 @@ LATER = "mistakes() are asked for later"  # as context of a validation: they are
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, types are not converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong though each value by itself is right: `KEY: what and how to mend it`, or a line without a key."""

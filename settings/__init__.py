@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from catalog.settings import Dataset
 from core.console import UserError
 from core.features import FEATURES
 from core.files import keys_given_twice
-from core.section import FilePath, Name, Section, folder_name
+from core.messages import key_path
+from core.section import LATER, FilePath, Name, Section, folder_name
 from core.text import decode_text
 from evaluation.settings import Ensemble, Testset
 from exchange.settings import Export
@@ -27,7 +28,7 @@ from published.registry import resolve
 from published.settings import Published
 from search.settings import Search
 from settings.checks import CrossChecks
-from settings.given import check_readable, twice_on_command_line, with_command_line, with_exponents
+from settings.given import as_wanted, check_readable, twice_on_command_line, with_command_line, with_exponents
 from settings.salvage import Salvage
 
 __all__ = ["Settings", "check_readable", "load_settings", "used_weights"]
@@ -121,6 +122,8 @@ def load_settings(
         UserError: with one line per mistake: the key, the value and the fix.
     """
     config = with_exponents(with_command_line(config, given or {}))
+    if given:
+        config = as_wanted(config, given, words, _wrong(config))
     twice = [line for file in files for line in keys_given_twice(decode_text(file), str(file))]
     twice += twice_on_command_line(words)
     salvage = Salvage(config, Settings)
@@ -128,6 +131,15 @@ def load_settings(
     if lines:
         raise UserError(_report(lines))
     return _with_paths(_with_captions(salvage.settings, config))
+
+
+def _wrong(config: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
+    """Keys that lead to wrong values, and the kinds of mistakes as pydantic calls them."""
+    try:
+        Settings.model_validate(config, context=LATER)
+    except ValidationError as error:
+        return [(key_path(item, Settings), item["type"]) for item in error.errors()]
+    return []
 
 
 def _report(lines: list[str]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -15,7 +16,8 @@ from core.console import UserError
 from core.files import keys_given_twice
 from core.text import decode_text
 
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # YAML 1.1's
+_EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:
@@ -61,7 +63,7 @@ def typed(value: Any) -> Any:
         return value
     if _EXPONENT.fullmatch(value):
         return float(value)
-    if re.fullmatch(r"[-+]?(\d[\d_]*|\d*\.\d+|\d+\.|0x[0-9a-fA-F]+)|true|false|null|True|False|None|~|", value):
+    if re.fullmatch(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*|0x[0-9a-fA-F]+)|true|false|null|True|False|None|~|", value):
         return None if value in ("None", "") else yaml.safe_load(value)
     return value
 
@@ -78,11 +80,53 @@ def values_of(words: Sequence[str], *flags: str) -> list[str]:
 
 def twice_on_command_line(words: Sequence[str]) -> list[str]:
     """Keys that stand twice behind Snakemake's `--config`, or in a section given there: a line each, as for files."""
-    pairs = [word.partition("=")[::2] for word in values_of(words, "--config", "-C") if "=" in word]
+    pairs = _pairs(words)
     names = [key for key, _ in pairs]
     lines = [f"{key}: stands twice in --config; keep one" for key in dict.fromkeys(names) if names.count(key) > 1]
     # A section is written as YAML writes it in one line.
     return lines + [line for key, value in pairs for line in keys_given_twice(f"{key}: {value}", "--config")]
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys and values behind Snakemake's `--config`, as they stand there."""
+    return [
+        (key, value)
+        for key, equals, value in (word.partition("=") for word in values_of(words, "--config", "-C"))
+        if equals
+    ]
+
+
+def as_wanted(
+    config: dict[str, Any], given: dict[str, Any], words: Sequence[str], wrong: Iterable[tuple[tuple[str, ...], str]]
+) -> dict[str, Any]:
+    """A configuration in which what was given on the command line, where nothing has a type, is what its key wants.
+
+    A folder may be called `2024`; `yes` is true, as in a file, where it can be nothing else.
+
+    Args:
+        given, words: as for `load_settings`. wrong: keys that lead to a value, and what pydantic finds wrong with it.
+    """
+    config = copy.deepcopy(config)
+    given = given | {key: text for key, text in _pairs(words) if not isinstance(given.get(key), dict | list)}
+    for path, kind in wrong:
+        above, before = config, given
+        for key in path[:-1]:
+            above, before = _entry(above, key), _entry(before, key)
+        text = _entry(before, path[-1]) if path else None
+        if not isinstance(text, str) or _entry(above, path[-1]) is None:
+            continue
+        at = int(path[-1]) if isinstance(above, list) else path[-1]
+        if kind == "string_type":
+            above[at] = text
+        elif kind == "bool_type" and text.lower() in _BOOLEANS:
+            above[at] = _BOOLEANS[text.lower()]
+    return config
+
+
+def _entry(section: Any, key: str) -> Any:
+    if isinstance(section, list):
+        return section[int(key)] if key.isdecimal() and int(key) < len(section) else None
+    return section.get(key) if isinstance(section, dict) else None
 
 
 def with_exponents(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -27,6 +29,7 @@ class Drawing(Section):
     shapes: dict[str, Annotated[Circle | Square, Field(discriminator="shape")]] = {}
     scale: float | Literal["auto"] = "auto"
     steps: list[int] = [1]
+    name: str = "drawing"
 
     def mistakes(self) -> Iterator[str]:
         if self.steps != sorted(self.steps):
@@ -39,6 +42,10 @@ class Drawing(Section):
         ({"scal": 1.0}, "scal: unknown key; did you mean 'scale'?"),
         ({"steps": [2, 1]}, "steps: [2, 1] must ascend; write [1, 2]"),
         ({"steps": [1, "2"]}, "steps.1: '2' - is text; write the number as 2, without quotes"),
+        ({"steps": ["nan"]}, "steps.0: 'nan' - should be a valid integer"),
+        ({"scale": math.inf}, "scale: inf - should be a finite number or 'auto'"),
+        ({"name": 2024}, "name: 2024 - is no text to YAML; put it in quotes"),
+        ({"name": datetime.date(2024, 5, 1)}, "name: 2024-05-01 - is no text to YAML; put it in quotes"),
         ({"scale": "big"}, "scale: 'big' - should be a valid number or 'auto'"),
         ({"shapes": {"circle": {"shape": "circle", "radius": 0}}}, "shapes.circle.radius: 0 - should be greater than"),
         ({"shapes": {"a": {"shape": "circle", "radios": 2}}}, "shapes.a.radios: unknown key; did you mean 'radius'?"),
