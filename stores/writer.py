@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -157,7 +158,21 @@ def encode_metadata(
             config={"write_empty_chunks": True},
         )
         array[:] = np.array(texts, dtype=object)
-    return {key: value.to_bytes() for key, value in content.items()}
+    files = {key: value.to_bytes() for key, value in content.items()}
+    return files | {"zarr.json": _with_members(files)}
+
+
+def _with_members(files: Mapping[str, bytes]) -> bytes:
+    """The root's metadata with those of its arrays: xarray and others look there first, and warn where nothing is."""
+    suffix = "/zarr.json"
+    members = {key.removesuffix(suffix): json.loads(files[key]) for key in sorted(files) if key.endswith(suffix)}
+    listed = {"kind": "inline", "must_understand": False, "metadata": members}
+    return json.dumps(json.loads(files["zarr.json"]) | {"consolidated_metadata": listed}, indent=2).encode()
+
+
+def without_members(root: bytes) -> Any:
+    """What a root's metadata hold beside its arrays': all that there was in stores sealed before they did."""
+    return {key: value for key, value in json.loads(root).items() if key != "consolidated_metadata"}
 
 
 def write_metadata(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from core import layout
+from core.section import NAME
 
 FUNCTIONS = [f for _, f in inspect.getmembers(layout, inspect.isfunction) if f.__module__ == layout.__name__]
 ARGUMENTS = {"folder": "scenes", "name": layout.WEIGHTS, "suffix": "csv", "job": "train_model/{run}"}
@@ -51,7 +52,7 @@ def test_a_pattern_is_the_path_with_its_wildcards_filled_in(function):
 @pytest.mark.parametrize("function", WITH_ROOT, ids=lambda function: function.__name__)
 def test_a_dataset_cannot_take_the_name_of_a_folder(function):
     folder = function("results", **arguments(function)).split("/")[1]
-    assert folder == "{dataset}" or folder in layout.RESERVED
+    assert folder == "{dataset}" or folder in layout.RESERVED or not re.fullmatch(NAME, folder)
 
 
 def test_a_store_knows_its_receipts():

@@ -15,6 +15,7 @@ import zarr
 from core.console import UserError
 from stores import open_store
 from stores.arrays import ShardedArray, ZarrArray
+from stores.verify import verify
 
 
 @pytest.fixture
@@ -215,3 +216,21 @@ def test_zarr_opens_a_store_without_a_warning(intact):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert set(dict(zarr.open_group(intact.store, mode="r").members())) == {*intact.values, "image_ids"}
+        # Where xarray looks first; it warns if there is nothing.
+        listed = zarr.open_consolidated(str(intact.store), mode="r")
+        for name in listed:
+            assert listed[name].metadata == zarr.open_array(str(intact.store / name), mode="r").metadata
+
+
+def test_a_store_that_was_sealed_before_its_root_listed_arrays_is_whole(sealed):
+    """And none whose root says otherwise."""
+    root = sealed.store / "zarr.json"
+    content = json.loads(root.read_text())
+    del content["consolidated_metadata"]
+    root.write_text(json.dumps(content, indent=4))
+    verify(store=sealed.store, receipts=sealed.receipts, images=sealed.rows)
+    content["attributes"]["class_names"] = ["dog", "cat"]
+    for text in (json.dumps(content), "[]", "{"):
+        root.write_text(text)
+        with pytest.raises(UserError):
+            verify(store=sealed.store, receipts=sealed.receipts, images=sealed.rows)
