@@ -95,7 +95,10 @@ def note_made():
     """When jobs have ended: what a later start of copied results is to find."""
     if not PLAN.remote:
         jobs = workflow.dag.jobs
-        note_times(RESULTS, [file for job in jobs for file in job.products(include_logfiles=False)])
+        note_times(
+            RESULTS,
+            [file for job in jobs for file in job.products(include_logfiles=False)],
+        )
 
 
 # A job asks for a GPU where this machine has one; cluster profiles ask by `set-resources`.
