@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, describe_images
+from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, describe_images, listing
+from core.text import spoilt
 
 UNLISTED = "unlisted"  # split of images that belong to none
 
@@ -47,6 +48,14 @@ class Annotations:
             )
             for name in ("caption_ids", "caption_images", "texts"):
                 setattr(self, name, [getattr(self, name)[k] for k in kept])
+
+    def note_spoilt(self) -> None:
+        """Note captions that an earlier conversion of encodings seems to have spoilt."""
+        found: dict[str, list[str]] = {}
+        for caption_id, text in zip(self.caption_ids, self.texts, strict=True):
+            if not text.isascii() and (what := spoilt(text)):
+                found.setdefault(what, []).append(caption_id)
+        self.notes += [listing(what, ids) for what, ids in found.items()]
 
     def images(self, workers: int) -> pa.Table:
         """The images table of the index. workers: threads that read the files."""

@@ -43,6 +43,7 @@ def index(
     section = _section(settings)
     found = section.read(made, threads)
     found.keep_first(section.caption_limit)
+    found.note_spoilt()
     rows, texts = found.images(threads * 2), found.captions()
     choice = getattr(section, "copies", None)
     if copies := copies_between_splits(rows):

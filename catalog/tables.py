@@ -28,9 +28,6 @@ _OTHERWISE = {  # what to do with what is not read
 # Kaggle's Flickr30K, `image_name| comment_number| comment`: the field's most copied table of captions.
 _KNOWN_NAMES = {"image_name": "image", "comment": "caption"}
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_TWICE = re.compile(
-    "\u00e2\u20ac[\u0080-\u00ff\u0152-\u2122]|\u00c3[\u0080-\u00bf\u0152-\u2122]"
-)  # a quote, a letter with an accent
 _BAR_LOST = re.compile(r"\s*(\d)\s+(\S.*)")  # one line of Kaggle's Flickr30K: `2199200615.jpg| 4   A dog runs`
 TOKEN_LINE = re.compile(r"([^\t]+)#\d+\t(.*)")  # Flickr8K's and Flickr30K's *.token: `1000092795.jpg#0<TAB>text`
 
@@ -77,14 +74,6 @@ def read_table(path: Path) -> Table:
     kept = [k for k, row in enumerate(table.rows) if any(_filled(value) for value in row.values())]
     if (empty := len(table.rows) - len(kept)) and kept:
         table.notes.append(f"{path}: {empty} empty rows passed over")
-    wrong = [
-        place for row, place in zip(table.rows, table.places, strict=True) if _TWICE.search(str(row.get("caption")))
-    ]
-    if wrong:
-        what = (
-            "captions look as if they had been converted to UTF-8 twice; iconv -f utf-8 -t cp1252 undoes one of the two"
-        )
-        table.notes.append(f"{path}: {listing(what, wrong)}")
     table.rows, table.places = [table.rows[k] for k in kept], [table.places[k] for k in kept]
     found = list(dict.fromkeys(key for row in table.rows[:50] for key in row))
     if not table.rows and not table.problems:

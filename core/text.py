@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 import unicodedata
 from pathlib import Path
 
 from core.console import UserError
+from core.encodings import byte_order, readings
 from core.kinds import other_kind
 
-_BOMS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-# Windows' cp1252 has letters and quotes at 0x80-0x9f, where latin1 has control characters; elsewhere the two agree.
-_WINDOWS = re.compile(rb"[\x80-\x9f]")
-_NOT_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
-_WESTERN = ("cp1252", "latin1")
+_ESCAPED = re.compile(r"\x1b\$[@AB()]")
 _CONTROL = re.compile("[\x80-\x84\x86-\x9f]")  # U+0085 is a line end of old systems
+# A quote or a letter with an accent of UTF-8 that was read as cp1252; words of other alphabets that were read as it.
+_TWICE = re.compile("\u00e2\u20ac[\u0080-\u00ff\u0152-\u2122]|\u00c3[\u0080-\u00bf\u0152-\u2122]|[\u00a1-\u00ff]{5}")
 _BETWEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 _UNSEEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
@@ -34,6 +27,18 @@ def one_line(text: str) -> str:
 def has_control(text: str) -> bool:
     """Whether a text holds control characters other than line ends and tabs."""
     return _UNSEEN.search(text) is not None
+
+
+def spoilt(text: str) -> str:
+    """What an earlier conversion seems to have done to a text; "" where nothing."""
+    if "\ufffd" in text:
+        return "captions hold U+FFFD, which stands for letters that were lost when the file was converted; convert the original again"
+    if _TWICE.search(text):
+        return (
+            "captions look as if they had been converted to UTF-8 from a wrong encoding, or twice; iconv -f utf-8 -t cp1252 "
+            "gives back what was before"
+        )
+    return ""
 
 
 def decode_text(path: str | Path, data: bytes | None = None) -> str:
@@ -60,12 +65,18 @@ def decode_text(path: str | Path, data: bytes | None = None) -> str:
         at, what = error.start, f"byte 0x{data[error.start]:02x} is not UTF-8"
     else:
         if "\0" in text:
-            if _encoding(data) not in ("utf-16le", "utf-16be"):
+            if not byte_order(data):
                 line = text.count("\n", 0, text.index("\0")) + 1
                 raise UserError(
                     f"{path}, line {line}: byte 0x00 is no text: the file is damaged or no text file; write it again"
                 )
             at, what = data.index(0), "byte 0x00 is no text"
+        elif found := _ESCAPED.search(text):
+            line = text.count("\n", 0, found.start()) + 1
+            raise UserError(
+                f"{path}, line {line}: text in iso-2022-jp or a relative of it, which only looks like ASCII; save the file as UTF-8 (for "
+                f"example: iconv -f iso-2022-jp -t utf-8 {path.name} > new.{path.name})"
+            )
         elif found := _CONTROL.search(text):
             line = text.count("\n", 0, found.start()) + 1
             raise UserError(
@@ -76,28 +87,18 @@ def decode_text(path: str | Path, data: bytes | None = None) -> str:
         else:
             return text
     line = data.count(b"\n", 0, at) + 1
-    encoding = _encoding(data)
-    fix = (
-        f"(for example: iconv -f {encoding} -t utf-8 {path.name} > new.{path.name}"
-        + (
-            "; where letters come out wrong, from the encoding of its language, such as cp1250)"
-            if encoding in _WESTERN
-            else ")"
-        )
-        if encoding
-        else "(it is in none of the usual encodings of Europe; the program that wrote it can say in which)"
-    )
-    raise UserError(f"{path}, line {line}: {what}; save the file as UTF-8 {fix}")
+    raise UserError(f"{path}, line {line}: {what}; save the file as UTF-8 {_advice(path, data, at)}")
 
 
-def _encoding(data: bytes) -> str | None:
-    """What a file that is not UTF-8 most likely is in, as `iconv` calls it."""
-    for bom, name in _BOMS:
-        if data.startswith(bom):
-            return name
-    head = data[: 1 << 16]
-    if head.count(0) > len(head) // 4:  # every other byte of Latin letters in UTF-16
-        return "utf-16le" if head[1::2].count(0) >= head[::2].count(0) else "utf-16be"
-    if _NOT_WINDOWS.search(data):
-        return None
-    return "cp1252" if _WINDOWS.search(data) else "latin1"
+def _advice(path: Path, data: bytes, at: int) -> str:
+    """How to make UTF-8 of a file, from what it may be in."""
+    known = byte_order(data)
+    likely = [(known, "")] if known else readings(data, at)
+    if not likely:
+        return "(it is in none of the usual encodings; the program that wrote it can say in which)"
+    (encoding, shown), *others = likely
+    command = f"iconv -f {encoding} -t utf-8 {path.name} > new.{path.name}"
+    if known:
+        return f"(for example: {command})"
+    also = "".join(f"; from {name}, {text!r}" for name, text in others[:3])
+    return f"(for example: {command}, which makes {shown!r} of it{also}; what is right only you can see)"

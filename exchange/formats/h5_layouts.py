@@ -28,6 +28,7 @@ from catalog.names import as_name, normal
 from core.console import UserError
 from core.files import Written, digest_json, parse_json
 from core.kinds import other_kind
+from core.text import decode_text
 
 if TYPE_CHECKING:
     import h5py
@@ -398,13 +399,15 @@ def _ids_beside(path: str) -> list[str]:
             elif path.endswith(".json"):
                 content = parse_json(file.read(), floats=Written)
             else:
-                content = file.read().decode("utf-8-sig").splitlines()
+                content = decode_text(path, file.read()).splitlines()
         if isinstance(content, dict):
             rows = {int(row): image_id for image_id, row in content.items()}
             if len(rows) < len(content):
                 raise ValueError("several ids have one row")
             content = [rows[row] for row in range(len(rows))]
         return [str(value).strip() for value in content]
+    except UserError as error:
+        raise UserError(f"imports.path: {error}") from error
     except Exception as error:  # damaged and hostile files raise errors of every kind
         what = other_kind(path) or f"no table of ids ({type(error).__name__}: {error})"
         raise UserError(f"imports.path: {path} is {what}") from error

@@ -46,3 +46,25 @@ def test_wrong_settings_are_named(tmp_path, settings, line):
     with pytest.raises(UserError, match="^--settings: ") as error:
         index(tmp_path, settings)
     assert line in str(error.value)
+
+
+def test_captions_that_a_conversion_has_spoilt_are_noted(tmp_path, capsys):
+    """Whatever format they come in: they are words to nobody."""
+    (tmp_path / "images").mkdir()
+    texts = {
+        "a": "a dog’s ball in a café, Ça va, ÉTÉ, naïve Ångström", "b": "a dog’s".encode().decode("cp1252"),
+        "c": "собака".encode("cp1251").decode("latin1"), "d": "一只狗".encode("gb18030").decode("latin1"), "e": "caf\ufffd", "f": "一只狗",
+    }  # fmt: skip
+    for name in texts:
+        (tmp_path / "images" / f"{name}.png").write_bytes(b"x")
+    rows = [{"image": f"{name}.png", "caption": text} for name, text in texts.items()]
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    found = index(
+        tmp_path, {"source": "folder", "images": str(tmp_path / "images"), "captions": str(tmp_path / "c.json")}
+    )
+    twice, lost = found.notes
+    assert twice.startswith("3 captions look as if they had been converted") and twice.endswith(
+        "before: 'b#0', 'c#0', 'd#0'"
+    )
+    assert lost.startswith("1 captions hold U+FFFD") and lost.endswith("'e#0'")
+    assert f"note: {twice}" in capsys.readouterr().out
