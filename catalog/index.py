@@ -75,6 +75,26 @@ def index_digest(image_ids: Iterable[str], content_hashes: Iterable[str]) -> str
     return digest.hexdigest()
 
 
+def read_parquet(path: Path, columns: Sequence[str], fix: str) -> pa.Table:
+    """A table that this program wrote.
+
+    Args:
+        columns: some that it must have. fix: what to do where it cannot be used, for messages.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or another table.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {fix}")
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is damaged, or no Parquet file; {fix}") from error
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise UserError(f"{path} is another table: it has no column {missing[0]}; {fix}")
+    return table
+
+
 def write_index(
     images_path: Path,
     captions_path: Path,
@@ -99,10 +119,9 @@ def write_index(
     return digest
 
 
-def _read(path: Path) -> tuple[pa.Table, str]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; make it with the target `index`")
-    table = pq.read_table(path)
+def _read(path: Path, column: str) -> tuple[pa.Table, str]:
+    """A table of the index, told by one of its columns, and the index digest."""
+    table = read_parquet(path, (column,), "make it with the target `index`")
     metadata = table.schema.metadata or {}
     version = metadata.get(b"index_version", b"").decode()
     if version != INDEX_VERSION:
@@ -114,7 +133,7 @@ def _read(path: Path) -> tuple[pa.Table, str]:
 
 def read_images(path: str | os.PathLike[str]) -> tuple[pa.Table, str]:
     """The images table and the index digest. UserError if there is none or it has another version."""
-    return _read(Path(path))
+    return _read(Path(path), "path")
 
 
 def read_image_rows(path: str | os.PathLike[str]) -> ImageRows:
@@ -131,8 +150,8 @@ def counted_captions(captions: pa.Table) -> int | None:
 
 
 def read_captions(path: str | os.PathLike[str]) -> pa.Table:
-    """The captions table."""
-    return _read(Path(path))[0]
+    """The captions table. UserError if there is none or it has another version."""
+    return _read(Path(path), "caption_id")[0]
 
 
 def read_index(path: str | os.PathLike[str]) -> Index:
@@ -140,7 +159,7 @@ def read_index(path: str | os.PathLike[str]) -> Index:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     images, digest = read_images(folder / layout.IMAGES)
-    captions, captions_digest = _read(folder / layout.CAPTIONS)
+    captions, captions_digest = _read(folder / layout.CAPTIONS, "caption_id")
     if captions_digest != digest:
         raise UserError(f"{folder}: {layout.IMAGES} and {layout.CAPTIONS} are of different runs; make the index again")
     notes = (images.schema.metadata or {}).get(b"notes", b"[]")

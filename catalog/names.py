@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from numbers import Number
 from pathlib import Path, PurePosixPath
 
+from core.console import UserError
 from core.files import Written
 
 NUMBER = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?0*(\d+)")  # COCO_val2014_000000000042 is COCO's image 42
@@ -105,6 +108,39 @@ class Names:
         ):
             return f" (did you mean {close[0]!r}?)"
         return ""
+
+
+def row_of(image: str, ids: Sequence[str], paths: Sequence[str | None], contents: Sequence[str | None]) -> int | None:
+    """The row of an image of an index: by its id, its file, a copy of its file, or a name that no other image could have.
+
+    Args:
+        image: as somebody named it. ids, paths, contents: of each row; contents are sha256 digests of the files.
+
+    Returns:
+        None: it is not among them.
+
+    Raises:
+        UserError: the name fits several.
+    """
+    rows = {image_id: row for row, image_id in enumerate(ids)}
+    if image in rows:
+        return rows[image]
+    if os.path.isfile(image):  # not by its name alone: cameras give one name to many photos
+        real = os.path.realpath(image)
+        for row, path in enumerate(paths):
+            if path and os.path.basename(path) == os.path.basename(image) and os.path.realpath(path) == real:
+                return row
+        with open(image, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        return next((row for row, one in enumerate(contents) if one == content), None)
+    try:
+        root = os.path.commonpath([os.path.dirname(path) for path in paths if path])
+    except ValueError:  # of none, or of paths and archives that have nothing in common
+        root = "."
+    named = [os.path.relpath(p, root) if p else image_id for p, image_id in zip(paths, ids, strict=True)]
+    if (found := Names(root, named, ids).find(image)) is None:
+        raise UserError(f"{image!r} could be several images; give the id or the path of one")
+    return rows.get(found)
 
 
 def note_name(table: dict, key: object, image_id: str) -> None:

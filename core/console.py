@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -10,6 +12,10 @@ from typing import TypeVar
 from core.jobs import follow_leader
 
 T = TypeVar("T")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_SUCH_PLACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -17,14 +23,15 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` or a full disk ends it with its message on stderr and exit status 1;
-    an interrupt (Ctrl-C) with status 130 and no traceback.
+    """Run a command's `main`; a `UserError`, a full disk or a path that cannot be read or written ends it with its message on
+    stderr and exit status 1; an interrupt (Ctrl-C) with status 130 and no traceback. Who stops reading its output ends it quietly.
 
     As a job it ends with the workflow that started it.
     """
     follow_leader()
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -32,7 +39,15 @@ def run_cli(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(1)
+        # Of a rename the target is what somebody asked for.
+        place = error.filename2 or error.filename
+        if error.errno in _NO_SUCH_PLACE and isinstance(place, str | os.PathLike):
+            print(f"error: {place} cannot be read or written ({error.strerror}); give another path, or see to its permissions",
+                  file=sys.stderr)  # fmt: skip
+            sys.exit(1)
+        if error.errno not in _FULL:
             raise
         place = f" for {error.filename}" if error.filename else ""
         print(
@@ -40,6 +55,15 @@ def run_cli(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads this command's output has ended, as `head` does; nothing more is then written to it."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if ended := any(event & select.POLLERR for _, event in output.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ended
 
 
 def progress(iterable: Iterable[T], *, total: int | None = None, desc: str = "", unit: str = "it") -> Iterator[T]:

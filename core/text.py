@@ -24,6 +24,24 @@ def one_line(text: str) -> str:
     return "" if all(unicodedata.category(character)[0] in "CZ" for character in text) else text
 
 
+def as_sentence(text: str, place: str) -> str:
+    """What somebody asks, as it was given.
+
+    Args:
+        place: where it was given, for the message.
+
+    Raises:
+        UserError: nothing of it can be seen, or it is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # how Python tells bytes of a command line that are no text
+        raise UserError(f"{place}: {text!r} is not UTF-8; type it again, in a terminal that is set to UTF-8") from error
+    if not one_line(text):
+        raise UserError(f"{place} is empty; say what the images should show")
+    return text
+
+
 def has_control(text: str) -> bool:
     """Whether a text holds control characters other than line ends and tabs."""
     return _UNSEEN.search(text) is not None

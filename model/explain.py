@@ -16,6 +16,7 @@ import numpy as np
 from core.console import UserError, run_cli
 from core.files import write_json
 from core.flags import add_device, add_images, add_stores, command
+from core.text import as_sentence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,6 +161,21 @@ def _spelt(tokenizer: Tokenizer, sentence: str, length: int) -> tuple[list[str],
     return [*before, *names, *after], words
 
 
+def remarks(tokenizer: Tokenizer, sentence: str) -> list[str]:
+    """What of a sentence a text encoder makes nothing of: words that it does not know, and an end that it does not read."""
+    from model.vocabulary import UNKNOWN
+    from model.words import UNKNOWN as UNKNOWN_WORD
+
+    pieces, names = tokenizer.split([sentence]), tokenizer.words(sentence)
+    unknown = {number for number, piece in enumerate(tokenizer.vocabulary) if piece in (UNKNOWN, UNKNOWN_WORD)}
+    tokens = zip(pieces.ids.tolist(), pieces.words.tolist(), strict=True)
+    lost = list(dict.fromkeys(names[word] for number, word in tokens if number in unknown))
+    told = [f"does not know {', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}"] if lost else []
+    if tokenizer.encode([sentence])[1][0] >= tokenizer.max_tokens:
+        told.append(f"reads {tokenizer.max_tokens} tokens at most, the sentence's end may be left out")
+    return told
+
+
 def cells(rows: int, columns: int) -> np.ndarray:
     """(rows * columns, 4) float32: the places of the cells of a grid, row by row, from 0 to 1."""
     top, left = np.divmod(np.arange(rows * columns), columns)
@@ -215,20 +231,27 @@ def explain_image(
     """Write the explanation of one image of an index and one sentence: JSON, and where asked for a picture and an array.
 
     Raises:
-        UserError: the run has no vocabulary, the index no such image, or the stores are of another index or extractor.
+        UserError: an empty sentence; the run has no vocabulary, the index no such image, or the stores are of another index or
+            extractor.
     """
     from catalog.index import read_images
+    from catalog.names import row_of
     from core.messages import did_you_mean
     from model.runs import read_config
 
+    as_sentence(sentence, "--sentence")
+    written = [str(path) for path in (output, overlay, attention) if path is not None]
+    if len(set(written)) < len(written):
+        raise UserError(f"--output, --overlay and --attention are one file, {written[0]}; give each its own")
     read_config(run)  # mistakes before the seconds that importing torch takes
     table, digest = read_images(images)
-    ids = table["image_id"].to_pylist()
-    if image_id not in ids:
+    ids, *others = (table[name].to_pylist() for name in ("image_id", "path", "content_hash"))
+    row = row_of(image_id, ids, *others)
+    if row is None:
         raise UserError(
             f"--image-id: {image_id!r} is not in {images}; {did_you_mean(image_id, ids, 'its column image_id lists them')}"
         )
-    row = ids.index(image_id)
+    image_id = ids[row]
 
     from core.devices import full_float32, open_device
 
@@ -268,6 +291,8 @@ def explain_image(
         from core.overlay import draw
 
         draw(found, table["path"][row].as_py(), overlay)
+    for remark in remarks(tokenizer, sentence):
+        print(f"note: {name} {remark}")
     print(f"{output}: similarity {found.score:.4f} of {image_id} and {sentence!r}, by {len(found.kinds)} parts")
 
 
@@ -283,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", "--run-folder", dest="run", required=True, type=Path, help="run folder")
     add_images(parser)
     add_stores(parser)
-    parser.add_argument("--image-id", required=True, help="of the index")
+    parser.add_argument("--image-id", required=True, help="of the index; or the image's file, or its name")
     parser.add_argument("--sentence", required=True)
     parser.add_argument("--output", required=True, type=Path, help="JSON file to write")
     parser.add_argument("--overlay", type=Path, help="PNG to write: the image with what its parts contribute")

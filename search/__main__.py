@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.console import UserError, run_cli
 from core.flags import add_device, add_index, add_mapping, add_threads, command
+from core.text import as_sentence
 
 
 def build(*, runs: Mapping[str, Any], **options: Any) -> None:
@@ -24,8 +26,8 @@ def ask(
     """Print what is found: rank, score, file."""
     if (sentence is None) == (image is None):
         raise UserError("give a sentence, or --image FILE")
-    if sentence is not None and not sentence.strip():
-        raise UserError("the sentence is empty; say what the images should show")
+    if sentence is not None:
+        as_sentence(sentence, "the sentence")
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}")
     from search.ask import open_search
@@ -35,6 +37,7 @@ def ask(
     if sentence is not None:
         answer["sentence"] = sentence
         hits = search.find(sentence, run=run, top=top)
+        answer["notes"] = search.remarks(sentence, run=run)
     else:
         row = search.row_of(image)
         answer["image"] = search.images[row]["image_id"]
@@ -52,6 +55,8 @@ def ask(
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return
+    for note in answer.get("notes", ()):
+        print(f"note: {note}", file=sys.stderr)
     for hit in answer["images"]:
         print(f"{hit['rank']:>4}  {hit['score']:.4f}  {hit['path'] or hit['image_id']}")
     if answer.get("sentences"):
@@ -91,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asking = commands.add_parser("ask", help="images for a sentence; images and sentences for an image")
     asking.set_defaults(function=ask)
     asking.add_argument("sentence", nargs="?")
-    asking.add_argument("--image", help="an indexed image instead: its file, a copy of it, or its id")
+    asking.add_argument("--image", help="an indexed image instead: its file, a copy of it, its name or id")
     asking.add_argument("--top", type=int, default=5, help="how many (default: %(default)s)")
     asking.add_argument("--json", action="store_true", dest="as_json")
     asking.add_argument("--run", help="one run alone; without it the mean of all")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import threading
@@ -12,12 +11,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from catalog.index import read_parquet
+from catalog.names import row_of
 from core import layout
 from core.console import UserError
 from core.messages import did_you_mean
-from search.build import SEARCH, SEARCH_VERSION, captions_file, images_file, thumbnail, thumbnails_of
+from search.build import (
+    SEARCH,
+    SEARCH_VERSION,
+    captions_file,
+    images_file,
+    images_fingerprint,
+    thumbnail,
+    thumbnails_of,
+)
 from search.copies import fetched, resolved, run_folder
 from search.vectors import Scorer, Vectors, inner_products, nearest, pair_similarities, read_vectors
 from stores.class_names import class_names
@@ -54,14 +62,17 @@ class Search:
     def __init__(self, path: Location) -> None:
         self.place = place_of(os.path.dirname(os.fspath(path)))
         about = _about(self.place)
-        self.dataset, self._runs = about["dataset"], about["runs"]
+        self.dataset, self._runs, self._index_digest = about["dataset"], about["runs"], about.get("index_digest")
         self.runs = list(self._runs)
         self.folder = fetched(self.place, about.get("files", {}))
         self.name = self.folder.name
         self._region_names = about.get("region_names", ())
         self.warning: str = about.get("warning", "")
-        self.images = pq.read_table(self.folder / layout.IMAGES).to_pylist()
-        self.captions = pq.read_table(self.folder / layout.CAPTIONS).to_pylist()
+        columns = {layout.IMAGES: ("image_id", "thumbnail"), layout.CAPTIONS: ("text", "image")}
+        self.images, self.captions = (
+            read_parquet(self.folder / name, own, "run the target `search` again").to_pylist()
+            for name, own in columns.items()
+        )
         self._images = {run: read_vectors(self.folder / images_file(run)) for run in self.runs}
         self._captions = {run: read_vectors(self.folder / captions_file(run)) for run in self.runs}
         for tables, rows, what in ((self._images, self.images, "images"), (self._captions, self.captions, "captions")):
@@ -126,23 +137,14 @@ class Search:
         return self.captions[own[0]]["text"] if own else f"image {self.images[row]['image_id']}"
 
     def row_of(self, image: str) -> int:
-        """The row of an indexed image, by its file (or a copy of it) or by its id.
+        """The row of an indexed image, by its id, its file (or a copy of it), or its file's name.
 
         Raises:
-            UserError: it is not indexed.
+            UserError: it is not indexed, or the name fits several.
         """
-        paths = {os.path.realpath(record["path"]): row for row, record in enumerate(self.images) if record["path"]}
-        if (found := paths.get(os.path.realpath(image))) is not None:
-            return found
-        ids = {record["image_id"]: row for row, record in enumerate(self.images)}
-        if image in ids:
-            return ids[image]
-        if os.path.isfile(image):
-            with open(image, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            for row, record in enumerate(self.images):
-                if record["content_hash"] == content:
-                    return row
+        ids, paths, contents = ([record[key] for record in self.images] for key in ("image_id", "path", "content_hash"))
+        if (row := row_of(image, ids, paths, contents)) is not None:
+            return row
         hint = did_you_mean(
             image, ids, f"put it among the images of dataset {self.dataset} and run the target `search`"
         )
@@ -168,6 +170,21 @@ class Search:
             found = explain(network, tokenizer, features, in_store, sentence[:MAX_CHARACTERS])
             sizes = [(self.images[row]["width"] or 0, self.images[row]["height"] or 0) for row in rows]
             return place_regions(found, features, in_store, sizes)
+
+    def remarks(self, sentence: str, *, run: str | None) -> list[str]:
+        """What of a sentence the runs that answer make nothing of."""
+        from model.explain import remarks
+
+        found: dict[str, list[str]] = {}
+        for one in self.chosen(run):
+            _, tokenizer = self._network(one)
+            with self._lock:
+                own = remarks(tokenizer, sentence[:MAX_CHARACTERS])
+            for remark in own:
+                found.setdefault(remark, []).append(one)
+        told = [f"{', '.join(runs)}: {remark}" for remark, runs in found.items()]
+        cut = f"of the sentence the first {MAX_CHARACTERS:,} characters are read"
+        return told + [cut] * (len(sentence) > MAX_CHARACTERS)
 
     def class_names(self, run: str | None) -> list[str]:
         """Names of the classes that the regions of a run (of the first, where several answer) are of, as far as they are known."""
@@ -226,9 +243,17 @@ class Search:
         from stores import open_store
 
         panoptic = "panoptic" in self._runs[run]
-        return Features(
+        found = Features(
             open_store(self._where(run, "visual")), open_store(self._where(run, "panoptic")) if panoptic else None
         )
+        indexes = {store.attributes.get("index_digest") for store in found.stores.values()}
+        folder = run_folder(self._where(run, "folder"), self._runs[run]["weights_digest"])
+        if indexes != {self._index_digest} or images_fingerprint(folder, found) != self._images[run].fingerprint:
+            # Its rows may be those of other images.
+            raise UserError(
+                f"the features that run {run} reads, or the run, were made anew since its images were embedded; run the target `search`"
+            )
+        return found
 
     def _where(self, run: str, what: str) -> str:
         return resolved(self._runs[run][what], self.place)
@@ -254,8 +279,8 @@ def open_search(results: Location, name: str) -> Search:
         raise UserError(f"--dataset: {name!r} has several searches; choose one of them by its name: {found}")
     hint = did_you_mean(name, names, f"there are: {', '.join(names)}") if names else "there is none there yet"
     raise UserError(
-        f"--dataset: no search {name!r} below {results!r}; {hint}. A section `search` in the configuration and "
-        "`snakemake --cores N search` make one; --results names another folder"
+        f"--dataset: no search {name!r} below {results!r}; {hint} (a section `search` in the configuration and "
+        "`snakemake --cores N search` make one; --results names another folder)"
     )
 
 
@@ -264,6 +289,8 @@ def _about(place: Place) -> dict[str, Any]:
     try:
         about = json.loads(place.read(SEARCH))
         version = about["search_version"]
+        if version == SEARCH_VERSION and not (about["dataset"] and about["runs"]):
+            raise ValueError("it names no runs")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{place}/{SEARCH} is no search ({error}); {again}") from error
     if version != SEARCH_VERSION:

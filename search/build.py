@@ -171,15 +171,13 @@ def _embed(
     from model.embed import caption_batches, image_batches
 
     network, _, tokenizer, features = loaded
-    identity = {file: digest_file(Path(run["folder"], file)) for file in (WEIGHTS, CONFIG, VOCABULARY)}
-    # Not of which index: rows say themselves what they were made from.
-    made = {kind: {k: v for k, v in one.items() if k != "index_digest"} for kind, one in features.describe().items()}
+    identity = _identity(run["folder"])
     captions = texts["text"].to_pylist()
     width, pairs = network.image.sizes.embed_size, network.scores == "pairs"
     _, new_images = updated(
         folder / images_file(name),
         _image_keys(features, rows),
-        digest_json({"run": identity, "features": made}),
+        images_fingerprint(run["folder"], features),
         lambda chosen: image_batches(network, features, rows[chosen], batch_size=batch_size),
         width=width,
         lengths=features.counts(rows).clip(1) if pairs else None,
@@ -194,6 +192,17 @@ def _embed(
     )
     print(f"{name}: embedded {new_images} of {len(rows)} images and {new_captions} captions anew")
     return {"weights_digest": identity[WEIGHTS]}
+
+
+def _identity(folder: Location) -> dict[str, str]:
+    return {file: digest_file(Path(folder, file)) for file in (WEIGHTS, CONFIG, VOCABULARY)}
+
+
+def images_fingerprint(folder: Location, features: Features) -> str:
+    """What all embeddings of a run's images have in common: the run in its `folder`, and how features are made."""
+    # Not of which index: rows say themselves what they were made from.
+    made = {kind: {k: v for k, v in one.items() if k != "index_digest"} for kind, one in features.describe().items()}
+    return digest_json({"run": _identity(folder), "features": made})
 
 
 def images_file(run: str) -> str:

@@ -112,7 +112,7 @@ def make_app(search: Search, *, hosts: Sequence[str] = ("127.0.0.1", "localhost"
     def answer(request: Request) -> dict[str, Any]:
         wanted = asked(request)
         sentence, run, row, top = (wanted[key] for key in ("sentence", "run", "row", "top"))
-        found: dict[str, Any] = {"sentences": [], "own": [], "words": [], "explained": {}}
+        found: dict[str, Any] = {"sentences": [], "own": [], "words": [], "explained": {}, "remarks": []}
         if row is not None:
             hits = search.similar(row, run=run, top=top)
             sentences = search.sentences(row, run=run, top=8)
@@ -120,6 +120,7 @@ def make_app(search: Search, *, hosts: Sequence[str] = ("127.0.0.1", "localhost"
             found["own"] = search.own_captions(row)
         elif sentence:
             hits = search.find(sentence, run=run, top=top)
+            found["remarks"] = search.remarks(sentence, run=run)
             if wanted["why"] and hits:
                 found["explained"] = {
                     number: _told(several, search.class_names(run))

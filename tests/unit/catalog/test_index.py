@@ -91,6 +91,17 @@ def test_round_trip_with_digest_and_version(files, tmp_path):
         read_images(tmp_path / "nowhere.parquet")
 
 
+def test_what_is_no_table_of_the_index_is_told(files, tmp_path):
+    images, captions = tmp_path / "images.parquet", tmp_path / "captions.parquet"
+    write_index(images, captions, describe_images(["a"], [str(files[0])], ["train"]), CAPTIONS_SCHEMA.empty_table())
+    with pytest.raises(UserError, match="captions.parquet is another table: it has no column path; make it"):
+        read_images(captions)
+    images.write_bytes(images.read_bytes()[:100])
+    for read in (read_images, read_index):
+        with pytest.raises(UserError, match="images.parquet is damaged, or no Parquet file; make it with the target"):
+            read(images)
+
+
 def test_tables_of_different_runs_are_refused(files, tmp_path):
     images = table(files)
     paths = tmp_path / "images.parquet", tmp_path / "captions.parquet"

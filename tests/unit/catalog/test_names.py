@@ -1,11 +1,14 @@
 """How users name an image: found where only one can be meant."""
 
+import hashlib
 import math
 import unicodedata
+from pathlib import Path
 
 import pytest
 
-from catalog.names import Names, as_name
+from catalog.names import Names, as_name, row_of
+from core.console import UserError
 
 FILES = ["0.jpg", "00123.png", "Dog.JPG", "more/COCO_val2014_000000000042.jpg", "more/d.jpg", "other/d.jpg"]
 
@@ -77,6 +80,26 @@ def test_hints(names):
     assert names.hint("Dog.png") == " (there is 'Dog' with another suffix or in another folder)"
     assert names.hint("more/COCO_val2014_000000000043.jpg") == " (did you mean 'more/COCO_val2014_000000000042.jpg'?)"
     assert names.hint("quite another") == ""
+
+
+def test_an_image_of_an_index_is_known_by_id_file_copy_and_name(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a/dog.jpg", "b/dog.jpg", "b/Cat.png")]
+    for number, path in enumerate(paths):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_bytes(bytes([number]))
+    contents = [hashlib.sha256(bytes([number])).hexdigest() for number in range(3)]
+    index = (["a/dog", "b/dog", "b/Cat"], paths, contents)
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    (tmp_path / "copy.jpg").write_bytes(bytes([1]))
+    for given, row in (("b/dog", 1), (paths[1], 1), (str(tmp_path / "link/Cat.png"), 2), (str(tmp_path / "copy.jpg"), 1),
+                       ("Cat.png", 2), ("cat", 2), ("b/dog.jpg", 1), ("bird.jpg", None), ("", None)):  # fmt: skip
+        assert row_of(given, *index) == row, given
+    # A file of one's own is not what happens to be called so.
+    (tmp_path / "Cat.png").write_bytes(b"another")
+    assert row_of(str(tmp_path / "Cat.png"), *index) is None
+    with pytest.raises(UserError, match="'dog.jpg' could be several images"):
+        row_of("dog.jpg", *index)
+    assert row_of("x", ["x", "y"], [None, None], [None, None]) == 0  # features without images
 
 
 def test_a_cell_s_name():

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import subprocess
 import sys
 
 import pytest
@@ -60,6 +61,35 @@ def test_an_interrupt_shows_no_traceback(capsys):
     with pytest.raises(SystemExit) as ended:
         run_cli(main)
     assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("where", ["", "file/why.json", "x" * 300])
+def test_a_path_that_cannot_be_written_is_named_without_a_traceback(tmp_path, capsys, where):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        run_cli(lambda: write_json(tmp_path / where, 1))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and line.startswith(
+        f"error: {(tmp_path / where).parent if '/' in where else tmp_path / where} "
+    )
+    assert "cannot be read or written" in line and "give another path" in line
+
+
+def test_what_is_no_path_of_anybody_s_keeps_its_traceback():
+    def fail():
+        raise PermissionError(1, "Operation not permitted")
+
+    with pytest.raises(PermissionError):
+        run_cli(fail)
+
+
+def test_who_stops_reading_ends_a_command_quietly(capfd):
+    """As `| head -1` does."""
+    code = "from core.console import run_cli\nrun_cli(lambda: [print('x' * 1000) for _ in range(1000)])"
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command.stdout.readline()
+    command.stdout.close()
+    assert command.stderr.read() == b"" and command.wait() == 1
 
 
 def test_progress_in_a_log_is_whole_lines(monkeypatch):

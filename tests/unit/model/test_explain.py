@@ -154,12 +154,21 @@ def test_the_command_writes_json_picture_and_attention(trained, tmp_path, monkey
     assert attention.shape == (regions, 64, 64) and np.allclose(attention.sum((1, 2)), 1, atol=1e-4)
 
 
+def test_an_image_is_known_by_its_file_s_name_and_unknown_words_are_noted(trained, capsys):
+    main(words_of(trained | {"--image-id": f"{trained['--image-id']}.jpg", "--sentence": "a ☃ bus"}))
+    assert json.loads(trained["--output"].read_text())["image_id"] == trained["--image-id"]
+    assert "note: small does not know ☃\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"--image-id": "image003x"}, "--image-id: 'image003x' is not in .*did you mean 'image003'"),
         ({"--run": "nowhere"}, "nowhere is not a run folder"),
         ({"--panoptic": None}, "--panoptic: missing"),
+        ({"--sentence": " "}, "--sentence is empty"),
+        ({"--sentence": "\udcff"}, "--sentence: '.*' is not UTF-8"),
+        ({"--overlay": "why", "--output": "why"}, "--output, --overlay and --attention are one file"),
     ],
 )
 def test_mistakes_name_the_flag_and_the_value(trained, change, message):

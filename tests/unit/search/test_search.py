@@ -18,7 +18,8 @@ from search.ask import Search, open_search
 from search.vectors import read_vectors
 from stores import open_store
 from stores.places import place_of
-from tests.unit.model.helpers import prepare
+from stores.schema import SCHEMA_VERSION
+from tests.unit.model.helpers import prepare, write_store
 from tests.unit.search.conftest import HOSTILE, make_searchable, write_stores
 
 
@@ -228,11 +229,55 @@ def test_the_command_prints_rank_score_and_file(built, capsys):
         (["a dog", "--dataset", "mine", "--top", "0"], "--top must be at least 1"),
         (["--dataset", "mine"], "give a sentence, or --image FILE"),
         ([" ", "--dataset", "mine"], "the sentence is empty"),
+        (["\u200b\t", "--dataset", "mine"], "the sentence is empty"),
+        (["a \udcff dog", "--dataset", "mine"], "is not UTF-8"),
+        (["--image", "nowhere.jpg", "--dataset", "mine"], "--image: 'nowhere.jpg' is not indexed"),
     ],
 )
 def test_mistakes_name_the_flag_and_the_fix(built, arguments, message):
     with pytest.raises(UserError, match=message):
         main(["ask", *arguments, "--results", str(built.results)])
+
+
+def test_what_runs_make_nothing_of_is_noted(built, capsys):
+    given = ["--dataset", "mine", "--results", str(built.results), "--json"]
+    main(["ask", "a green cat", *given])
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+    main(["ask", "a ☃ cat " * 400, *given, "--run", "first"])
+    known, *cut = json.loads(capsys.readouterr().out)["notes"]
+    assert known == "first: does not know ☃" and len(cut) == 2
+    main(["ask", "a ☃ cat", *given[:-1]])
+    assert capsys.readouterr().err == "note: first, second: does not know ☃\n"
+
+
+@pytest.mark.parametrize("name", ["images.parquet", "captions.parquet", "first.images.safetensors", "search.json"])
+def test_files_that_are_damaged_or_gone_are_told(searchable, name):
+    searchable.build()
+    path = searchable.output.parent / name
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"\xff" * 40 + content[40:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{name} .*run the target `search` again"):
+            Search(searchable.output)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name} .*run the target `search` again"):
+        Search(searchable.output)
+
+
+def test_features_that_were_made_anew_explain_nothing(searchable, tmp_path):
+    searchable.build()
+    search = Search(searchable.output)
+    assert search.explain("a dog", [3], run="first")
+    for change in ({"index_digest": "of other rows"}, {"weights_digest": "of another detector"}):
+        shutil.rmtree(tmp_path / "visual.zarr")
+        store = searchable.world.visual
+        write_store(
+            tmp_path / "visual.zarr",
+            type(store)(store.arrays, store.image_ids, store.attributes | change),
+            SCHEMA_VERSION,
+        )
+        with pytest.raises(UserError, match="made anew since its images were embedded; run the target `search`"):
+            Search(searchable.output).explain("a dog", [3], run="first")
 
 
 def test_where_nothing_was_built_yet(tmp_path):

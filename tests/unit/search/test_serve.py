@@ -68,6 +68,12 @@ def test_highlights_name_words_and_frame_regions(client):
     assert not soup(client.get("/", params={"q": "a blue cat"})).select("svg, .words")
 
 
+def test_what_runs_make_nothing_of_is_said(client):
+    told = soup(client.get("/results", params={"q": "a ☃ <b>☢</b> cat", "run": "first"})).select(".remark")
+    assert [one.text for one in told] == ["first: does not know ☃, ☢"]
+    assert not soup(client.get("/results", params={"q": "a cat"})).select(".remark")
+
+
 def test_framed_regions_are_called_by_their_classes(searchable, tmp_path):
     searchable.world.visual.arrays["class_ids"] = np.tile(
         np.array([1, 0, -1, 7, 1, 0], np.int16), (len(searchable.world.ids), 1)
