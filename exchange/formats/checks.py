@@ -106,9 +106,10 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
         raise ValueError(f"boxes begin at {boxes.min():g}, left of or above the image")
     ordered = bool((boxes[:, 2:] >= boxes[:, :2]).all())
     known = size is not None and 0 not in size
-    if boxes.max() <= 1 and ordered and not (known and min(size) <= 4):
+    if boxes.max() <= 1 and not (known and min(size) <= 4):
         raise ValueError("boxes reach 1 at most, as fractions of the image do; they must be in pixels")
     if not known:
+        _check_corners(boxes)
         return
     height, width = size
     right, below = width * (1 + _SLACK) + 1, height * (1 + _SLACK) + 1
@@ -118,8 +119,7 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
             "(are x and y swapped, or the boxes of the resized image?)"
         )
     ends = boxes[:, :2] + boxes[:, 2:]
-    # A single pair of corners may be given in any order; many that all end within the image, and near its border, as if they
-    # were sizes are sizes.
+    # Many that all end within the image, and near its border, as if they were sizes are sizes.
     whole = (ends <= (right, below)).all() and (ends.max(axis=0) >= (0.9 * width, 0.9 * height)).all()
     if len(boxes) >= _MANY and not ordered and whole:
         raise ValueError("boxes are x, y, width, height; they must be x0, y0, x1, y1")
@@ -127,6 +127,16 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int] | None) -> None:
     whole = (low >= (-0.01 * right, -0.01 * below)).all() and (high <= (right, below)).all()
     if len(boxes) >= _MANY and not ordered and whole and (high.max(axis=0) >= (0.9 * width, 0.9 * height)).all():
         raise ValueError("boxes are centre x, centre y, width, height; they must be x0, y0, x1, y1")
+    _check_corners(boxes)
+
+
+def _check_corners(boxes: np.ndarray) -> None:
+    """ValueError: a box (n, 4) ends more than a pixel, which programs that round lose, before it begins."""
+    if len(wrong := np.flatnonzero((boxes[:, 2:] < boxes[:, :2] - 1).any(axis=1))):
+        shown = ", ".join(f"{edge:g}" for edge in boxes[wrong[0]])
+        raise ValueError(
+            f"{len(wrong)} of {len(boxes)} boxes end left of or above where they begin, number {wrong[0]} is {shown}; they must be x0, y0, x1, y1"
+        )
 
 
 def reach(boxes: np.ndarray, size: tuple[int, int]) -> float:
@@ -152,6 +162,9 @@ def check_regions(found: dict[str, np.ndarray], size: tuple[int, int] | None) ->
         raise ValueError(ALL_ZERO)
     if "boxes" in found:
         check_boxes(found["boxes"], size)
+        nothing = ~(found["features"].any(axis=1) | found["boxes"].any(axis=1))
+        if nothing.any():
+            raise ValueError(f"{nothing.sum()} of {count} regions are all zero, boxes too: padding that is counted?")
     for name in _PER_REGION:
         if name not in found:
             continue

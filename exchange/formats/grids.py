@@ -58,6 +58,18 @@ class GridReader(PerImageReader):
                 f"has {cells} cells, of which nobody says in how many rows they are, for a grid of {self.grid} x {self.grid}{token}, "
                 "or set grid: native"
             )
+        height, width = content.shape[1:]
+        if height * width == 1 and self.grid not in (1, "native"):
+            raise ValueError(f"has one cell, of the whole image, for a grid of {self.grid} x {self.grid}; set grid: 1")
+        size = self.sizes[row]
+        # Maps of images that were made square say nothing; one that is upright where the image lies does.
+        if min(*size, height, width) > 4 and (width - height) * (size[1] - size[0]) < 0:
+            grid, image = (max(sides) / min(sides) for sides in ((height, width), size))
+            if min(grid, image) >= 1.2 and max(grid, image) <= 1.2 * min(grid, image):
+                raise ValueError(
+                    f"has {height} rows of {width} cells for an image of {size[1]} x {size[0]} pixels; are rows and columns swapped, "
+                    "or was the image not turned upright?"
+                )
 
     def describe(self, example: np.ndarray) -> None:
         """Set `arrays` to those of maps like this one."""

@@ -288,7 +288,7 @@ class _Table:
 
     def _count(self, at: int) -> int:
         value = self.counts.reshape(-1)[at]
-        if not value >= 0:  # NaN neither
+        if not (value >= 0 and value == np.floor(value)):  # NaN neither
             raise ValueError(f"{self.path}: the number of its regions is {value}")
         return int(value)
 
@@ -329,6 +329,15 @@ def _table(file: h5py.File, path: str) -> _Table | None:
             first, second = ranges[shared[0]].tolist(), ranges[shared[0] + 1].tolist()
             raise UserError(
                 f"imports.path: {path} gives rows to two images: {first} and {second} of {', '.join(_RANGES)} overlap"
+            )
+        gaps = ranges[1:, 0] - ranges[:-1, 1]
+        if (
+            len(gaps)
+            and (gaps == 1).all()
+            and all(len(dataset) == ranges[-1, 1] + 1 for dataset in arrays.values() if dataset.ndim > 1)
+        ):
+            raise UserError(
+                f"imports.path: {path}: {', '.join(_RANGES)} name the last row of each image; they must name the row behind it: add 1 to all ends"
             )
     seen: set[str] = set()
     if twice := [name for name in ids if name in seen or seen.add(name)]:

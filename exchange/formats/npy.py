@@ -15,7 +15,7 @@ from exchange.formats.regions import RegionReader
 
 
 class NpyRegions(RegionReader):
-    """Arrays (regions, width) in the folder `path`."""
+    """Arrays (regions, width) in the folder `path`, perhaps padded with rows of zeros."""
 
     format = "npy"
     unit = ".npy file for"
@@ -29,7 +29,9 @@ class NpyRegions(RegionReader):
         """See `RegionReader.load`."""
         file = self.find(row, self._files, "{}.npy")
         try:
-            return {"features": upright_regions(_values(file), self.num_regions)}, None
+            features = upright_regions(_values(file), self.num_regions)
+            used = 1 + max(np.flatnonzero(features.any(axis=1)), default=-1)  # rows of zeros at the end are padding
+            return {"features": features[:used] if used else features}, None
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 

@@ -34,6 +34,11 @@ class PthReader(GridReader):
             raise ValueError(f"{file} holds no (1, D, h, w) tensor")
         if content.ndim == 4 and len(content) != 1:
             raise ValueError(f"{file} holds {len(content)} images")
-        if not content.is_floating_point() or 0 in content.shape or content.layout is not torch.strided:
+        if (
+            not content.is_floating_point()
+            or 0 in content.shape
+            or content.layout is not torch.strided
+            or content.is_meta
+        ):
             raise ValueError(f"{file} holds {content.dtype} {tuple(content.shape)}, no map of features")
         return as_map(content.detach().float().numpy(), file, width=self.width)

@@ -369,3 +369,18 @@ def test_cls_prob_has_a_column_for_each_class_and_the_background(names):
     store = FakeStore({"class_ids": np.array([[1, -1], [0, -1]])}, ["a", "b"], {"class_names": names})
     rows, store.rows = store.rows, lambda array, indices: asked.append(array) or rows(array, indices)
     assert _classes(store) == 2 and bool(asked) == (not names), "all images are read only where nothing says it"
+
+
+def test_counts_and_ranges_that_cannot_be(tmp_path):
+    table = {"features": np.ones((2, 5, 300), np.float32), "image_ids": [42, 7]}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, values in (table | {"num_boxes": [5, 4.5]}).items():
+            file[name] = values
+    _, _, failures = read(tmp_path / "a.h5")
+    assert [row for row, _ in failures] == [1] and "the number of its regions is 4.5" in failures[0][1]
+    rows = {"image_features": np.ones((8, 300), np.float32), "img_ids": [42, 7]}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, values in (rows | {"pos_boxes": [[0, 4], [5, 7]]}).items():
+            file[name] = values
+    with pytest.raises(UserError, match="pos_boxes, pos_bboxes name the last row of each image; .*: add 1 to all ends"):
+        read(tmp_path / "a.h5")

@@ -7,7 +7,7 @@ import pytest
 
 from catalog.index import ImageRows
 from core.console import UserError
-from exchange.formats.checks import cells_last, channels_first, upright_regions
+from exchange.formats.checks import cells_last, channels_first, check_regions, upright_regions
 from exchange.formats.grids import as_map
 from exchange.importing import open_reader
 from model.data import read_split
@@ -179,3 +179,40 @@ def test_of_files_that_could_be_either_the_others_tell(tmp_path):
     np.save(tmp_path / "7.npy", np.ones((25, 48), np.float32))
     reader, rows, failures = read(tmp_path, "grids", grid="native")
     assert not failures and reader.arrays["features"].shape[1] == 48 and rows["counts"].tolist() == [64, 25]
+
+
+def test_rows_of_zeros_at_the_end_are_padding(tmp_path):
+    features = np.random.default_rng(0).random((5, 300), dtype=np.float32)
+    np.save(tmp_path / "42.npy", np.concatenate([features, np.zeros((31, 300), np.float32)]))
+    np.save(tmp_path / "7.npy", features)
+    _, rows, failures = read(tmp_path)
+    assert not failures and rows["counts"].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(("shape", "fault"), [((512, 15, 20), ""), ((512, 20, 15), "has 20 rows of 15 cells for an image of 64 x 48"), ((512, 1, 1), "has one cell"), ((512, 12, 12), ""), ((512, 5, 20), "")])  # fmt: skip
+def test_maps_that_cannot_be_of_their_image(tmp_path, shape, fault):
+    np.save(tmp_path / "42.npy", np.ones((512, 15, 20), np.float32))
+    np.save(tmp_path / "7.npy", np.ones(shape, np.float32))
+    _, _, failures = read(tmp_path, "grids")
+    assert [row for row, _ in failures] == ([1] if fault else []) and all(fault in error for _, error in failures)
+
+
+def test_boxes_whose_corners_are_not_in_order_and_padding_that_is_counted():
+    boxes = np.array([[0, 0, 63, 47], [10, 10, 20, 30], [5, 5, 4.5, 9]])
+    features = np.ones((3, 8))
+    check_regions({"features": features, "boxes": boxes}, (48, 64))
+    for size in ((48, 64), None):
+        with pytest.raises(
+            ValueError, match="1 of 3 boxes end left of or above where they begin, number 1 is 20, 30, 10, 10"
+        ):
+            check_regions({"features": features, "boxes": np.array([boxes[0], [20, 30, 10, 10], boxes[2]])}, size)
+        with pytest.raises(ValueError, match="as fractions of the image do"):
+            check_regions(
+                {
+                    "features": features,
+                    "boxes": [[0.5, 0.5, 0.1, 0.1], [0, 0, 1, 1], [0.1, 0.1, 0.2, 0.2]] * np.ones(1),
+                },
+                size,
+            )
+    with pytest.raises(ValueError, match="1 of 3 regions are all zero, boxes too: padding that is counted"):
+        check_regions({"features": features * [[1], [1], [0]], "boxes": boxes * [[1], [1], [0]]}, None)
