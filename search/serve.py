@@ -8,9 +8,11 @@ in the same browser can read along.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import ipaddress
+import os
 import socket
 import sys
 import threading
@@ -151,7 +153,7 @@ def make_app(search: Search, *, hosts: Sequence[str] = ("127.0.0.1", "localhost"
     def photo(request: Request) -> Response:
         path = search.images[row_of(request)]["path"]
         with contextlib.suppress(OSError):
-            if path:
+            if path and os.path.isfile(path):
                 return _encoded(load_upright(path, _PHOTO_SIDE), "JPEG", quality=88)
         return thumbnail(request)  # its file is gone, or on another machine
 
@@ -276,15 +278,20 @@ def serve(*, dataset: str, results: str, host: str, port: int, expose: bool, thr
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror or error}; choose another --port") from error
+        flag = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}; choose another {flag}") from error
     if not alone:
         print(f"warning: {host} is open to others: whoever reaches it sees all images of {dataset}", file=sys.stderr)
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{listening.getsockname()[1]}/  {len(search.images)} images; Ctrl+C ends it", flush=True)
-    # "[": what is compared of any IPv6 address; an address is no name that could be led elsewhere.
-    app = make_app(search, hosts=("127.0.0.1", "localhost", "[") if alone else ("*",))
+    app = make_app(search, hosts=own_names(shown) if alone else ("*",))
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def own_names(host: str) -> tuple[str, ...]:
+    """How a page that listens at a loopback address is asked for: by it (IPv6 in brackets), or by this machine's own names."""
+    return ("127.0.0.1", "localhost", "[::1]", host)
 
 
 def is_loopback(host: str) -> bool:

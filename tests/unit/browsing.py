@@ -38,6 +38,8 @@ def look(browser, width: int, *, dark: bool) -> None:
 
 def until(browser, condition):
     """What a condition gives once it holds."""
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, 60).until(condition)
+    # The page may replace what the condition looks at while it looks.
+    return WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException]).until(condition)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import socket
 from urllib.parse import quote
 
 import numpy as np
@@ -16,7 +17,7 @@ from starlette.testclient import TestClient
 from core.console import UserError
 from search.__main__ import main
 from search.ask import Search
-from search.serve import is_loopback, make_app
+from search.serve import is_loopback, make_app, own_names
 from tests.unit.search.conftest import HOSTILE, write_stores
 
 
@@ -156,6 +157,23 @@ def test_nothing_is_loaded_from_elsewhere_and_nobody_else_reads_along(client):
 @pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765", ""])
 def test_another_name_is_refused(client, name):
     assert client.get("/", headers={"host": name}).status_code == 400
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.0.0.5"])
+def test_its_own_address_is_answered(built, host):
+    with TestClient(make_app(Search(built.output), hosts=own_names(host)), base_url="http://127.0.0.1") as client:
+        given = {
+            name: client.get("/", headers={"host": f"{name}:8765"}).status_code for name in (host, "[::2]", "127.0.0.6")
+        }
+    assert given == {host: 200, "[::2]": 400, "127.0.0.6": 400}
+
+
+def test_an_address_that_is_not_there_is_named(built, monkeypatch):
+    given = ["serve", "--dataset", "mine", "--results", str(built.results), "--port", "0", "--expose", "--host"]
+    with pytest.raises(UserError, match="--host 192.0.2.1 --port 0: .*; choose another --host"):
+        main([*given, "192.0.2.1"])
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="; choose another --port"):
+        main([*given[:-3], str(taken.getsockname()[1])])
 
 
 def test_nothing_is_changed_by_asking(client):
