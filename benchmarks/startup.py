@@ -22,6 +22,7 @@ _STEP = "p = torch.nn.Parameter(torch.zeros(9)); p.grad = torch.ones(9); kind([p
 _TORCH = "import torch"
 _SIZES = '{"vocabulary_size": 2000, "hidden_size": 128, "layers": 2, "heads": 2, "intermediate_size": 512, "max_positions": 64}'
 PARTS = {
+    "the end of a job": ("from core.console import run_cli; run_cli(lambda: None)", "pass"),
     "operators of an extraction": (
         "from extractors.networks.ops import nms; nms(torch.rand(3, 4).cumsum(1), torch.rand(3), 0.5)",
         "from torchvision.ops import nms; nms(torch.rand(3, 4).cumsum(1), torch.rand(3), 0.5)",

@@ -87,7 +87,9 @@ def read_parquet(path: Path, columns: Sequence[str], fix: str) -> pa.Table:
     if not path.is_file():
         raise UserError(f"{path} does not exist; {fix}")
     try:
-        table = pq.read_table(path)
+        # `pq.read_table` would import pyarrow's datasets, and pandas with them: for nothing, in every job.
+        with pq.ParquetFile(path) as file:
+            table = file.read()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is damaged, or no Parquet file; {fix}") from error
     if missing := [name for name in columns if name not in table.column_names]:
