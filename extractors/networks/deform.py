@@ -25,12 +25,14 @@ def deform_conv2d(
     padding: int = 0,
     dilation: int = 1,
     mask: Tensor | None = None,
+    in_double: bool = False,
 ) -> Tensor:
     """As `torchvision.ops.deform_conv2d`, in float32.
 
     Args:
         x: (B, C, H, W). offset: (B, 2 T, H', W') as (y, x) pairs, T taps row by row. weight: (C', C / groups, kh, kw).
         bias: (C',). mask: (B, T, H', W'), of the taps.
+        in_double: on a CPU, where nothing is learnt, products are added up in double precision (see `extractors.networks.bands`).
 
     Returns:
         (B, C', H', W'), in channels-last memory on a CPU.
@@ -46,7 +48,7 @@ def deform_conv2d(
         return reference(x.contiguous(), offset.contiguous(), weight, bias, stride, padding, dilation, mask)
     (height, width), (kh, kw) = x.shape[2:], weight.shape[2:]
     out_height, out_width = offset.shape[2:]
-    kernel = weight.permute(2, 3, 1, 0).reshape(-1, len(weight))
+    kernel = weight.permute(2, 3, 1, 0).reshape(-1, len(weight)).to(torch.float64 if in_double else torch.float32)
     result = x.new_empty((len(x), out_height, out_width, len(weight)))
     for i, table in enumerate(x.permute(0, 2, 3, 1).reshape(len(x), height * width, -1)):
         moved = offset[i].view(kh * kw, 2, out_height, out_width)
@@ -59,7 +61,10 @@ def deform_conv2d(
         step = max(1, _CHUNK // len(kernel))
         for places, weights, part in zip(corners.split(step), shares.split(step), out.split(step), strict=True):
             sampled = weighted_rows(table, places.flatten(0, 1), weights.flatten(0, 1))
-            torch.mm(sampled.view(len(part), -1), kernel, out=part)
+            if in_double:
+                part.copy_(sampled.view(len(part), -1).double() @ kernel)
+            else:
+                torch.mm(sampled.view(len(part), -1), kernel, out=part)
     if bias is not None:
         result += bias
     return result.permute(0, 3, 1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from extractors.networks.layers import Conv2d, xavier_init
+from extractors.networks.layers import Conv2d, Linear, xavier_init
 from extractors.networks.resnet import ResNet
 
 
@@ -30,7 +30,7 @@ class FPN(nn.Module):
             xavier_init(output)
             self.add_module(f"fpn_lateral{level}", lateral)
             self.add_module(f"fpn_output{level}", output)
-        self.fpn_gap = nn.Linear(bottom_up.channels["res5"], channels) if global_context else None
+        self.fpn_gap = Linear(bottom_up.channels["res5"], channels) if global_context else None
         self.bottom_up = bottom_up
         self.channels = channels
 

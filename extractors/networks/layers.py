@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from extractors.networks.bands import conv3x3
+from extractors.networks.bands import conv1x1, conv3x3, product, roundings_are_usual
 from extractors.networks.deform import deform_conv2d
 
 
@@ -69,15 +69,19 @@ def _in_one(x: Tensor) -> bool:
     return x.numel() > 0 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
 
 
+def _careful(layer: Conv2d | DeformConv2d | Linear) -> bool:
+    return layer.rounds_less and not roundings_are_usual()
+
+
 class Conv2d(nn.Conv2d):
     """A convolution followed by an optional norm (child `norm`) and an optional ReLU.
 
     Attributes:
-        short_sums: see `extractors.networks.bands`; set by a network, for 3x3 convolutions in float32 on a CPU.
+        rounds_less: see `extractors.networks.bands`; set by a network, for what is in float32 on a CPU.
         in_one: ReLU and shortcut may be applied while the result is written; set by `fold_norms`.
     """
 
-    short_sums = in_one = False
+    rounds_less = in_one = False
 
     def __init__(self, *args: int, norm: str = "", relu: bool = False, **kwargs) -> None:
         kwargs.setdefault("bias", norm == "")
@@ -88,14 +92,14 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W'); `shortcut`, of that shape, is added before the ReLU."""
         single = _single(x, self.weight)
-        if single and self.in_one and self.norm is None and not self.short_sums and _in_one(x):
+        careful = single and _careful(self)
+        if single and self.in_one and self.norm is None and not careful and _in_one(x):
             how = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
             after = "relu" if self.relu else None
             if shortcut is None:
                 return torch.ops.mkldnn._convolution_pointwise(x, *how, after or "none", [], "")
             return torch.ops.mkldnn._convolution_pointwise.binary(x, shortcut, *how, "add", 1.0, after, [], None)
-        sums_shortly = single and self.short_sums and self._plain
-        x = conv3x3(x, self.weight, self.bias) if sums_shortly else super().forward(x)
+        x = self._rounded_less(x) if careful else super().forward(x)
         if self.norm is not None:
             x = self.norm(x)
         if shortcut is not None:
@@ -103,10 +107,25 @@ class Conv2d(nn.Conv2d):
             x = x + shortcut if x.requires_grad else x.add_(shortcut)
         return F.relu_(x) if self.relu else x
 
-    @property
-    def _plain(self) -> bool:
-        shape = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and self.groups == 1
+    def _rounded_less(self, x: Tensor) -> Tensor:
+        shape = (self.kernel_size, self.padding, self.groups)
+        if shape == ((1, 1), (0, 0), 1):
+            return conv1x1(x, self.weight, self.bias, self.stride)
+        if shape == ((3, 3), (1, 1), 1) and self.stride == self.dilation == (1, 1):
+            return conv3x3(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class Linear(nn.Linear):
+    """A fully connected layer; `rounds_less` as of `Conv2d`."""
+
+    rounds_less = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, K) -> (N, M)."""
+        if _careful(self) and _single(x, self.weight):
+            return product(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class DeformConv2d(nn.Module):
@@ -114,7 +133,12 @@ class DeformConv2d(nn.Module):
 
     Args:
         in_channels, out_channels, stride, dilation, groups, bias: of the convolution. norm: see `make_norm`.
+
+    Attributes:
+        rounds_less: as of `Conv2d`.
     """
+
+    rounds_less = False
 
     def __init__(
         self,
@@ -146,6 +170,7 @@ class DeformConv2d(nn.Module):
             padding=self.dilation,
             dilation=self.dilation,
             mask=mask,
+            in_double=_careful(self),
         ).to(dtype)
         return F.relu_(x if self.norm is None else self.norm(x))
 

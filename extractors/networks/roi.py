@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extractors.networks.boxes import clip_boxes, decode_boxes, exclusive
-from extractors.networks.layers import Conv2d, msra_init, normal_init, xavier_init
+from extractors.networks.layers import Conv2d, Linear, msra_init, normal_init, xavier_init
 from extractors.networks.ops import batched_nms, roi_align, roi_pool
 
 
@@ -93,8 +93,8 @@ class BoxPredictor(nn.Module):
 
     def __init__(self, in_features: int, num_classes: int, class_agnostic_boxes: bool = False) -> None:
         super().__init__()
-        self.cls_score = nn.Linear(in_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(in_features, 4 if class_agnostic_boxes else num_classes * 4)
+        self.cls_score = Linear(in_features, num_classes + 1)
+        self.bbox_pred = Linear(in_features, 4 if class_agnostic_boxes else num_classes * 4)
         normal_init(self.cls_score, 0.01)
         normal_init(self.bbox_pred, 0.001)
 
@@ -154,8 +154,8 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int, resolution: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels * resolution * resolution, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
+        self.fc1 = Linear(channels * resolution * resolution, hidden)
+        self.fc2 = Linear(hidden, hidden)
         xavier_init(self.fc1)
         xavier_init(self.fc2)
 

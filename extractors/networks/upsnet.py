@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from extractors.networks.bands import usual_rounding
 from extractors.networks.boxes import clip_boxes, decode_boxes, exclusive, last_pixels
-from extractors.networks.layers import Conv2d
+from extractors.networks.layers import Conv2d, DeformConv2d, Linear
 from extractors.networks.ops import nms
 from extractors.networks.rcnn import Meta
 from extractors.networks.roi import StandardRoIHeads
@@ -195,15 +196,20 @@ class UPSNet(nn.Module):
         self.max_overlap = max_overlap
         self.stuff_area_limit = stuff_area_limit
         self.num_stuff = len(meta.stuff_categories)
-        for layer in self.modules():
-            if isinstance(layer, Conv2d):
-                layer.short_sums = True  # or scores would move by more than the original's do between its own versions
+        for part in (backbone, proposal_generator, roi_heads):
+            for layer in part.modules():
+                if isinstance(layer, Conv2d | DeformConv2d | Linear):
+                    layer.rounds_less = True  # or scores would move by more than the original's do between its versions
 
+    @usual_rounding()
     @torch.inference_mode()
     def semantic(
         self, pixels: Tensor, sizes: Sequence[tuple[int, int]], original_sizes: Sequence[tuple[int, int]]
     ) -> list[UPSNetSemantic]:
-        """The semantic branch alone: the class of every pixel, none void. Arguments as of `panoptic`."""
+        """The semantic branch alone: the class of every pixel, none void. Arguments as of `panoptic`.
+
+        Its logits are as near to the original's as theirs to each other without sums that round less, which are for scores.
+        """
         results: list[Any] = [None] * len(sizes)
         for rows, part in self._by_padding(pixels, sizes):
             for i, logits in zip(rows, self.sem_seg_head(self.backbone(part)), strict=True):

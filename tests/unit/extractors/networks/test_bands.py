@@ -1,11 +1,15 @@
-"""3x3 convolutions in bands: the convolution, rounded less than over channels-last maps."""
+"""Convolutions and products that round less."""
+
+import copy
 
 import pytest
 import torch
+import torchvision
 from torch.nn import functional as F
 
-from extractors.networks import bands
-from extractors.networks.layers import Conv2d
+from extractors.networks import bands, layers
+from extractors.networks.layers import Conv2d, DeformConv2d, Linear, fold_norms
+from tests.unit.extractors.networks.narrow_upsnet import narrow
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 9, 7), (1, 3, 1, 4), (3, 2, 13, 5), (0, 2, 3, 3)], ids=str)
@@ -20,13 +24,74 @@ def test_bands_are_the_convolution(monkeypatch, shape, at_once):
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_convolution_with_short_sums_rounds_less():
+def test_a_3x3_convolution_rounds_less():
     torch.manual_seed(0)
     conv = Conv2d(256, 32, 3, padding=1, relu=True).to(memory_format=torch.channels_last)
     x = torch.randn(1, 256, 40, 40).to(memory_format=torch.channels_last)
     exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1).relu()
-    conv.short_sums = True
+    conv.rounds_less = True
     with torch.inference_mode():
         off = (conv(x) - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert off < 3e-7  # one sum of 2,304 products: 6e-7
     assert conv(x).requires_grad  # where it learns, it is the usual convolution
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_products_in_double_precision_are_the_convolution(stride, layout):
+    torch.manual_seed(0)
+    for batch, bias in ((2, True), (0, False)):
+        conv = Conv2d(70, 9, 1, stride=stride, bias=bias)
+        x = torch.randn(batch, 70, 17, 23).to(memory_format=layout)
+        conv.rounds_less = True
+        with torch.inference_mode():
+            found = conv(x)
+            exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if bias else None, stride)
+        assert found.shape == exact.shape and found.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(found, exact.float())
+
+
+def test_deformable_and_connected_layers_are_rounded_once():
+    torch.manual_seed(0)
+    layer, x = Linear(3000, 5), torch.randn(600, 3000)
+    layer.rounds_less = True
+    with torch.inference_mode():
+        assert torch.equal(layer(x), F.linear(x.double(), layer.weight.double(), layer.bias.double()).float())
+    assert layer(x).requires_grad
+    deform = DeformConv2d(64, 8, bias=True)
+    x, none = torch.randn(1, 64, 9, 9), torch.zeros(1, 18, 9, 9)
+    exact = F.conv2d(x.double(), deform.weight.double(), padding=1).float().relu()
+    off = []
+    for deform.rounds_less in (False, True):
+        with torch.inference_mode():
+            off.append((deform(x, none) - exact).abs().max())
+    assert off[1] == 0 < off[0]
+
+
+def test_where_upsnet_rounds_less():
+    """Where scores and boxes come from; its semantic branch has two digits to spare."""
+    network = narrow()
+    careful = {name.split(".")[0] for name, layer in network.named_modules() if getattr(layer, "rounds_less", False)}
+    assert careful == {"backbone", "proposal_generator", "roi_heads"}
+    fold_norms(network)
+    x = torch.randn(1, 3, 64, 96).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        found, exact = network.backbone(x)["p2"], _double(network.backbone, x)["p2"]
+        with bands.usual_rounding(), bands.usual_rounding():
+            usual = network.backbone(x)["p2"]
+        assert torch.equal(network.backbone(x)["p2"], found)
+    assert 1.5 * (found - exact).square().mean() < (usual - exact).square().mean()
+
+
+def _double(backbone, x):
+    """The maps of a backbone in double precision."""
+    with pytest.MonkeyPatch.context() as patch:
+        reference = torchvision.ops.deform_conv2d
+        patch.setattr(
+            layers,
+            "deform_conv2d",
+            lambda x, offset, weight, bias, *, mask, in_double, **how: reference(
+                x.contiguous(), offset.contiguous(), weight, bias, mask=mask, **how
+            ),
+        )
+        return copy.deepcopy(backbone).double()(x.double())
