@@ -62,10 +62,16 @@ def use_this_interpreter(repository: str) -> None:
     _prepend("PYTHONPATH", repository)
 
 
-def remember_configfiles(paths: Sequence[object]) -> None:
-    """Let jobs' messages quote a Snakemake command that works: with the configuration files this one was given."""
-    options = [shlex.join(["--configfile", *(str(p) for p in paths)])] if paths else []
-    os.environ[SNAKEMAKE_COMMAND] = " ".join(["snakemake --cores all", *options])
+def remember_command(configfiles: Sequence[object], snakefile: object, config: Sequence[str] = ()) -> None:
+    """Let jobs' messages quote a Snakemake command that works: with what this one was given.
+
+    Args:
+        config: `KEY=VALUE` of its command line.
+    """
+    options = [] if Path("Snakefile").resolve() == Path(str(snakefile)) else ["--snakefile", str(snakefile)]
+    options += ["--configfile", *(str(path) for path in configfiles)] if configfiles else []
+    options += ["--config", *config] if config else []
+    os.environ[SNAKEMAKE_COMMAND] = " ".join(["snakemake --cores all", shlex.join(options)]).rstrip()
 
 
 def snakemake_command() -> str:

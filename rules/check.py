@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -19,9 +21,12 @@ from core.features import Feature
 from core.flags import add_mapping, command
 from core.machine import snakemake_command
 from model.settings import Run
+from reporting.words import duration
 from rules.checkpoints import cells_for
 from settings import Settings, load_settings
 
+#: Rules whose jobs may take hours; each keeps a benchmark.
+LONG = {"extract_shard", "import_shard", "train_model", "encode_testset", "score_pairs", "build_search"}
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -102,7 +107,7 @@ class Check:
             images = ImageRows(read.image_ids, "", read.paths, [(0, 0)] * len(read.image_ids))
             for note in read.notes:
                 print(f"datasets.{name}: {note}")
-            self._decode(read.paths)
+            self._decode(name, read.paths)
         shown = ", ".join(f"{split} {count}" for split, count in sorted(found.items()))
         texts = f", {captions} captions" if captions else ""
         print(f"datasets.{name}: {sum(found.values())} images ({shown}){texts}", flush=True)
@@ -117,13 +122,18 @@ class Check:
         self._broken(name, dataset)
         return found
 
-    def _decode(self, paths: Sequence[str]) -> None:
-        from catalog.index import describe_images
+    def _decode(self, name: str, paths: Sequence[str]) -> None:
+        from catalog.index import describe_images, listing
 
         some = list(paths[:: max(1, len(paths) // 20)])
-        bad = [row for row in describe_images(some, some, [""] * len(some)).to_pylist() if row["error"]]
-        if bad and self.settings.features.on_bad_image == "fail":
-            raise UserError(f"{bad[0]['path']}: {bad[0]['error']}; mend it, or set features.on_bad_image: drop")
+        rows = describe_images(some, some, [""] * len(some)).to_pylist()
+        if bad := [f"{row['path']}: {row['error']}" for row in rows if row["error"]]:
+            looked = f" of the {len(some)} that were looked into" if len(some) < len(paths) else ""
+            found = listing(f"images that cannot be read{looked}", bad)
+            if self.settings.features.on_bad_image == "drop":
+                print(f"datasets.{name}: {found}; they will be left out")
+            else:
+                self.faults.append(f"datasets.{name}: {found}; mend them, or set features.on_bad_image: drop")
 
     def _broken(self, name: str, dataset: DatasetSection) -> None:
         """Images that the index has found broken."""
@@ -209,6 +219,30 @@ def what_would_run() -> str:
     )
 
 
+def how_long(table: str, work: str) -> Iterator[str]:
+    """What jobs of before tell of how long those to come will take: a sentence, or none where none are to come.
+
+    Args:
+        table: rules and how many jobs each has, as Snakemake prints it. work: where the benchmarks of before lie.
+    """
+    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+    # Those that take long are measured; the others take seconds.
+    measured: dict[str, list[float]] = {}
+    for rule in jobs.keys() & LONG:
+        for path in Path(layout.benchmark(work, rule)).with_suffix("").rglob("*.tsv"):
+            with contextlib.suppress(OSError, ValueError, IndexError):  # of another version of Snakemake
+                measured.setdefault(rule, []).append(float(path.read_text().splitlines()[1].split("\t")[0]))
+    if measured:
+        mean = {rule: sum(seconds) / len(seconds) for rule, seconds in measured.items()}
+        whole = sum(mean[rule] * jobs[rule] for rule in mean)
+        each = ", ".join(f"{jobs[rule]} of {rule} at {duration(mean[rule])}" for rule in jobs if rule in mean)
+        yield f"If jobs take as long as those of before, {duration(whole)} one after another: {each}."
+    if new := [rule for rule in jobs if rule in LONG and rule not in measured]:
+        yield (
+            f"How long {', '.join(new)} will take shows once a job runs: python -m core.progress --results {shlex.quote(work)}"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command("rules.check", __doc__)
     add_mapping(parser, "--config", "the configuration", required=True)
@@ -218,10 +252,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     check = Check(settings)
     check.run()
     for note in notes(settings):
-        print(f"note: {note}")
+        print(f"Hardly meant: {note}")
     if check.faults:
-        raise UserError(f"{len(check.faults)} faults:\n" + "\n".join(f"  {line}" for line in check.faults))
-    print("Nothing stands in the way." + (f" What would run:\n{what_would_run()}" if args.plan else ""))
+        several = "" if len(check.faults) == 1 else "s"
+        raise UserError(f"{len(check.faults)} fault{several}:\n" + "\n".join(f"  {line}" for line in check.faults))
+    table = what_would_run() if args.plan else ""
+    print("Nothing stands in the way." + (f" What would run:\n{table}" if table else ""))
+    for line in how_long(table, layout.work_of(settings.results)):
+        print(line)
 
 
 if __name__ == "__main__":

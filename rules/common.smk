@@ -15,7 +15,7 @@ from core.console import UserError
 from core.devices import gpu_present
 from core.features import FEATURES
 from core.jobs import end_jobs_on, lead_jobs
-from core.machine import remember_configfiles, use_this_interpreter
+from core.machine import remember_command, use_this_interpreter
 from published.download import LOCK_FILE
 from rules.checkpoints import alternatives
 from rules.failed import show_failures, show_notes
@@ -23,10 +23,16 @@ from rules.plan import Plan
 from rules.targets import check_targets
 from rules.times import note_times, restore_times
 from settings import check_readable, load_settings
+from settings.given import values_of
 
 use_this_interpreter(REPOSITORY)
 lead_jobs()
-remember_configfiles(workflow.overwrite_configfiles)
+remember_command(
+    workflow.overwrite_configfiles,
+    workflow.main_snakefile,
+    # On a cluster Snakemake hands it on in a form that nobody reads.
+    values_of(sys.argv, "--config", "-C") if workflow.is_main_process else [],
+)
 CONFIGFILES = workflow.overwrite_configfiles or [DEFAULT_CONFIG]
 
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from core import layout
 from core.console import UserError
 from core.features import FEATURES, VISUAL, Feature
+from core.files import write_json
 from core.section import canonical
 from evaluation.positives import positives_files
 from model.settings import Run, Training, kind_needs, own_file, scores_pairs
@@ -33,6 +34,7 @@ from rules.shown import Shown
 from settings import Settings, used_weights
 
 Wildcards = Any
+CONFIGURATION = ".snakemake/check.json"  # where Snakemake keeps its own notes
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -419,8 +421,9 @@ class Plan(Checkpoints, Shown, Reasons):
             raise UserError("; ".join(faults))
 
     def check_configuration(self, wildcards: Wildcards) -> str:
-        """All of it, for target `check`."""
-        return json.dumps(self.settings.model_dump(exclude_unset=True), ensure_ascii=False)
+        """A file with all of it, for target `check`: on its command line it would fill the page when Snakemake tells of faults."""
+        write_json(CONFIGURATION, self.settings.model_dump(exclude_unset=True))
+        return CONFIGURATION
 
     def verify_published(self) -> None:
         """UserError if a file of published weights that the configuration names is not what was published."""

@@ -82,5 +82,6 @@ rule check:
         "Checks all that can be checked without computing"
     shell:
         """
-        python -m rules.check --config {params.settings:q} --plan 2>&1 | tee {log:q}
+        python -m rules.check --config {params.settings:q} --plan > {log:q} 2>&1
+        cat {log:q}
         """

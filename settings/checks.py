@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -204,12 +205,27 @@ def unwritable(results: str) -> Iterator[str]:
     if "://" in results:
         return
     path = os.path.abspath(results)
-    while not os.path.lexists(path):
-        path = os.path.dirname(path)
-    if not os.path.isdir(path):
-        yield f"results: {path!r} is a file, not a folder; name another folder"
-    elif not os.access(path, os.W_OK | os.X_OK):
-        yield f"results: nothing can be written to {path!r}; name another folder, or have its owner let you"
+    try:
+        while not _is_there(path):
+            path = os.path.dirname(path)
+        if not os.path.isdir(path):
+            yield f"results: {path!r} is a file, not a folder; name another folder"
+        else:
+            with tempfile.TemporaryFile(
+                dir=path
+            ):  # permissions do not say all: a disk may be read-only, a folder the system's
+                pass
+    except OSError as error:
+        yield f"results: nothing can be written to {path!r} ({error.strerror}); name another folder, or have its owner let you"
+
+
+def _is_there(path: str) -> bool:
+    """OSError: neither that, nor can it be."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def under(where: str, lines: Iterator[str]) -> Iterator[str]:

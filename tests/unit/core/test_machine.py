@@ -1,6 +1,7 @@
 """What jobs inherit from the workflow."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,14 +21,20 @@ def test_jobs_use_this_interpreter_and_this_repository(monkeypatch):
     assert os.environ["PYTHONSAFEPATH"] == "1"
 
 
-def test_messages_quote_a_command_with_the_same_configuration(monkeypatch):
+def test_messages_quote_a_command_with_the_same_configuration(monkeypatch, tmp_path):
     monkeypatch.delenv(machine.SNAKEMAKE_COMMAND, raising=False)
     assert machine.snakemake_command() == "snakemake --cores all"
     monkeypatch.setenv(machine.SNAKEMAKE_COMMAND, "")
-    machine.remember_configfiles([Path("my configs/a.yaml")])
+    monkeypatch.chdir(tmp_path)
+    snakefile = tmp_path / "Snakefile"
+    snakefile.touch()
+    machine.remember_command([Path("my configs/a.yaml")], snakefile)
     assert machine.snakemake_command() == "snakemake --cores all --configfile 'my configs/a.yaml'"
-    machine.remember_configfiles([])
+    machine.remember_command([], snakefile)
     assert machine.snakemake_command() == "snakemake --cores all"
+    machine.remember_command([], "/else where/Snakefile", ["runs={a: {seed: 3}}"])
+    words = ["snakemake", "--cores", "all", "--snakefile", "/else where/Snakefile", "--config", "runs={a: {seed: 3}}"]
+    assert shlex.split(machine.snakemake_command()) == words
 
 
 STEP = {

@@ -1,8 +1,10 @@
 """Target `check` finds before the first job what jobs would find hours later."""
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from core.console import UserError
 from rules import check as module
-from rules.check import Check, engine_faults, main, notes
+from rules.check import Check, engine_faults, how_long, main, notes
 from settings import load_settings
 from settings.checks import unwritable
 from tests.unit.model.test_checkpoint_kinds import grid_cnn, write
@@ -91,16 +93,22 @@ def test_checkpoints_are_looked_into_and_not_trained(config, tmp_path, capsys):
     assert "runs.paper: grid.pth is a checkpoint of kind vse_infinity" in capsys.readouterr().out
 
 
-def test_broken_images_and_files_are_met(config, tmp_path):
+def test_broken_images_and_files_are_met(config, tmp_path, capsys):
     (tmp_path / "images" / "b.png").write_bytes(b"\x89PNG broken")
     (line,) = faults(config)
-    assert "b.png" in line and "on_bad_image: drop" in line
+    assert "1 images that cannot be read: " in line and "b.png" in line and "on_bad_image: drop" in line
+    (tmp_path / "images" / "a.png").write_bytes(b"no picture")
+    (line,) = faults(config)
+    assert "2 images that cannot be read: " in line and "a.png" in line and "b.png" in line
+    capsys.readouterr()
     config["features"] = {"on_bad_image": "drop"}
     assert faults(config) == []
+    assert "2 images that cannot be read: " in capsys.readouterr().out
+    del config["features"]
     for name in ("a", "b"):
         (tmp_path / "npz" / f"{name}.npz").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    (line,) = faults(config)
-    assert "no usable .npz file" in line and "git-lfs pointer" in line
+    images, files = faults(config)
+    assert "2 images" in images and "no usable .npz file" in files and "git-lfs pointer" in files
 
 
 def test_an_archive_is_looked_into(config, tmp_path):
@@ -144,14 +152,37 @@ def test_a_rate_that_never_falls_is_told(repository):
     assert note.startswith("runs.grid.training.lr_decay_epochs: [6] lie beyond the last epoch")
 
 
+def test_how_long_jobs_take_is_what_they_took(tmp_path):
+    table = "job              count\n---------------  -----\nextract_shard        4\nseal_store           1\n"
+    table += "train_model          1\ntotal                6\n"
+    (line,) = how_long(table, "results")
+    assert line.startswith(
+        "How long extract_shard, train_model will take shows once a job runs: python -m core.progress"
+    )
+    for name, seconds in (("a_regions_0", "10.0"), ("a_grids_0", "20.0"), ("broken", "x")):
+        path = tmp_path / f"results/benchmarks/extract_shard/{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\th:m:s\n{seconds}\t0:00:10\n")
+    before, new = how_long(table, "results")
+    assert before.endswith("those of before, 1 min 0 s one after another: 4 of extract_shard at 15.0 s.")
+    assert new.startswith("How long train_model will")
+    assert list(how_long("nothing: all is there", "results")) == []
+
+
 def test_a_results_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     assert list(unwritable(str(tmp_path / "new" / "deep"))) == [] == list(unwritable("s3://bucket/x"))
     (line,) = unwritable(str(tmp_path / "file" / "below"))
     assert "is a file, not a folder" in line
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (line,) = unwritable(str(tmp_path / ("a" * 300) / "below"))
+    assert "(File name too long)" in line
+
+    def refuse(**_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     (line,) = unwritable(str(tmp_path / "new"))
-    assert f"nothing can be written to {str(tmp_path)!r}" in line
+    assert f"nothing can be written to {str(tmp_path)!r} (Read-only file system)" in line
     with pytest.raises(UserError, match="results: nothing can be written"):
         load_settings({"datasets": {"s": {"source": "scenes", "splits": {"test": 1}}}})
     assert Path.cwd() == tmp_path
