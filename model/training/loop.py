@@ -30,7 +30,7 @@ from model.training.optimizer import new_optimizer, set_rate
 from model.training.processes import across_processes, connect
 from model.training.record import Record
 from model.training.request import ended_on_request
-from model.training.state import Progress, SavedState, fingerprint
+from model.training.state import Progress, SavedState, facts
 
 
 def train(
@@ -73,7 +73,7 @@ def train(
     place = connect(device, batch_size=pairs.batch_size)
     network.to(place)
     optimizer = new_optimizer(network, recipe)
-    saved = SavedState(state, fingerprint(network, pairs, validation, recipe, seed=seed, origin=origin), run=run)
+    saved = SavedState(state, facts(network, pairs, validation, recipe, seed=seed, origin=origin), run=run)
     found = saved.load(network, optimizer, recipe, validates=validation is not None)
     now = found or Progress()
     if recipe.compile:

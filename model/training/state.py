@@ -51,7 +51,7 @@ class Progress:
         self.epoch, self.position, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
 
 
-def fingerprint(
+def facts(
     network: RetrievalNetwork,
     pairs: TrainingPairs,
     validation: Split | None,
@@ -59,24 +59,40 @@ def fingerprint(
     *,
     seed: int,
     origin: Mapping[str, Any] | None,
-) -> str:
-    """Digest of everything but the epochs that a saved state must agree with for training to go on from it."""
+) -> dict[str, Any]:
+    """Everything but the epochs that a saved state must agree with for training to go on from it."""
 
     def of(split: Split | None) -> Any:
         return split and [split.index_digest, split.image_ids, split.captions]
 
-    return digest_json(
-        {
-            "network": described(network),
-            "origin": dict(origin or {}),
-            "features": [pairs.features.describe(), _some_rows(pairs)],
-            "splits": [of(pairs.split), of(validation)],
-            "pairs": [pairs.batch_size, pairs.token_drop, pairs.word_augmentation, pairs.seed],
-            "vocabulary": pairs.tokenizer.vocabulary,
-            "recipe": recipe.model_dump(exclude=Training.WITHOUT_EFFECT | {"epochs"}),
-            "seed": seed,
-        }
-    )
+    return {
+        "network": described(network),
+        "origin": dict(origin or {}),
+        "features": [pairs.features.describe(), _some_rows(pairs)],
+        "splits": [of(pairs.split), of(validation)],
+        "pairs": [pairs.batch_size, pairs.token_drop, pairs.word_augmentation, pairs.seed],
+        "vocabulary": pairs.tokenizer.vocabulary,
+        "recipe": recipe.model_dump(exclude=Training.WITHOUT_EFFECT | {"epochs"}),
+        "seed": seed,
+    }
+
+
+#: What those that are not kept with a state are called in messages.
+_CALLED = {"features": "the features", "splits": "the images or captions of a split", "vocabulary": "the vocabulary"}
+_CALLED |= {"network": "the model", "origin": "the weights that it starts from", "pairs": "how batches are drawn"}
+
+
+def _kept(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as a state keeps them, to say what has changed: of large ones the digest."""
+    return {name: value if name in ("recipe", "seed") else digest_json(value) for name, value in given.items()}
+
+
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of the facts that were kept is another now."""
+    old, new = was["recipe"] | {"seed": was["seed"]}, now["recipe"] | {"seed": now["seed"]}
+    settings = [f"{key} was {old.get(key)!r}, is {value!r}" for key, value in new.items() if old.get(key) != value]
+    # What batches are follows from the settings.
+    return ", ".join(settings or [said for name, said in _CALLED.items() if was[name] != now[name]])
 
 
 def _some_rows(pairs: TrainingPairs) -> str:
@@ -87,12 +103,12 @@ def _some_rows(pairs: TrainingPairs) -> str:
 
 
 class SavedState:
-    """The state folder of one training, which `fingerprint` tells from others."""
+    """The state folder of one training, which `facts` tell from others."""
 
-    def __init__(self, folder: str | os.PathLike[str], fingerprint: str, *, run: str) -> None:
+    def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any], *, run: str) -> None:
         self.path = Path(folder) / STATE
-        self._folder, self._run = Path(folder), run
-        self._mark = {"version": STATE_VERSION, "fingerprint": fingerprint}
+        self._folder, self._run, self._facts = Path(folder), run, facts
+        self._mark = {"version": STATE_VERSION, "fingerprint": digest_json(facts), "facts": _kept(facts)}
 
     def write(self, network: RetrievalNetwork, optimizer: torch.optim.Optimizer, now: Progress) -> None:
         content = {**self._mark, "model": network.state_dict(), "optimizer": optimizer.state_dict(), "now": asdict(now)}
@@ -124,10 +140,8 @@ class SavedState:
                 ) from error
             if content.get("version") != STATE_VERSION:
                 stale = "was saved by another version of this program"
-            elif content["fingerprint"] != self._mark["fingerprint"]:
-                stale = "is of other settings or data"
             else:
-                stale = self._aside(Progress(**content["now"]), recipe, validates=validates)
+                stale = self._other(content) or self._aside(Progress(**content["now"]), recipe, validates=validates)
         now = Progress(**content["now"]) if content and not stale else None
         # Nothing is removed before every process has read.
         found = everyones((now and now.step, bool(stale)))
@@ -169,6 +183,23 @@ class SavedState:
         recorded = {"run": self._run, **(config or {}), "kept": now.history[kept]}
         save_run(output, network, tokenizer, config=recorded)
         (self._folder / FINISHED).touch()
+
+    def _other(self, content: Mapping[str, Any]) -> str | None:
+        """Why a state is of another training than this one; None if it is not. When the rate falls counts once it has."""
+        if content["fingerprint"] == self._mark["fingerprint"]:
+            return None
+        was = content.get("facts")
+        if was is None:  # of a state that was saved before they were kept
+            return "is of other settings or data"
+        now, falls = Progress(**content["now"]), was["recipe"]["lr_decay_epochs"]
+        begun = now.epoch + (now.position > 0)
+        as_it_was = {**self._facts, "recipe": self._facts["recipe"] | {"lr_decay_epochs": falls}}
+        same_rates = [e for e in falls if e < begun] == [
+            e for e in self._facts["recipe"]["lr_decay_epochs"] if e < begun
+        ]
+        if same_rates and digest_json(as_it_was) == content["fingerprint"]:
+            return None
+        return f"is of other settings or data ({_changes(was, self._mark['facts'])})"
 
     def _aside(self, now: Progress, recipe: Training, *, validates: bool) -> str | None:
         """Why a state that differs in `epochs` at most is not on the way to this recipe's last one; None if it is.

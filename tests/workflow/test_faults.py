@@ -243,7 +243,9 @@ def test_verify_finds_damage_and_one_shard_repairs_it(make_workflow, undisturbed
     found = workflow.run("results/verified/tiny/grids.json")
     output = found.stdout + found.stderr
     assert found.returncode != 0
-    command = f"snakemake --cores all --snakefile {workflow.repository / 'Snakefile'} --configfile {workflow.configfile}"
+    command = (
+        f"snakemake --cores all --snakefile {workflow.repository / 'Snakefile'} --configfile {workflow.configfile}"
+    )
     again = [f"{command} --force results/tiny/features/grids.receipts/{k}.json"
              for k in range(SHARDS)]  # fmt: skip
     assert f"{flipped.relative_to(workflow.folder)} is not what was written (array 'features': row " in output

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
+import torch
 
 from model.training import state
 from tests.unit.model.helpers import equal, run, weights
@@ -37,6 +39,29 @@ def test_more_epochs_go_on_from_a_training_that_has_ended(world, tmp_path, capsy
     assert configs[0] | {"seconds": 0} == configs[1] | {"seconds": 0}
 
 
+def test_with_more_epochs_the_rate_may_fall_once_more(world, tmp_path, capsys):
+    """A fall that is yet to come is no other training, one that came or should have come is."""
+    run(world, tmp_path / "whole", epochs=2, lr_decay_epochs=[1])
+    run(world, tmp_path / "parts", epochs=1, lr_decay_epochs=[9])
+    shutil.copytree(tmp_path / "whole", tmp_path / "other")
+    assert "going on from epoch 2" in goes_on(world, tmp_path / "parts", capsys, epochs=2, lr_decay_epochs=[1])
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    said = goes_on(world, tmp_path / "other", capsys, epochs=3, lr_decay_epochs=[2])
+    assert "(lr_decay_epochs was [1], is [2]); starting afresh" in said
+
+
+def test_a_state_of_before_facts_were_kept_is_gone_on_from(world, tmp_path, capsys):
+    run(world, tmp_path, epochs=1)
+    content = torch.load(tmp_path / "state/state.pt", weights_only=True)
+    del content["facts"]
+    torch.save(content, tmp_path / "state/state.pt")
+    assert "going on from epoch 2" in goes_on(world, tmp_path, capsys, epochs=2)
+    content = torch.load(tmp_path / "state/state.pt", weights_only=True)
+    del content["facts"]
+    torch.save(content, tmp_path / "state/state.pt")
+    assert "of other settings or data; starting" in goes_on(world, tmp_path, capsys, epochs=3, margin=0.3)
+
+
 def test_where_more_or_fewer_epochs_start_afresh(world, tmp_path, capsys):
     run(world, tmp_path, epochs=3, validate=False)
     whole = weights(tmp_path)
@@ -46,9 +71,10 @@ def test_where_more_or_fewer_epochs_start_afresh(world, tmp_path, capsys):
     assert equal(weights(tmp_path), whole)
     assert "has gone beyond epochs: 2; starting afresh" in goes_on(world, tmp_path, capsys, epochs=2, validate=False)
     said = goes_on(world, tmp_path, capsys, epochs=3, margin=0.3)
-    assert "is of other settings or data; starting afresh" in said
+    assert "is of other settings or data (margin was 0.2, is 0.3); starting afresh" in said
     world.visual.arrays["features"] = world.visual.arrays["features"] * 2  # imported features have no other digest
-    assert "is of other settings or data" in goes_on(world, tmp_path, capsys, epochs=4, margin=0.3)
+    said = goes_on(world, tmp_path, capsys, epochs=4, margin=0.3)
+    assert "is of other settings or data (the features); starting afresh" in said
     # Validated out of turn, as its last: with more epochs that one would not be among the best.
     goes_on(world, tmp_path, capsys, epochs=1, margin=0.3, validate_every=2)
     said = goes_on(world, tmp_path, capsys, epochs=2, margin=0.3, validate_every=2)
