@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +112,20 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def delete(paths: Sequence[Path], results: Path) -> None:
-    """Remove files, folders and links (not what links lead to), then the folders below `results` that this left empty."""
+def delete(paths: Sequence[Path], results: Path, below: Iterable[Path] = ()) -> None:
+    """Remove files, folders and links (not what links lead to), then folders in `results` that this left empty.
+
+    Args:
+        below: further paths, there or not, whose folders go as well where they are empty.
+    """
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for folder in sorted({parent for path in paths for parent in path.parents}, key=lambda one: -len(one.parts)):
+    for folder in sorted(
+        {parent for path in (*paths, *below) for parent in path.parents}, key=lambda one: -len(one.parts)
+    ):
         if folder == results or results in folder.parents:
             with contextlib.suppress(OSError):  # something is left in it
                 folder.rmdir()
@@ -146,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(str(path)) if "\n" in str(path) else path)
     size = sum(map(_size, found)) / 2**20
     if args.delete:
-        delete(found, Path(settings.results))
+        results = Path(settings.results)
+        # `--delete-all-output` leaves folders without a file.
+        delete(found, results, _candidates(settings, results))
     print(
         f"{len(found)} files and folders, {size:,.1f} MiB: " + ("removed" if args.delete else "--delete removes them")
     )

@@ -56,8 +56,15 @@ def test_what_jobs_made_goes_and_nothing_else(results, capsys):
     main(["--config", "config.yaml", "--delete"])
     assert files(results) == {*THEIRS, "runs/grid/config.json"}
     assert not (results / "scenes/features").exists() and not (results / "evaluation").exists()
+    for folder in ("evaluation/grid/scenes_test", "scenes/features/regions.receipts", "mine"):
+        (results / folder).mkdir(parents=True)  # as `snakemake --delete-all-output` leaves them; one of a user's
     main(["--config", "config.yaml", "--delete"])
     assert capsys.readouterr().out.endswith("0 files and folders, 0.0 MiB: removed\n")
+    assert (
+        not (results / "evaluation").exists()
+        and not (results / "scenes/features").exists()
+        and (results / "mine").exists()
+    )
 
 
 def test_what_the_configuration_names_and_what_links_lead_to_stay(results, tmp_path):
