@@ -90,7 +90,7 @@ def _store(results: Path, dataset: str, feature: str) -> Iterator[Path]:
     # Sealed and without a receipt: no job of ours left it so, somebody put it there.
     if parts or not Path(layout.seal_of(store)).exists():
         yield store
-    yield from parts
+    yield from (*parts, receipts / "0.json")
     yield from store.parent.glob(f"{store.stem}.former-*.zarr")
 
 
