@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from core.console import UserError
-from core.kinds import other_kind
+from core.kinds import wrong_file
 
 #: The architecture (see `extractors.networks`) that computes the CNN of a `backbone_source`, a word of which it contains.
 CNN_SOURCES = {"detector": "vse_grid_detector", "wsl": "vse_grid_wsl", "imagenet_resnext": "vse_grid_wsl"}
+_MODULE = re.compile(r"^(module\.)+")  # one for each DataParallel around the network
 # Grid checkpoints hold their CNN twice, under the names of torchvision and as the parts of a sequence.
 _CNN_PARTS = {
     "conv1": "base.0",
@@ -36,7 +38,7 @@ def read_checkpoint(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """The image and the text encoder's state of a `.pth` as VSE++ and all that descend from it write it, and its options.
 
-    A prefix `module.` is taken off either; options are the plain values of the file's argparse Namespace, if it has one.
+    A prefix `module.` is taken off either; sizes and values of tensors are not looked at; options are the plain values of the file's argparse Namespace (or dictionary), if it has one.
 
     Args:
         authors: whose checkpoint it should be, for messages.
@@ -44,34 +46,48 @@ def read_checkpoint(
     Raises:
         UserError: there is no such file, it names types that are no plain data, or it holds something else.
     """
+    if faults := list(wrong_file("the checkpoint", os.fspath(path))):
+        raise UserError(faults[0])
     try:
         with torch.serialization.safe_globals(_harmless_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"no checkpoint at {path}") from error
     except Exception as error:  # unpickling raises nearly anything on a broken file
-        if what := other_kind(path):
-            raise UserError(f"{path} is {what}") from error
-        raise UserError(
-            f"cannot read {path} as a checkpoint of weights (nothing in it was run): {type(error).__name__}: {error}"
-        ) from error
+        raise UserError(f"{path} {refusal(error)} (nothing in it was run)") from error
     states = content.get("model") if isinstance(content, dict) else None
     if not (isinstance(states, list | tuple) and len(states) == 2 and all(isinstance(s, dict) for s in states)):
         raise UserError(f"{path} is no checkpoint of {authors}: it has no `model` with two encoders' states")
     for state in states:
-        if wrong := [
-            str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))
-        ]:
+        if wrong := [str(key) for key, value in state.items() if not (isinstance(key, str) and _is_dense(value))]:
             raise UserError(
                 f"{path} is no checkpoint of {authors}: {wrong[0]!r} in its `model` is no tensor of weights"
             )
-    image, text = ({key.removeprefix("module."): value for key, value in state.items()} for state in states)
+    image, text = ({_MODULE.sub("", key): value for key, value in state.items()} for state in states)
     options = content.get("opt")
-    return image, text, dict(vars(options)) if isinstance(options, argparse.Namespace) else {}
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    return image, text, dict(options) if isinstance(options, dict) else {}
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
+def refusal(error: Exception) -> str:
+    """What is wrong with a file that `torch.load(weights_only=True)` did not read, and what to do.
+
+    Of torch's message only what it met: its advice is to run what is in the file.
+    """
+    if met := re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)", str(error)):
+        return f"holds more than weights: it asks for {met[1] or met[2]}; get one of tensors and plain values alone"
+    what = "" if isinstance(error, pickle.UnpicklingError) or not str(error) else f": {str(error).splitlines()[0]}"
+    return f"is no file that PyTorch wrote, or cut off ({type(error).__name__}{what}); copy or download it again"
+
+
+class Vocabulary:
+    """Stands for the class of that name in files of VSE++'s descendants: its plain values, none of its code."""
 
 
 def _harmless_globals() -> list[Any]:
-    """Types a checkpoint may name besides tensors: its options, and NumPy numbers (all plain data)."""
+    """Types a checkpoint may name besides tensors: its options, its words, and NumPy numbers (all plain data)."""
     import _codecs
 
     import numpy as np
@@ -79,7 +95,8 @@ def _harmless_globals() -> list[Any]:
     reconstruct = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [argparse.Namespace, np.dtype, *kinds, _codecs.encode, *((reconstruct, name) for name in names)]
+    words = [(Vocabulary, f"{module}.Vocabulary") for module in ("vocab", "lib.vocab", "__main__")]
+    return [argparse.Namespace, *words, np.dtype, *kinds, _codecs.encode, *((reconstruct, name) for name in names)]
 
 
 def split_cnn(image: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:

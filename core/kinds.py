@@ -31,7 +31,7 @@ _TEXTS = (b"{", b"[", b"not found", b"access denied", b"error", b"entry not foun
 _PHONES = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # how HEIC begins, which phones also call .jpg
 _HEADER = 100 << 20  # bytes; the most that a .safetensors file may have
 _NEVER_EMPTY = (".zip", ".parquet", ".json")
-_TENSORS = (".pth", ".pt", ".bin", ".pkl", ".safetensors", ".npy", ".npz", ".h5", ".hdf5")
+_TENSORS = (".pth", ".pth.tar", ".pt", ".bin", ".pkl", ".safetensors", ".npy", ".npz", ".h5", ".hdf5")
 
 
 def other_kind(path: str | os.PathLike[str]) -> str:
@@ -72,8 +72,11 @@ def other_kind(path: str | os.PathLike[str]) -> str:
 
 def wrong_file(key: str, path: str | os.PathLike[str], fix: str = "correct the path") -> Iterator[str]:
     """Why the file that a key of the configuration names cannot be meant, as far as its first bytes tell."""
-    if not os.path.isfile(path):
-        yield f"{key}: file {path!r} does not exist; {fix}"
+    if not os.path.exists(path):
+        leads = "is a link that leads nowhere" if os.path.islink(path) else "does not exist"
+        yield f"{key}: file {path!r} {leads}; {fix}"
+    elif not os.path.isfile(path) and not os.path.isdir(path):
+        yield f"{key}: {path!r} is no file but a pipe or a device; {fix}"
     elif what := other_kind(path):
         yield f"{key}: file {path!r} is {what}"
 

@@ -35,8 +35,14 @@ def validated(section: type[S], content: Mapping[str, Any], *, place: str) -> S:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else otherwise
+    """A question for the nearest of the known names, capitals, blanks and dashes aside; `otherwise` if none is near."""
+    alike = {_plain(one): one for one in known}
+    close = difflib.get_close_matches(_plain(name), alike, n=1)
+    return f"did you mean {alike[close[0]]!r}?" if close else otherwise
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 def key_path(error: Mapping[str, Any], root: type[BaseModel]) -> tuple[str, ...]:

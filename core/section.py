@@ -43,7 +43,7 @@ def _where_it_is(path: str) -> str:
     """A path as given if it is there, else below the repository if it is there."""
     path = _plain_if_there(path)
     ours = REPOSITORY / path
-    return str(ours) if not os.path.exists(path) and ours.is_file() else path
+    return str(ours) if not os.path.exists(path) and os.path.isfile(ours) else path
 
 
 #: A path of the user's or of the repository's own weights, so that the workflow runs from any folder.

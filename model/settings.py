@@ -145,9 +145,9 @@ class OtherModel(Model):
                 yield f"kind: {error}"
 
 
-def _kind(section: Any) -> str:
+def _network_kind(section: Any) -> str:
     kind = section.get("kind", DEFAULT_KIND) if isinstance(section, dict) else getattr(section, "kind", DEFAULT_KIND)
-    return kind if kind in KINDS else "other"
+    return kind if isinstance(kind, str) and kind in KINDS else "other"
 
 
 AnyModel = Annotated[
@@ -155,7 +155,7 @@ AnyModel = Annotated[
     | Annotated[VSEInfinityModel, Tag("vse_infinity")]
     | Annotated[ScanModel, Tag("scan")]
     | Annotated[OtherModel, Tag("other")],
-    Discriminator(_kind),
+    Discriminator(_network_kind),
 ]
 
 
@@ -216,15 +216,11 @@ class WordText(Section):
             yield from wrong_file("vocabulary", self.vocabulary, "correct the path, or leave it out")
 
 
-AnyText = Annotated[
-    Annotated[Text, Tag("bert")] | Annotated[WordText, Tag("bigru")],
-    Discriminator(lambda section: _text_kind(section)),
-]
+def _kind(section: Any) -> str:
+    return str(section.get("kind", "bert") if isinstance(section, dict) else getattr(section, "kind", "bert"))
 
 
-def _text_kind(section: Any) -> str:
-    kind = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
-    return "bigru" if kind == "bigru" else "bert"
+AnyText = Annotated[Annotated[Text, Tag("bert")] | Annotated[WordText, Tag("bigru")], Discriminator(_kind)]
 
 
 class Training(Section):
@@ -356,7 +352,7 @@ def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _with_published(given: dict[str, Any]) -> dict[str, Any]:
-    kind, text = _kind(given.get("model", {})), given.get("text", {})
+    kind, text = _network_kind(given.get("model", {})), given.get("text", {})
     if kind == DEFAULT_KIND and given.get("checkpoint") is not None and isinstance(given.get("model", {}), dict):
         return given | {"model": {"class_order": "upsnet"} | given.get("model", {})}  # as its authors number classes
     if kind not in PUBLISHED:
@@ -368,7 +364,7 @@ def _with_published(given: dict[str, Any]) -> dict[str, Any]:
             text = {"lowercase": "ascii"} | text
     recipe = dict(PUBLISHED[kind])
     if kind == "vse_infinity":
-        grids, words = given.get("visual") == "grids", _text_kind(text) == "bigru"
+        grids, words = given.get("visual") == "grids", _kind(text) == "bigru"
         recipe |= (_VSE_GRIDS if grids else {}) | (_VSE_BIGRU_REGIONS if words and not grids else {})
     training = given.get("training", {})
     whole = {"training": recipe | training} if isinstance(training, dict) else {}

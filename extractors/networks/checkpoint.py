@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.checkpoints import refusal
 from core.files import atomic_path
 from core.kinds import other_kind
 from extractors.networks.vse_grid import GridCNN
@@ -73,17 +74,13 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     elif path.suffix in (".pth", ".pt"):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            # Of torch's message only what it met: its advice is to run what is in the file.
-            met = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)", str(error))
-            asks = f" (it asks for {met[1] or met[2]})" if met else ""
-            if "argparse.Namespace" in asks:
-                asks += ", as checkpoints of retrieval models do; of VSE-infinity's the architectures vse_grid_* read the CNN"
-            raise ValueError(
-                f"{path} holds more than weights{asks} or is no PyTorch file, and is not opened; get a file of weights alone"
-            ) from error
-        except (RuntimeError, EOFError, OSError) as error:
-            raise ValueError(f"{path} is not a PyTorch file or is cut off: {error}; copy it again") from error
+        except Exception as error:  # damaged files raise errors of every kind
+            what = refusal(error)
+            if "argparse.Namespace" in what:
+                what += (
+                    " (checkpoints of retrieval models do; of VSE-infinity's the architectures vse_grid_* read the CNN)"
+                )
+            raise ValueError(f"{path} {what}") from error
     else:
         raise ValueError(f"{path}: weights are read from .safetensors, .pkl or .pth, not {path.suffix or 'no suffix'}")
     for part in ("model", "blobs"):  # detectron2's and Detectron's place for the weights among other things
@@ -150,6 +147,10 @@ def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"the weights in {path} do not fit the network; check that `architecture` and `weights` belong together\n"
             + "\n".join(parts)
+        )
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise ValueError(
+            f"{path} holds values that are not finite, in {', '.join(broken[:3])}: it is damaged; copy it again"
         )
     for key, value in state.items():
         own[key].copy_(value)

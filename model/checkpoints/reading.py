@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def read_text(
     """
     if not state:  # of an image encoder alone
         return {"kind": "none"}, {}, []
-    words = "embed.weight" in state
+    words = any(key.startswith(("embed.", "rnn.")) for key in state)
     weights, unknown = renamed(state, WORD_PREFIXES if words else BERT_PREFIXES)
     if words:
         number, size = weights["embedding.weight"].shape
@@ -142,10 +143,25 @@ def word_tokenizer_of(
     return WordTokenizer(words, lowercase=lowercase, max_tokens=512)
 
 
+@contextmanager
+def sizes_told(path: str | Path, problems: list[str]) -> Iterator[None]:
+    """Within, sizes are read from a file's weights: a UserError where one is missing or has another number of dimensions."""
+    try:
+        yield
+    except KeyError as error:
+        raise misfit(path, [*problems, f"missing the weights for {error}"]) from error
+    except (IndexError, ValueError) as error:  # of a shape
+        line = "a layer's weights have another number of dimensions than theirs, so that its sizes cannot be told"
+        raise misfit(path, [*problems, line]) from error
+
+
 def wrong_family(path: str | Path, wanted: str, found: str | None) -> UserError:
     loaders = {"3shnet": "load_reference", "vse_infinity": "load_vse_infinity", "scan": "load_scan"}
     if found is None:
-        return UserError(f"{path} is no checkpoint of kind {wanted}: its image encoder is of no kind that is known")
+        return UserError(
+            f"{path} is no checkpoint of kind {wanted}: its image encoder is of no kind that is known; read are those of the "
+            "authors of 3SHNet, VSE-infinity and SCAN"
+        )
     return UserError(
         f"{path} is a checkpoint of kind {found}, not {wanted}; load it with {loaders[found]}, or name its kind"
     )
@@ -172,6 +188,9 @@ def loaded(
         UserError: the file does not fit; all of what is missing, unexpected or of another shape is listed. Or the vocabulary
             does not.
     """
+    sides = [sizes["embed_size"] for sizes in (image[0], text[0]) if "embed_size" in sizes]
+    if len(set(sides)) > 1:
+        raise misfit(path, [*problems, f"its images are embedded in {sides[0]} numbers, its captions in {sides[1]}"])
     network = network_from({"kind": kind, "image": image[0], "text": text[0]})
     weights = {f"image.{key}": value for key, value in image[1].items()}
     weights |= {f"text.{key}": value for key, value in text[1].items()}
@@ -187,6 +206,11 @@ def loaded(
         for key in expected
         if key in weights and weights[key].shape != expected[key].shape
     ]
+    for key in expected.keys() & weights.keys():
+        if expected[key].is_floating_point() and not weights[key].is_floating_point():
+            problems.append(f"{key} is of {weights[key].dtype}, which no weights are")
+        elif not weights[key].isfinite().all():
+            problems.append(f"{key} holds values that are not finite: its training had failed, or the file is damaged")
     if problems:
         raise misfit(path, problems)
     network.load_state_dict(weights)

@@ -9,7 +9,7 @@ from typing import Any
 from core.checkpoints import read_checkpoint
 from core.console import UserError
 from core.messages import validated
-from model.checkpoints.reading import family, loaded, misfit, read_text, renamed, wrong_family
+from model.checkpoints.reading import family, loaded, read_text, renamed, sizes_told, wrong_family
 from model.scan import SCAN
 from model.settings import ScanModel
 
@@ -45,7 +45,7 @@ def load_scan(
             f"{path} does not say how SCAN scores pairs: its options lack {', '.join(missing)}; the same weights score "
             "differently under others, so name those it was trained with (options=...)"
         )
-    score = {name: float(given[name]) if name.startswith("lambda") else given[name] for name in SCORE}
+    score = {name: float(value) if isinstance(value := given[name], int) else value for name in SCORE}
     section = validated(ScanModel, score, place=f"the options of {path}")
     image, unknown = renamed(image_state, IMAGE_PREFIXES)
     problems = [f"image encoder: unexpected {key}" for key in unknown]
@@ -54,7 +54,7 @@ def load_scan(
         if theirs in image:  # torch 0.3 kept the one length as a vector of one
             value = image.pop(theirs)
             image[f"projection.parametrizations.weight.{ours}"] = value.reshape(()) if value.numel() == 1 else value
-    try:
+    with sizes_told(path, problems):
         weight = image["projection.parametrizations.weight.original1" if normed else "projection.weight"]
         sizes = section.numbers() | {
             "img_dim": weight.shape[1],
@@ -66,7 +66,4 @@ def load_scan(
         normalise = not given.get("no_txtnorm", False)
         text_sizes, text, unknown = read_text(text_state, pooled=False, normalise=normalise)
         problems += [f"text encoder: unexpected {key}" for key in unknown]
-    except KeyError as error:
-        problems.append(f"missing the weights for {error}")
-        raise misfit(path, problems) from error
     return loaded("scan", (sizes, image), (text_sizes, text), path=path, problems=problems, vocabulary=vocabulary)

@@ -6,7 +6,16 @@ from pathlib import Path
 
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO
 from core.console import UserError
-from model.checkpoints.reading import family, loaded, misfit, pool_sizes, read_states, read_text, renamed, wrong_family
+from model.checkpoints.reading import (
+    family,
+    loaded,
+    pool_sizes,
+    read_states,
+    read_text,
+    renamed,
+    sizes_told,
+    wrong_family,
+)
 from model.highlighting import CLASS_ORDERS, SEG_MAP_ENCODINGS
 from model.settings import ThreeSHNetModel
 from model.three_shnet import ThreeSHNet
@@ -73,7 +82,7 @@ def load_reference(
         raise wrong_family(path, "3shnet", found)
     image, unknown_image = renamed(image_state, IMAGE_PREFIXES)
     problems = [f"image encoder: unexpected {key}" for key in unknown_image]
-    try:
+    with sizes_told(path, problems):
         categories = image["category_embedding.linear.weight"].shape[1]
         embed_size, img_dim = image["token_projection.weight"].shape
         image_sizes = ThreeSHNetModel().numbers() | {
@@ -87,9 +96,6 @@ def load_reference(
         }
         text_sizes, text, unknown_text = read_text(text_state, pooled=True, normalise=True, heads=heads)
         problems += [f"text encoder: unexpected {key}" for key in unknown_text]
-    except KeyError as error:
-        problems.append(f"missing the weights for {error}")
-        raise misfit(path, problems) from error
     if class_order == "upsnet":
         if categories != NUM_CATEGORIES:
             raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.checkpoints import read_checkpoint, split_cnn
-from model.checkpoints.reading import family, loaded, misfit, pool_sizes, read_text, renamed, wrong_family
+from model.checkpoints.reading import family, loaded, pool_sizes, read_text, renamed, sizes_told, wrong_family
 from model.vse_infinity import VSEInfinity
 
 # Prefixes of the authors' image encoder -> ours. Source: their `lib/encoders.py`.
@@ -36,7 +36,7 @@ def load_vse_infinity(
     _, head, problems = split_cnn(image_state)
     image, unknown = renamed({key.removeprefix("image_encoder."): v for key, v in head.items()}, IMAGE_PREFIXES)
     problems += [f"image encoder: unexpected {key}" for key in unknown]
-    try:
+    with sizes_told(path, problems):
         embed_size, img_dim = image["projection.weight"].shape
         image_sizes = {
             "img_dim": img_dim,
@@ -48,9 +48,6 @@ def load_vse_infinity(
         normalise = not options.get("no_txtnorm", False)
         text_sizes, text, unknown = read_text(text_state, pooled=True, normalise=normalise, heads=heads)
         problems += [f"text encoder: unexpected {key}" for key in unknown]
-    except KeyError as error:
-        problems.append(f"missing the weights for {error}")
-        raise misfit(path, problems) from error
     return loaded(
         "vse_infinity",
         (image_sizes, image),

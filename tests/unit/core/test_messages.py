@@ -40,6 +40,7 @@ class Drawing(Section):
     ("content", "line"),
     [
         ({"scal": 1.0}, "scal: unknown key; did you mean 'scale'?"),
+        ({"SCALE ": 1.0}, "SCALE : unknown key; did you mean 'scale'?"),
         ({"steps": [2, 1]}, "steps: [2, 1] must ascend; write [1, 2]"),
         ({"steps": [1, "2"]}, "steps.1: '2' - is text; write the number as 2, without quotes"),
         ({"steps": ["nan"]}, "steps.0: 'nan' - should be a valid integer"),

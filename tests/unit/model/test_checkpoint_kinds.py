@@ -1,7 +1,10 @@
 """Checkpoints of VSE-infinity's and SCAN's authors: every number and every key arrives, nothing in a file is run."""
 
 import argparse
+import os
+import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,7 +69,7 @@ def write(path, image, text, prefix="", **options):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
 def test_vse_infinity_of_regions_and_words(tmp_path, prefix):
     torch.manual_seed(0)
     image, text = region(), words(pooled=True)
@@ -165,6 +168,75 @@ def test_what_does_not_fit_is_told(tmp_path):
 class Exploit:
     def __reduce__(self):
         return print, ("the file was run",)
+
+
+class Vocabulary:
+    """As older files of this family hold their words."""
+
+    def __init__(self, words):
+        self.word2idx = words
+
+
+def test_words_in_a_file_are_plain_values(tmp_path, monkeypatch):
+    scan, path = {"fc.weight": torch.randn(6, 7), "fc.bias": torch.randn(6)}, tmp_path / "scan.pth"
+    monkeypatch.setattr(Vocabulary, "__module__", "vocab")
+    monkeypatch.setitem(sys.modules, "vocab", SimpleNamespace(Vocabulary=Vocabulary))
+    for whole in (True, False):
+        content = {"model": [scan, words(pooled=False)], "opt": SCORE, "vocab": Vocabulary({"a": 1})}
+        torch.save(content, path, _use_new_zipfile_serialization=whole)
+        assert load_scan(path).text.embedding.num_embeddings == 9
+        torch.save(content | {"vocab": Vocabulary(Exploit())}, path, _use_new_zipfile_serialization=whole)
+        with pytest.raises(UserError, match=r"asks for (builtins\.)?print; get one"):
+            load_scan(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"fc.weight": torch.full((6, 7), torch.nan)}, "image.projection.weight holds values that are not finite"),
+        ({"fc.weight": torch.ones(6, 7).long()}, "image.projection.weight is of torch.int64"),
+        ({"fc.weight": torch.ones(6, 7).to_sparse()}, "'fc.weight' in its `model` is no tensor of weights"),
+        ({"fc.weight": torch.ones(6)}, "another number of dimensions"),
+        ({"fc.weight": torch.ones(8, 7), "fc.bias": torch.ones(8)}, "in 8 numbers, its captions in 6"),
+    ],
+    ids=["nan", "whole", "sparse", "vector", "width"],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_weights_that_are_none_are_told(tmp_path, change, told):
+    scan = {"fc.weight": torch.randn(6, 7), "fc.bias": torch.randn(6)}
+    with pytest.raises(UserError, match=told):
+        load_scan(write(tmp_path / "scan.pth", scan | change, words(pooled=False), **SCORE))
+
+
+def test_a_file_that_is_no_checkpoint_is_told(tmp_path):
+    good = write(tmp_path / "good.pth", {"fc.weight": torch.randn(6, 7)}, words(pooled=False), **SCORE).read_bytes()
+    (tmp_path / "loop.pth").symlink_to(tmp_path / "loop.pth")
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "cut.pth").write_bytes(good[: len(good) // 2])
+    (tmp_path / "empty.pth.tar").touch()
+    for name, told in (
+        ("loop.pth", "a link that leads nowhere"),
+        ("pipe.pth", "no file but a pipe"),
+        ("cut.pth", "cut off .*; copy or download it again"),
+        ("empty.pth.tar", r"empty \(0 bytes\)"),
+    ):
+        with pytest.raises(UserError, match=told) as caught:
+            load_scan(tmp_path / name)
+        assert name in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+def test_odd_options_and_a_missing_encoder_are_told(tmp_path):
+    scan = {"fc.weight": torch.randn(6, 7), "fc.bias": torch.randn(6)}
+    for value, told in (
+        ("six", "'six' - should be a valid number"),
+        (None, "None - is empty"),
+        ([1], r"\[1\] - should be"),
+    ):
+        path = write(tmp_path / "scan.pth", scan, words(pooled=False), **SCORE | {"lambda_lse": value})
+        with pytest.raises(UserError, match=f"lambda_lse: {told}"):
+            load_scan(path)
+    with pytest.raises(UserError, match="holds no text encoder"):
+        import_checkpoint(write(tmp_path / "scan.pth", scan, {}, **SCORE), tmp_path / "run")
 
 
 def test_nothing_in_a_file_is_run(tmp_path, capsys):

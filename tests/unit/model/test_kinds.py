@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from core.console import UserError
+from core.messages import validated
 from model.build import new_network
 from model.data import Features, TrainingPairs, read_split
 from model.embed import score_pairs
@@ -102,6 +104,26 @@ def test_recipes_are_the_published_ones_and_keys_go_before():
     assert handed.training == asked.training and handed.text == asked.text
     ours = recipe().model_dump()
     assert "kind" not in ours["model"] and "kind" not in ours["text"] and "optimizer" not in ours["training"]
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"model": {"kind": "3SHNET"}}, "model.kind: '3SHNET' is no kind of network; did you mean '3shnet'?"),
+        ({"model": {"kind": "vse-infinity"}}, "did you mean 'vse_infinity'?"),
+        ({"model": {"kind": "SCAN "}}, "did you mean 'scan'?"),
+        ({"model": {"kind": "VSE++"}}, "choose one of 3shnet, vse_infinity, scan"),
+        ({"model": {"kind": ["scan"]}}, "model.kind: ['scan'] - should be a valid string"),
+        ({"model": {"kind": None}}, "model.kind: None - is empty"),
+        ({"text": {"kind": "GRU"}}, "text.kind: 'GRU' is not a kind here; did you mean 'bigru'?"),
+        ({"text": {"kind": []}}, "text.kind: [] is not a kind here; choose one of bert, bigru"),
+    ],
+    ids=str,
+)
+def test_a_kind_that_there_is_not(section, told):
+    with pytest.raises(UserError) as caught:
+        validated(Recipe, section, place="--settings")
+    assert told in str(caught.value)
 
 
 def test_an_epoch_keeps_its_last_batch_if_told_to(world):

@@ -92,9 +92,13 @@ def test_files_that_do_not_exist(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config["datasets"]["mine"] = {"source": "folder", "images": "photos", "captions": "captions.csv"}
     config["features"]["regions"]["weights"] = "weights/mine.safetensors"
+    config["features"]["grids"]["weights"] = str(tmp_path)
+    config["features"]["panoptic"]["weights"] = "x" * 300
     with pytest.raises(UserError) as error:
         load_settings(config)
     message = str(error.value)
+    assert f"features.grids.weights: file '{tmp_path}' is a folder; name the file itself" in message
+    assert "xxx' does not exist" in message
     assert "datasets.mine.images: folder 'photos' does not exist" in message
     assert "datasets.mine.captions: file 'captions.csv' does not exist" in message
     assert "features.regions.weights: file 'weights/mine.safetensors' does not exist" in message

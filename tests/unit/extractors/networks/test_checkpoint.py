@@ -65,6 +65,13 @@ def test_every_key_is_accounted_for(tmp_path):
     assert str(path) in message
 
 
+def test_values_that_are_not_finite_are_told(tmp_path):
+    broken = small(0).state_dict() | {"conv.bias": torch.tensor([1.0, torch.nan, 0.0, 2.0])}
+    torch.save(broken, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="not finite, in conv.bias: it is damaged"):
+        load_checkpoint(small(1), tmp_path / "weights.pth")
+
+
 class Hostile:
     def __init__(self, marker: str) -> None:
         self.marker = marker

@@ -164,9 +164,7 @@ def test_no_checkpoint_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights file at"):
         load_checkpoint(narrow(), tmp_path / "missing.pth")
     path = write(tmp_path / "best.pth", published(narrow()))
-    with pytest.raises(
-        UserError, match=r"asks for argparse.Namespace\), as checkpoints of retrieval models do.*vse_grid"
-    ):
+    with pytest.raises(UserError, match=r"asks for argparse.Namespace; .*checkpoints of retrieval models do.*vse_grid"):
         load_network("scenes_grids", path)
     torch.save({"base": {}, "top": {}}, path)
     with pytest.raises(ValueError, match="it has no `model` with two encoders' states"):
