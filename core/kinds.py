@@ -25,6 +25,10 @@ _DOCUMENTS = (
     (b"\xd0\xcf\x11\xe0", "a workbook of a spreadsheet; export it as CSV in UTF-8"),
     (b"PAR1", "a Parquet file; call it .parquet"),
     (b"SQLite format 3", "a database; export the table as CSV in UTF-8"),
+    *(
+        (b"\x80%c" % version, "a pickle of Python, which is not opened; write it again as its suffix says")
+        for version in range(2, 6)
+    ),
 )
 _PLAIN = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".yaml", ".yml")
 _TEXTS = (b"{", b"[", b"not found", b"access denied", b"error", b"entry not found")

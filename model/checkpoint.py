@@ -79,8 +79,10 @@ def import_checkpoint(
     if (Path(run_dir) / HISTORY).exists():
         raise UserError(f"{run_dir} holds a run that was trained here; import {path} into another folder")
     found, digest, features = recognise(path, kind, run=Path(run_dir).name, visual=visual, grids=grids)
-    if imported_by_hand(run_dir) and (there := read_config(run_dir)["source"]).get("digest") != digest:
-        raise UserError(f"{run_dir} holds {there['imported']}, imported here; import {path} into another folder")
+    there = (read_config(run_dir).get("source") or {}) if imported_by_hand(run_dir) else {"digest": digest}
+    if there.get("digest") != digest:
+        what = f"{there['imported']}, imported here" if "imported" in there else "a run that somebody put there"
+        raise UserError(f"{run_dir} holds {what}; import {path} into another folder")
     source: dict[str, Any] = {"imported": Path(path).name, "digest": digest}
     if found == "3shnet":
         network = load_reference(path, class_order, seg_map_encoding, heads=heads)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.console import UserError
 from core.files import atomic_path, write_json
-from core.layout import CONFIG, VOCABULARY, WEIGHTS
+from core.layout import CONFIG, HISTORY, VOCABULARY, WEIGHTS
 from stores.places import Location, place_of
 
 if TYPE_CHECKING:
@@ -91,16 +91,22 @@ def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Tok
 
 
 def imported_by_hand(run_dir: Location) -> bool:
-    """Whether somebody imported a checkpoint into this folder, which may lie in a bucket: then nothing may be written over it.
+    """Whether somebody put a run into this folder, which may lie in a bucket: then nothing may be written over it.
+
+    It was imported there, or has weights and no history: a training writes that first.
 
     Raises:
         UserError: a bucket that cannot be reached.
     """
+    place = place_of(run_dir)
     try:
-        source = json.loads(place_of(run_dir).read(CONFIG)).get("source") or {}
-        return "imported" in source and not source.get("by_workflow")
+        source = json.loads(place.read(CONFIG)).get("source") or {}
+        imported, by_workflow = "imported" in source, bool(source.get("by_workflow"))
     except (OSError, ValueError, AttributeError, TypeError):
-        return False
+        imported = by_workflow = False
+    if imported or by_workflow:
+        return not by_workflow
+    return place.size(WEIGHTS) is not None and place.size(HISTORY) is None
 
 
 def read_config(run_dir: Location) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--settings: {line}")
     if imported_by_hand(arguments.output):
         raise UserError(
-            f"--output: {arguments.output} holds an imported checkpoint, which a training would overwrite; train into "
+            f"--output: {arguments.output} holds a run that somebody put there, which a training would overwrite; train into "
             "another folder"
         )
     if arguments.panoptic is None and "panoptic" in kind_needs(settings.model.kind):

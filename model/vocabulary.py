@@ -17,8 +17,13 @@ def read_vocabulary(path: str | Path) -> list[str]:
         raise UserError(f"cannot read the vocabulary {path}: it is {what}")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the vocabulary {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the vocabulary {path}: {error.strerror}; correct the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"cannot read the vocabulary {path}: byte {error.start} is no text in UTF-8; give a vocab.txt, or of words their *_vocab.json "
+            "(pickles are not opened)"
+        ) from error
     # Not splitlines(): published vocabularies hold characters that it takes for line ends. What Windows ended lines with is none.
     lines = text.removesuffix("\n").split("\n")
     return [line.removesuffix("\r") for line in lines] if all(line.endswith("\r") for line in lines[:-1]) else lines

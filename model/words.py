@@ -149,13 +149,17 @@ class WordTokenizer:
                     f"expected (id {place}); give a word vocabulary of SCAN or VSE-infinity, or leave it out"
                 )
         self._ids = {word: number for number, word in enumerate(self.vocabulary)}
+        if len(self._ids) < len(self.vocabulary):
+            word = next(word for number, word in enumerate(self.vocabulary) if self._ids[word] != number)
+            raise UserError(
+                f"the vocabulary has {word!r} twice: it is no file of words as they were trained with; get it anew"
+            )
         self.start, self.end, self.mask = 1, 2, self._ids.get(MASK)
 
     @classmethod
     def from_file(cls, path: str | Path, *, lowercase: str = "text", max_tokens: int = 128) -> WordTokenizer:
         """Read a vocabulary of SCAN's (`.json`), or the words line by line."""
-        read = read_word_vocabulary if Path(path).suffix == ".json" else read_vocabulary
-        return cls(read(path), lowercase=lowercase, max_tokens=max_tokens)
+        return cls(read_words(path), lowercase=lowercase, max_tokens=max_tokens)
 
     def record(self) -> dict[str, Any]:
         """What `from_file` takes again beside the file that `save` writes."""
@@ -223,6 +227,11 @@ def lower(text: str, how: str) -> str:
     return text.lower()
 
 
+def read_words(path: str | Path) -> list[str]:
+    """The words of a vocabulary in SCAN's format (`.json`), or line by line. Raises UserError as those do."""
+    return (read_word_vocabulary if Path(path).suffix.lower() == ".json" else read_vocabulary)(path)
+
+
 def read_word_vocabulary(path: str | Path) -> list[str]:
     """The words of a `*_vocab.json` as SCAN and VSE-infinity publish it, id = position.
 
@@ -230,16 +239,22 @@ def read_word_vocabulary(path: str | Path) -> list[str]:
         UserError: there is no such file, or it is no such vocabulary.
     """
     try:
-        ids = parse_json(Path(path).read_text(encoding="utf-8"))["word2idx"]
+        content = parse_json(Path(path).read_text(encoding="utf-8-sig"))
+        ids, back = content["word2idx"], content.get("idx2word", {})
         words = sorted(ids, key=ids.__getitem__)
         whole = [ids[word] for word in words] == list(range(len(words)))
+        other = next((i for i, word in enumerate(words) if back.get(str(i), word) != word), None)
     except OSError as error:
-        raise UserError(f"cannot read the vocabulary {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the vocabulary {path}: {error.strerror}; correct the path") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         what = other_kind(path) or f'no word vocabulary ({error}): JSON with "word2idx" is needed, as SCAN publishes it'
         raise UserError(f"{path} is {what}") from error
     if not whole:
         raise UserError(f"{path} is no word vocabulary: its ids do not run from 0 to {len(words) - 1}")
+    if other is not None:
+        raise UserError(
+            f"{path} contradicts itself: {other} is {words[other]!r} in word2idx, {back[str(other)]!r} in idx2word; get the file anew"
+        )
     return words
 
 

@@ -80,7 +80,7 @@ if not workflow.deployment_settings.deployment_method:
     checked(PLAN.verify_engines)
 for name in checked(PLAN.kept_runs):
     print(
-        f"note: runs.{name}: {layout.run_folder(PLAN.results, name)} holds an imported checkpoint; it is scored as it is and not trained",
+        f"note: runs.{name}: {layout.run_folder(PLAN.results, name)} holds a run that somebody put there; it is scored as it is and not trained",
         file=sys.stderr,
     )
 for name in PLAN.pooled_cells():

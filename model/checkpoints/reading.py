@@ -16,8 +16,7 @@ from model.build import network_from
 from model.library_encoder import LibraryConfig, bert_config
 from model.network import RetrievalNetwork
 from model.text import WordEncoder
-from model.tokenizer import read_vocabulary
-from model.words import MASK, WordTokenizer, read_word_vocabulary
+from model.words import MASK, WordTokenizer, read_words
 
 # The two layers of the authors' MLP; its second BatchNorm (`bns.1`) is in their files but never applied.
 MLP_PARTS = {"layers.0": "hidden", "bns.0": "norm", "layers.1": "output"}
@@ -130,7 +129,7 @@ def word_tokenizer_of(
     Raises:
         UserError: the network reads no words, or not as many.
     """
-    words = read_word_vocabulary(vocabulary) if Path(vocabulary).suffix == ".json" else read_vocabulary(vocabulary)
+    words = read_words(vocabulary)
     if not isinstance(network.text, WordEncoder):
         raise UserError(f"{path} reads word pieces, not words: {vocabulary} is no vocabulary of it; give its vocab.txt")
     words += [MASK] if masked and MASK not in words else []

@@ -311,6 +311,11 @@ def test_a_trained_run_is_not_imported_over(tmp_path):
     path = write(tmp_path / "vse.pth", region(), words(pooled=True))
     with pytest.raises(UserError, match="was trained here"):
         import_checkpoint(path, tmp_path / "run")
+    for name, content in (("config.json", b'{"format_version": 2, "training": {}}'), ("model.safetensors", b"weights")):
+        (tmp_path / "given").mkdir(exist_ok=True)
+        (tmp_path / "given" / name).write_bytes(content)
+    with pytest.raises(UserError, match="given holds a run that somebody put there; import"):
+        import_checkpoint(path, tmp_path / "given")
     with pytest.raises(UserError, match="of kind vse_infinity, not scan"):
         import_checkpoint(path, tmp_path / "other", kind="scan")
     with pytest.raises(UserError, match="no vocabulary of 9 words found"):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from core.console import UserError
-from model.runs import CONFIG, imported_by_hand, read_config
+from core.layout import CONFIG, HISTORY, WEIGHTS
+from model.runs import imported_by_hand, read_config
 from stores.places import place_of
 
 
@@ -22,3 +23,7 @@ def test_an_imported_run_is_known(make_bucket):
         config = {"format_version": 2, "kind": "scan", "source": source}
         place_of(address).write(CONFIG, json.dumps(config).encode())
         assert imported_by_hand(address) == kept and read_config(address) == config
+    place_of(address).write(WEIGHTS, b"a colleague's")
+    assert imported_by_hand(address), "a training writes its history first"
+    place_of(address).write(HISTORY, b"epoch")
+    assert not imported_by_hand(address)

@@ -1,6 +1,8 @@
 """Words of captions: NLTK's, and what VSE-infinity's augmentation makes of them."""
 
 import json
+import pickle
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -55,6 +57,24 @@ def test_what_is_no_vocabulary_is_refused(tmp_path, content):
     (tmp_path / "vocab.json").write_text(content)
     with pytest.raises(UserError, match="vocabulary"):
         WordTokenizer.from_file(tmp_path / "vocab.json")
+
+
+def test_contradictions_and_pickles_are_told(tmp_path):
+    ids = {word: number for number, word in enumerate([*count_words([]), "a", "b"])}
+    files = {
+        "bom.json": (b"\xef\xbb\xbf" + json.dumps({"word2idx": ids}).encode(), None),
+        "back.json": (
+            json.dumps({"word2idx": ids, "idx2word": {"4": "b", "5": "a"}}).encode(),
+            "4 is 'a' in word2idx, 'b'",
+        ),
+        "pickle.json": (pickle.dumps(ids), "is a pickle of Python, which is not opened"),
+        "words.pkl": (pickle.dumps(ids), "no text in UTF-8; give a vocab.txt"),
+        "twice.txt": ("\n".join([*ids, "a"]).encode(), "has 'a' twice"),
+    }
+    for name, (content, told) in files.items():
+        (tmp_path / name).write_bytes(content)
+        with nullcontext() if told is None else pytest.raises(UserError, match=told):
+            WordTokenizer.from_file(tmp_path / name)
 
 
 def test_augmentation_masks_replaces_and_removes_at_its_rates():

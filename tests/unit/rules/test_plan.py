@@ -439,6 +439,12 @@ def test_what_somebody_imported_is_made_by_no_job(kinds):
     content["source"]["by_workflow"] = True
     (folder / "config.json").write_text(json.dumps(content))
     assert plan(kinds).imported_runs == "vse|paper"
+    # What somebody copied there: weights, configuration and vocabulary are all it takes.
+    (folder / "config.json").write_text(json.dumps({"format_version": 2, "kind": "vse_infinity", "training": {}}))
+    (folder / "model.safetensors").touch()
+    assert plan(kinds).kept_runs() == ["t2i", "vse"]
+    (folder / "history.csv").touch()
+    assert plan(kinds).kept_runs() == ["t2i"]
 
 
 @pytest.mark.parametrize(
