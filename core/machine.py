@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SNAKEMAKE_COMMAND = "THREESHNET_SNAKEMAKE_COMMAND"
+REUSE = "THREESHNET_REUSE"
 
 
 def join_slurm_step() -> None:
@@ -77,6 +78,18 @@ def remember_command(configfiles: Sequence[object], snakefile: object, config: S
 def snakemake_command() -> str:
     """The Snakemake command a message should suggest, without targets."""
     return os.environ.get(SNAKEMAKE_COMMAND, "snakemake --cores all")
+
+
+def remember_force(words: Sequence[str]) -> None:
+    """Let jobs know whether Snakemake, called with these words, was told to make something again whatever is there."""
+    forced = any(word.startswith("--force") or re.fullmatch(r"-\w*[fFR]\w*", word) for word in words[1:])
+    os.environ[REUSE] = "" if forced else "yes"
+
+
+def may_reuse() -> bool:
+    """Whether a job may take what it is to make from where it lies made of the very same: Snakemake starts a job also when its
+    inputs were written anew with the content of before. By hand, and when forced, it is made again."""
+    return bool(os.environ.get(REUSE))
 
 
 def snakemake_target(path: object) -> str:

@@ -17,6 +17,7 @@ from core.devices import open_device
 from core.features import Feature
 from core.files import digest_file
 from core.flags import add_device, add_mapping, add_shard, command
+from core.machine import may_reuse
 from extractors.engines import build_extractor
 from stores.former import find_description, identity
 from stores.job import ShardJob, check_recipe, job_index
@@ -233,6 +234,7 @@ def extract(
         shards=shards,
         # No store tells whether a configuration file of the user's is still what it was.
         take_over=not os.path.isfile(settings.get("config") or ""),
+        itself=may_reuse(),
         batch_size=batch_size,
         workers=workers,
         startup_seconds=time.perf_counter() - start,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from core.console import UserError, run_cli
 from core.devices import claim_gpu, full_float32, pick_device
-from core.files import read_mapping
+from core.files import digest_json, read_mapping
 from core.machine import join_slurm_step, slurm_tasks_here
 from core.messages import validated
 from model.runs import imported_by_hand
@@ -59,10 +59,13 @@ def train_run(
     from model.training.loop import train
     from model.training.mishaps import memory_explained
     from stores import open_store
+    from stores.receipts import recorded_contents
 
     recipe, seed = settings.training, settings.seed or 0
     panoptic = panoptic if "panoptic" in kind_needs(settings.model.kind) else None
-    features = Features(open_store(visual), panoptic and open_store(panoptic))
+    stores = {place: open_store(place) for place in (visual, panoptic) if place is not None}
+    features = Features(*stores.values())
+    contents = [recorded_contents(place, store.attributes.get("plan", {})) for place, store in stores.items()]
 
     def split(name: str, first: int | None = None) -> Split:
         return read_split(
@@ -105,6 +108,7 @@ def train_run(
             "training_captions": len(training.captions),
             **pretrained,
         },
+        contents=digest_json(contents) if all(contents) else "",
         origin={"text": settings.text.model_dump(), **pretrained},
         validation=validation,
         seed=seed,

@@ -15,7 +15,7 @@ from core.console import UserError
 from core.devices import gpu_present
 from core.features import FEATURES
 from core.jobs import end_jobs_on, lead_jobs
-from core.machine import remember_command, use_this_interpreter
+from core.machine import remember_command, remember_force, use_this_interpreter
 from published.download import LOCK_FILE
 from rules.checkpoints import alternatives
 from rules.failed import show_failures, show_notes
@@ -33,6 +33,8 @@ remember_command(
     # On a cluster Snakemake hands it on in a form that nobody reads.
     values_of(sys.argv, "--config", "-C") if workflow.is_main_process else [],
 )
+if workflow.is_main_process:  # jobs on a cluster are called with --force, whatever the user said
+    remember_force(sys.argv)
 CONFIGFILES = workflow.overwrite_configfiles or [DEFAULT_CONFIG]
 
 

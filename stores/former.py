@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +78,12 @@ def claim_former(
     image_ids: Sequence[str],
     content_hashes: Sequence[str],
     rows: range,
+    itself: bool = False,
 ) -> Former | None:
     """The rows among `rows` that a former store has; a sealed store of another index is set aside for that.
 
-    A store with the very fingerprint that is wanted is no former one: who makes a part of it again wants it made.
+    A store with the very fingerprint that is wanted is no former one: who makes a part of it again wants it made. Where
+    `itself`, nobody said so, and it is one: it is set aside as links, as other shards of it may stay as they are.
 
     Args:
         store: folder of the store to be made. description: `describe_store` of it.
@@ -89,11 +92,12 @@ def claim_former(
     wanted = identity(description)
     for candidate in _candidates(store):
         fingerprint = candidate.attributes["fingerprint"]
-        if identity(_description(candidate)) != wanted or fingerprint == digest_json(description):
+        same = fingerprint == digest_json(description)
+        if identity(_description(candidate)) != wanted or (same and not itself):
             continue
         try:
             if candidate.path == Path(store):
-                candidate = _set_aside(candidate.path, fingerprint)
+                candidate = (_linked if same else _set_aside)(candidate.path, fingerprint)
             return Former(candidate, _places(candidate, image_ids, content_hashes, rows))
         except UserError:  # another job's seal removed it, or its list of hashes is damaged
             continue
@@ -102,7 +106,7 @@ def claim_former(
 
 def drop_formers(store: Location) -> None:
     """Remove the stores that were set aside for `store`; what a killed call leaves goes with the next."""
-    for path in _set_aside_paths(store):
+    for path in _set_aside_paths(store) + _half_linked(store):
         unseal(path)  # first, so that no half of it is ever opened
         shutil.rmtree(path, ignore_errors=True)
 
@@ -110,6 +114,24 @@ def drop_formers(store: Location) -> None:
 def _set_aside_paths(store: Location) -> list[Path]:
     path = Path(store)
     return [] if "://" in os.fspath(store) else sorted(path.parent.glob(f"{path.stem}.former-*.zarr"))
+
+
+def _half_linked(store: Location) -> list[Path]:
+    path = Path(store)
+    return [] if "://" in os.fspath(store) else sorted(path.parent.glob(f".{path.stem}.former-*"))
+
+
+def _linked(store: Path, fingerprint: str) -> Store:
+    """A second folder of the store's files, which stays when parts of the store are replaced. UserError: there is none."""
+    path = store.with_name(f"{store.stem}.former-{fingerprint[:16]}.zarr")
+    if not path.exists():
+        half = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            shutil.copytree(store, half, copy_function=os.link, dirs_exist_ok=True)
+            os.rename(half, path)
+        except OSError:  # no disk with links, or another job was first
+            shutil.rmtree(half, ignore_errors=True)
+    return open_store(path)
 
 
 def _set_aside(store: Path, fingerprint: str) -> Store:

@@ -60,6 +60,7 @@ class ShardJob:
         source: of the rows. images: the whole index. store, receipt: where to write.
         compression: of the store, one of `COMPRESSIONS`.
         take_over: an image's content and the source decide its row, so that of a former store will do (see `stores.former`).
+        itself: the very store that is to be made will do as well, if it is there.
         startup_seconds: spent before, for the receipt.
 
     Attributes:
@@ -81,6 +82,7 @@ class ShardJob:
         shards: int,
         compression: str = COMPRESSIONS[0],
         take_over: bool = False,
+        itself: bool = False,
         startup_seconds: float = 0.0,
     ) -> None:
         self._start = time.perf_counter() - startup_seconds
@@ -91,7 +93,7 @@ class ShardJob:
         self.description = describe_store(replace(source, arrays=self.arrays), self.plan, images.digest)
         self.seconds = {"total": 0.0, "startup": startup_seconds, "decode": 0.0, "network": 0.0, "write": 0.0}
         self.device, self.taken_over, self.result = "none", 0, {}
-        self._take_over, self._former = take_over, None
+        self._take_over, self._itself, self._former = take_over, itself, None
         self._failures: dict[int, dict[str, str]] = {}
         self._files: dict[str, str] = {}
         self._notes: dict[str, Any] = {}
@@ -105,7 +107,7 @@ class ShardJob:
         self.receipt.unlink(missing_ok=True)
         if self._take_over and self.images.content_hashes is not None:
             self._former: Former | None = claim_former(
-                self.store, self.description, self.images.ids, self.images.content_hashes, self.rows
+                self.store, self.description, self.images.ids, self.images.content_hashes, self.rows, self._itself
             )
         unseal(self.store)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core import layout
 from core.files import digest_json, write_json
+from stores.places import Location
 
 RECEIPT_VERSION = 1
 
@@ -73,3 +76,12 @@ def read_receipt(path: str | Path) -> dict[str, Any]:
     if digest_json(receipt["store"]) != receipt["fingerprint"]:
         raise ValueError("was edited: its fingerprint is not that of what it describes")
     return receipt
+
+
+def recorded_contents(store: Location, plan: Mapping[str, Any]) -> str:
+    """Digest of all data that the receipts beside a store of this plan list; "" where they are not all there, as in a bucket."""
+    try:
+        receipts = [read_receipt(layout.receipt_of(store, shard)) for shard in range(plan["shards"])]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return digest_json([receipt["files"] for receipt in receipts])

@@ -43,6 +43,7 @@ def train(
     run: str = "run",
     config: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
+    contents: str = "",
     validation: Split | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -59,6 +60,7 @@ def train(
         output: run folder. state: folder of the resume state; it stays when training has ended, to go on with more epochs.
         run: name, for messages and the config. config: recorded in the run's config.
         origin: where the first weights come from, besides seed and shape: from another origin a state is not gone on with.
+        contents: digest of all features; with the same ones a finished training that the workflow asks for again is taken as it is.
         validation: split whose rSum picks the weights that are kept; without one the last weights are kept.
         seed: of dropout. device: "auto", "cpu" or "cuda".
         stop_after: end early, as if killed, after this many steps in all (to test resuming).
@@ -73,7 +75,7 @@ def train(
     place = connect(device, batch_size=pairs.batch_size)
     network.to(place)
     optimizer = new_optimizer(network, recipe)
-    saved = SavedState(state, facts(network, pairs, validation, recipe, seed=seed, origin=origin), run=run)
+    saved = SavedState(state, facts(network, pairs, validation, recipe, seed=seed, origin=origin), run=run, contents=contents)
     found = saved.load(network, optimizer, recipe, validates=validation is not None)
     now = found or Progress()
     if recipe.compile:

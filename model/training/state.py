@@ -21,6 +21,7 @@ import torch
 from core.console import UserError
 from core.files import atomic_path, digest_json
 from core.layout import BEST, FINISHED, STATE
+from core.machine import may_reuse
 from model.build import described
 from model.data import Split, TrainingPairs
 from model.network import RetrievalNetwork
@@ -105,8 +106,11 @@ def _some_rows(pairs: TrainingPairs) -> str:
 class SavedState:
     """The state folder of one training, which `facts` tell from others."""
 
-    def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any], *, run: str) -> None:
-        self.path = Path(folder) / STATE
+    def __init__(
+        self, folder: str | os.PathLike[str], facts: Mapping[str, Any], *, run: str, contents: str = ""
+    ) -> None:
+        """contents: digest of all features, "" where nobody knows it; with the same ones a finished training is not repeated."""
+        self.path, self._contents = Path(folder) / STATE, contents
         self._folder, self._run, self._facts = Path(folder), run, facts
         self._mark = {"version": STATE_VERSION, "fingerprint": digest_json(facts), "facts": _kept(facts)}
 
@@ -161,7 +165,13 @@ class SavedState:
         network.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         if process() == 0:
-            print(f"{self._run}: going on from epoch {now.epoch + 1}, step {now.step}", file=sys.stderr)
+            done = now.epoch == recipe.epochs
+            what = (
+                "is trained already, on the very data"
+                if done
+                else f"going on from epoch {now.epoch + 1}, step {now.step}"
+            )
+            print(f"{self._run}: {what}", file=sys.stderr)
         return now
 
     def publish(
@@ -182,7 +192,7 @@ class SavedState:
             network.load_state_dict(load_file(self._best(now)))
         recorded = {"run": self._run, **(config or {}), "kept": now.history[kept]}
         save_run(output, network, tokenizer, config=recorded)
-        (self._folder / FINISHED).touch()
+        (self._folder / FINISHED).write_text(self._contents, encoding="utf-8")
 
     def _other(self, content: Mapping[str, Any]) -> str | None:
         """Why a state is of another training than this one; None if it is not. When the rate falls counts once it has."""
@@ -210,7 +220,7 @@ class SavedState:
 
         if now.epoch > recipe.epochs or (now.epoch == recipe.epochs and now.position):
             return f"has gone beyond epochs: {recipe.epochs}"
-        if now.epoch == recipe.epochs and (self._folder / FINISHED).exists():
+        if now.epoch == recipe.epochs and (self._folder / FINISHED).exists() and not self._same_contents():
             return f"is of a finished training of epochs: {recipe.epochs}"
         for row in now.history if validates else ():
             if ("rsum" in row) != recipe.validates_after(row["epoch"]):
@@ -224,6 +234,10 @@ class SavedState:
             except (OSError, SafetensorError) as error:
                 return f"has lost its best weights ({self._best(now).name}: {error})"
         return None
+
+    def _same_contents(self) -> bool:
+        """Whether what the workflow asks for is what has been trained: the fingerprint looks at a few images' features only."""
+        return may_reuse() and "" != self._contents == (self._folder / FINISHED).read_text(encoding="utf-8")
 
     def _best(self, now: Progress) -> Path:
         return self._folder / BEST.format(epoch=now.best_epoch)

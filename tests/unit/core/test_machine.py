@@ -102,3 +102,23 @@ def test_a_process_alone_and_what_torchrun_started_stay_as_they_are(step, monkey
     monkeypatch.setenv("LOCAL_RANK", "3")
     machine.join_slurm_step()
     assert os.environ["LOCAL_RANK"] == "3" and "RANK" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("words", "reuse"),
+    [
+        (["--cores", "2", "--configfile", "c.yaml"], True),
+        (["-n", "train"], True),
+        (["-R", "train_model"], False),
+        (["-F"], False),
+        (["-nf", "train"], False),
+        (["--forcerun", "train_model"], False),
+        (["--forceall"], False),
+    ],
+)
+def test_what_is_forced_is_made_again(monkeypatch, words, reuse):
+    monkeypatch.delenv(machine.REUSE, raising=False)
+    assert not machine.may_reuse()
+    monkeypatch.setenv(machine.REUSE, "")
+    machine.remember_force(["snakemake", *words])
+    assert machine.may_reuse() is reuse

@@ -53,13 +53,25 @@ def small_recipe(**numbers) -> Training:
     return Training(**(given | numbers))
 
 
-def run(world, folder, *, validate=True, seed=0, batch_size=24, prepared=None, name="run", stop_after=None, **numbers):
+def run(
+    world,
+    folder,
+    *,
+    validate=True,
+    seed=0,
+    batch_size=24,
+    prepared=None,
+    name="run",
+    stop_after=None,
+    contents="",
+    **numbers,
+):
     """Train on a small world into `folder`; `numbers` of the recipe."""
     network, pairs = prepared or prepare(world, seed=seed, batch_size=batch_size)
     validation = read_split(world.images, world.captions, "val") if validate else None
     return train(
         network, pairs, small_recipe(**numbers), output=folder / "run", state=folder / "state", run=name,
-        validation=validation, seed=seed, device="cpu", stop_after=stop_after,
+        validation=validation, seed=seed, device="cpu", stop_after=stop_after, contents=contents,
     )  # fmt: skip
 
 

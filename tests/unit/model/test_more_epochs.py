@@ -99,3 +99,24 @@ def test_killed_after_the_last_step_of_more_epochs(world, tmp_path, monkeypatch)
     run(world, tmp_path, epochs=2, stop_after=0)  # nothing is left to train
     run(world, tmp_path / "whole", epochs=2)
     assert equal(weights(tmp_path), weights(tmp_path / "whole"))
+
+
+def test_a_finished_training_is_not_repeated_where_the_workflow_asks_for_the_very_same(
+    world, tmp_path, capsys, monkeypatch
+):
+    """Its inputs may have been written anew with the content of before."""
+    run(world, tmp_path, epochs=1, contents="of all features")
+    whole, rows = weights(tmp_path), rows_of(tmp_path)
+    for reuse, contents, said in (
+        ("yes", "of all features", "run: is trained already, on the very data"),
+        ("yes", "of others", "afresh"),  # the same in the few rows that the fingerprint looks at
+        ("", "of all features", "afresh"),
+        ("yes", "of all features", "trained already"),
+    ):
+        for file in (tmp_path / "run").glob("*.*"):
+            file.unlink()
+        monkeypatch.setenv("THREESHNET_REUSE", reuse)
+        capsys.readouterr()
+        run(world, tmp_path, epochs=1, contents=contents)
+        assert said in capsys.readouterr().err
+        assert equal(weights(tmp_path), whole) and rows_of(tmp_path) == rows

@@ -133,3 +133,31 @@ def test_rows_of_a_former_store_are_taken_over_only_where_the_source_allows_it(p
     seal(store=place.store, receipts=place.receipts, images=later)
     np.testing.assert_array_equal(open_store(place.store).rows("counts", range(10)), range(6, 16))
     assert not list(place.folder.glob("regions.former-*.zarr"))
+
+
+def test_the_very_store_is_taken_over_where_nobody_wants_it_made_again(place, monkeypatch):
+    """As links: shards that no job makes again stay as they are."""
+    make(place)
+    seal(store=place.store, receipts=place.receipts, images=index())
+    assert [receipt["taken_over"] for receipt in make(place, take_over=True)] == [0, 0]
+    seal(store=place.store, receipts=place.receipts, images=index())
+    files = {path: path.read_bytes() for path in place.store.rglob("*") if path.is_file()}
+    with job(place, 1, take_over=True, itself=True) as done:  # the other's receipt stays
+        for number, part in done.parts:
+            values, taken = done.former_rows(part)
+            assert taken == set(part)
+            done.write(number, values)
+    assert (
+        done.result["taken_over"] == len(done.rows) > 0 and len(list(place.folder.glob("regions.former-*.zarr"))) == 1
+    )
+    seal(store=place.store, receipts=place.receipts, images=index())
+    assert {path: path.read_bytes() for path in place.store.rglob("*") if path.is_file()} == files
+    assert [receipt["taken_over"] for receipt in make(place, take_over=True, itself=True)] == [
+        len(done.rows) for done in (job(place, 0), job(place, 1))
+    ]
+    seal(store=place.store, receipts=place.receipts, images=index())
+    assert not list(place.folder.glob("*former*")) and not list(place.folder.glob(".*former*"))
+    # A disk without links: made again.
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError))
+    assert [receipt["taken_over"] for receipt in make(place, take_over=True, itself=True)] == [0, 0]
+    assert not list(place.folder.glob(".*former*"))
