@@ -50,10 +50,10 @@ class Annotations:
                 setattr(self, name, [getattr(self, name)[k] for k in kept])
 
     def note_spoilt(self) -> None:
-        """Note captions that an earlier conversion of encodings seems to have spoilt."""
+        """Note captions that an earlier program or conversion seems to have spoilt."""
         found: dict[str, list[str]] = {}
         for caption_id, text in zip(self.caption_ids, self.texts, strict=True):
-            if not text.isascii() and (what := spoilt(text)):
+            if (not text.isascii() or len(text) < 12) and (what := spoilt(text)):
                 found.setdefault(what, []).append(caption_id)
         self.notes += [listing(what, ids) for what, ids in found.items()]
 

@@ -262,6 +262,11 @@ class FolderDataset(ImagesDataset):
             named |= drawn or {"all"}
         return named
 
+    def index_settings(self) -> str:
+        # Nothing is drawn without fractions.
+        drawn = self if self.splits else self.model_copy(update={"seed": type(self).model_fields["seed"].default})
+        return super(FolderDataset, drawn).index_settings()
+
     @property
     def has_captions(self) -> bool:
         return self.captions is not None

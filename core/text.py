@@ -48,9 +48,11 @@ def has_control(text: str) -> bool:
 
 
 def spoilt(text: str) -> str:
-    """What an earlier conversion seems to have done to a text; "" where nothing."""
+    """What an earlier program or conversion seems to have done to a text; "" where nothing."""
     if "\ufffd" in text:
         return "captions hold U+FFFD, which stands for letters that were lost when the file was converted; convert the original again"
+    if text.strip().lower() in ("nan", "none", "null", "<na>", "undefined"):
+        return "captions are what programs write for nothing (nan, None ...); leave these rows out"
     if _TWICE.search(text):
         return (
             "captions look as if they had been converted to UTF-8 from a wrong encoding, or twice; iconv -f utf-8 -t cp1252 "

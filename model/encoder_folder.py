@@ -223,6 +223,12 @@ def folder_faults(folder: Path) -> Iterator[str]:
         yield f"{folder} lacks {WEIGHTS[0]} (or {WEIGHTS[1]})"
     elif what := other_kind(found):
         yield f"{found} is {what}"
+    elif found.name.endswith(".index.json"):
+        yield from _part_faults(found)
+    # Of the library's own it reads these, and whatever they are it fails at them late.
+    for name in ("merges.txt", *TOKENIZER_FILES) if not berts else ():
+        if (folder / name).is_file() and (what := other_kind(folder / name)):
+            yield f"{folder / name} is {what}"
     if (folder / "config.json").is_file():
         try:
             check_config(read_object(folder / "config.json"), folder)
@@ -230,6 +236,23 @@ def folder_faults(folder: Path) -> Iterator[str]:
                 yield from _vocabulary_faults(folder)
         except UserError as error:
             yield str(error).removeprefix("text.pretrained: ")
+
+
+def _part_faults(index: Path) -> Iterator[str]:
+    """What is wrong with the parts of weights that an index names."""
+    try:
+        parts = read_object(index).get("weight_map")
+    except UserError as error:
+        yield str(error).removeprefix("text.pretrained: ")
+        return
+    if not isinstance(parts, dict) or not parts or not all(isinstance(name, str) for name in parts.values()):
+        yield f"{index} names no parts of weights; {_COPY}"
+        return
+    for part in sorted(set(parts.values())):
+        if not (index.parent / part).is_file():
+            yield f"{index.parent} lacks {part}, which {index.name} names; {_COPY}"
+        elif what := other_kind(index.parent / part):
+            yield f"{index.parent / part} is {what}"
 
 
 def _vocabulary_faults(folder: Path) -> Iterator[str]:

@@ -114,6 +114,14 @@ def test_how_a_path_is_spelled_is_no_other_setting():
     assert FolderDataset(source="folder", images="./").images == "."
 
 
+def test_a_seed_counts_where_something_is_drawn():
+    for splits, counts in ((None, False), ({"a": 0.5}, True)):
+        one, other = (
+            section(source="folder", images="i", splits=splits, seed=seed).index_settings() for seed in (0, 1)
+        )
+        assert (one != other) is counts
+
+
 def test_two_kinds_of_splits_exclude_each_other():
     with pytest.raises(ValidationError, match="exclude each other"):
         FolderDataset(source="folder", images="i", splits={"a": 1.0}, split_files={"a": "a.txt"})

@@ -193,3 +193,43 @@ def test_what_decides_about_an_encoder(tmp_path):
     for name in [*names, "README.md", "onnx.bin", "training_args.json"]:
         (tmp_path / name).touch()
     assert encoder_files(tmp_path) == [str(tmp_path / name) for name in names]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+def test_all_parts_of_the_weights_are_looked_at(tmp_path):
+    folder(tmp_path, LOWER)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / "config.json").write_text('{"vocab_size": 1000}')
+    index, parts = tmp_path / "model.safetensors.index.json", [f"model-0000{k}-of-00003.safetensors" for k in (1, 2, 3)]
+    index.write_text(json.dumps({"weight_map": dict(zip("abcd", (*parts, parts[0]), strict=True))}))
+    whole = (2).to_bytes(8, "little") + b"{}"
+    for part, content in zip(parts, (whole, POINTER, whole[:-1]), strict=True):
+        (tmp_path / part).write_bytes(content)
+    pointer, cut = folder_faults(tmp_path)
+    assert f"{parts[1]} is a git-lfs pointer" in pointer and f"{parts[2]} is cut off" in cut
+    (tmp_path / parts[1]).unlink(), (tmp_path / parts[2]).write_bytes(whole)
+    assert [*folder_faults(tmp_path)] == [
+        f"{tmp_path} lacks {parts[1]}, which {index.name} names; copy it again from where the encoder is published"
+    ]
+    for content, message in (
+        ("{}", "names no parts of weights"),
+        ("{", "not valid JSON"),
+        ('{"weight_map": {"a": 1}}', "names no parts"),
+    ):
+        index.write_text(content)
+        (line,) = folder_faults(tmp_path)
+        assert message in line
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.json"])
+def test_no_file_of_another_tokenizer_may_be_a_pointer(tmp_path, name):
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (tmp_path / "spiece.model").write_bytes(b"x")
+    assert not list(folder_faults(tmp_path))
+    (tmp_path / name).write_bytes(POINTER)
+    (line,) = folder_faults(tmp_path)
+    assert f"{name} is a git-lfs pointer" in line
