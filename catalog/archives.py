@@ -31,10 +31,11 @@ def is_hidden(member: str) -> bool:
 
 def _complaint(member: zipfile.ZipInfo) -> str | None:
     """Why a member must not be unpacked; None if it may."""
-    name = member.orig_filename
+    # Older programs of Windows write `a\\b.jpg`, which means the same there.
+    name = member.orig_filename.replace("\\", "/")
     parts = PurePosixPath(name).parts
     kind = stat.S_IFMT(member.external_attr >> 16)
-    if name.startswith("/") or "\\" in name or (len(name) > 1 and name[1] == ":"):
+    if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
         return "absolute paths, or paths of another system"
     if ".." in parts:
         return "paths that lead out of the archive"
@@ -90,7 +91,7 @@ def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfi
     seen: dict[str, str] = {}
     others: list[str] = []
     for member in opened.infolist():
-        member.filename = _named(member)
+        member.filename = _named(member).replace("\\", "/")
         if complaint := _complaint(member):
             problems.setdefault(complaint, []).append(member.orig_filename[:80])
             continue

@@ -92,7 +92,9 @@ HOSTILE = {
     "up within": ({"a/../../evil.png": b"x"}, "lead out of the archive"),
     "absolute": ({"/tmp/evil.png": b"x"}, "absolute paths"),
     "drive": ({"C:/evil.png": b"x"}, "absolute paths"),
-    "backslash": ({"..\\evil.png": b"x"}, "absolute paths, or paths of another system"),
+    "backslash": ({"..\\evil.png": b"x"}, "lead out of the archive"),
+    "another system": ({"\\evil.png": b"x"}, "absolute paths, or paths of another system"),
+    "folder by backslash": ({"a\\b.png": b"x", "a/b.png": b"y"}, "or occur twice"),
     "symbolic link": ({link("evil.png"): b"/etc/passwd"}, "links or devices"),
     "link to a folder": ({link("folder"): b"/tmp", "folder/evil.png": b"x"}, "links or devices"),
     "control character": ({"a\nb.png": b"x"}, "control characters"),
@@ -191,3 +193,11 @@ def test_a_file_and_a_folder_of_one_name(pack, tmp_path):
 def test_an_archive_without_images(pack, tmp_path):
     with pytest.raises(UserError, match="no images in"):
         unpack_images(pack({"a.txt": b"x"}), tmp_path / "images")
+
+
+def test_backslashes_of_older_programs_are_folders(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for name in ("a\\b.png", "a\\c\\d.jpg"):
+            file.writestr(name, b"x")
+    assert unpack_images(tmp_path / "photos.zip", tmp_path / "out") == 2
+    assert (tmp_path / "out/a/b.png").is_file() and (tmp_path / "out/a/c/d.jpg").is_file()
