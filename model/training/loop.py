@@ -75,7 +75,9 @@ def train(
     place = connect(device, batch_size=pairs.batch_size)
     network.to(place)
     optimizer = new_optimizer(network, recipe)
-    saved = SavedState(state, facts(network, pairs, validation, recipe, seed=seed, origin=origin), run=run, contents=contents)
+    saved = SavedState(
+        state, facts(network, pairs, validation, recipe, seed=seed, origin=origin), run=run, contents=contents
+    )
     found = saved.load(network, optimizer, recipe, validates=validation is not None)
     now = found or Progress()
     if recipe.compile:
