@@ -12,7 +12,7 @@ from catalog.archives import unpack_images
 from catalog.copies import copies_between_splits, in_one_split, told
 from catalog.index import listing, write_index
 from catalog.settings import Dataset, DatasetSection
-from core.console import run_cli
+from core.console import UserError, run_cli
 from core.flags import add_index, add_mapping, command
 from core.messages import validated
 
@@ -49,8 +49,16 @@ def index(
     if copies := copies_between_splits(rows):
         found.notes.append(told(rows, copies, option=choice == "keep"))
         if choice == "one_split":
-            rows = in_one_split(rows, copies)
+            before, rows = set(rows["split"].to_pylist()), in_one_split(rows, copies)
             found.notes[-1] += "; all copies are in the split of the first"
+            if emptied := sorted(before - set(rows["split"].to_pylist())):
+                raise UserError(
+                    f"datasets.{dataset}.copies: one_split leaves no image in {', '.join(emptied)}: all are copies of pictures that stand "
+                    "above them in other splits; remove those, or write copies: keep"
+                )
+    lacking = sorted((section.known_splits() or set()) - {"all", *rows["split"].to_pylist()})
+    if lacking and (note := f"no images of split {', '.join(lacking)}") not in found.notes:
+        found.notes.append(note)
     for note in found.notes:
         print(f"note: {note}")
     write_index(images, captions, rows, texts, notes=found.notes, limited=True)

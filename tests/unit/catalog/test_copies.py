@@ -8,6 +8,7 @@ from PIL import Image
 
 from catalog.index import read_index
 from catalog.run import main
+from core.console import UserError
 
 
 def indexed(tmp_path, capsys, **setting):
@@ -59,3 +60,17 @@ def test_of_many_copies_a_few_are_named(tmp_path, capsys):
         file.writelines(f"\ngone{k},text,test" for k in range(40))
     (note,) = indexed(tmp_path, capsys)[1]
     assert "a (train) = gone0 (test)" in note and "and 37 more" in note and len(note) < 300
+
+
+def test_a_split_of_copies_alone_is_not_given_away(tmp_path, capsys):
+    indexed(tmp_path, capsys)
+    shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / "c.png")
+    with pytest.raises(UserError, match=r"datasets.t.copies: one_split leaves no image in test: .* copies: keep"):
+        indexed(tmp_path, capsys, copies="one_split")
+
+
+def test_a_split_that_nothing_is_left_of_is_noted(tmp_path, capsys):
+    indexed(tmp_path, capsys)
+    (tmp_path / "images" / "d.png").unlink()
+    _, notes, printed = indexed(tmp_path, capsys, missing_images="drop", copies="one_split")
+    assert "no images of split val" in notes and "note: no images of split val" in printed
