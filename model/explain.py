@@ -169,11 +169,15 @@ def remarks(tokenizer: Tokenizer, sentence: str) -> list[str]:
     pieces, names = tokenizer.split([sentence]), tokenizer.words(sentence)
     unknown = {number for number, piece in enumerate(tokenizer.vocabulary) if piece in (UNKNOWN, UNKNOWN_WORD)}
     tokens = zip(pieces.ids.tolist(), pieces.words.tolist(), strict=True)
-    lost = list(dict.fromkeys(names[word] for number, word in tokens if number in unknown))
+    lost = list(dict.fromkeys(_short(names[word]) for number, word in tokens if number in unknown))
     told = [f"does not know {', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}"] if lost else []
     if tokenizer.encode([sentence])[1][0] >= tokenizer.max_tokens:
         told.append(f"reads {tokenizer.max_tokens} tokens at most, the sentence's end may be left out")
     return told
+
+
+def _short(word: str, most: int = 30) -> str:
+    return word if len(word) <= most else f"{word[:most]}..."
 
 
 def cells(rows: int, columns: int) -> np.ndarray:

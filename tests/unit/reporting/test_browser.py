@@ -118,3 +118,15 @@ def test_it_fits_the_screen_in_both_colours(browser, page, shot, width, dark):
     for section in ("results", "gallery", "failures", "training"):
         browser.execute_script("document.getElementById(arguments[0]).scrollIntoView({behavior: 'instant'})", section)
         shot(f"report-{section}-{width}-{'dark' if dark else 'light'}")
+    # With all that is folded, names that have nowhere to break, and a single mistake no wider than one of many.
+    browser.execute_script("""
+        document.querySelectorAll("details").forEach(one => one.open = true);
+        document.querySelectorAll("bdi").forEach(one => one.textContent = "a".repeat(200));
+        document.querySelectorAll("#failures .images > :not(:first-child)").forEach(one => one.remove());
+    """)
+    wide, names, mistake = browser.execute_script("""
+        const mistake = document.querySelector("#failures .images");
+        return [document.documentElement.scrollWidth, document.querySelectorAll("bdi").length,
+            mistake.firstElementChild.offsetWidth / mistake.offsetWidth];
+    """)
+    assert wide <= width and names and (mistake < 0.6 or width == 390)
