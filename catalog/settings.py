@@ -42,6 +42,10 @@ class DatasetSection(Section):
         """How many images a split has; None where only the data can tell."""
         return None
 
+    def captions_in(self, split: str) -> int | None:
+        """How many captions a split has at most; None where only the data can tell."""
+        return None
+
     @property
     def has_captions(self) -> bool:
         """Whether a run can be trained and scored on it."""
@@ -257,10 +261,17 @@ class FolderDataset(ImagesDataset):
         if written is None:
             return None
         named, everywhere = written
-        if self.split_files or not everywhere:
-            # Of images that nothing names a split for.
-            named |= drawn or {"all"}
-        return named
+        # Of images that nothing names a split for.
+        return set(named) | ((drawn or {"all"}) if self.split_files or not everywhere else set())
+
+    def captions_in(self, split: str) -> int | None:
+        if self.captions is None or self.split_files or not os.path.isfile(self.captions):
+            return None
+        from catalog.tables import table_splits
+
+        written = table_splits(self.captions)
+        # A row without a split is of the image's other rows, or of a split that is drawn.
+        return written[0].get(split, 0) if written is not None and written[1] else None
 
     def index_settings(self) -> str:
         # Nothing is drawn without fractions.
@@ -371,6 +382,13 @@ class PrecomputedDataset(DatasetSection):
 
     def known_splits(self) -> set[str]:
         return set(self.splits)
+
+    def captions_in(self, split: str) -> int | None:
+        try:
+            with open(f"{self.folder}/{self.splits[split]}_caps.txt", "rb") as file:
+                return 1 + sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        except (OSError, KeyError):
+            return None
 
     def available(self) -> tuple[Feature, ...]:
         return tuple(self.features)

@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,23 +88,23 @@ def read_table(path: Path) -> Table:
 _LOOKED_INTO = 1 << 25  # bytes; reading larger tables takes seconds
 
 
-def table_splits(path: str | os.PathLike[str]) -> tuple[set[str], bool] | None:
-    """The names in a table's column `split`, and whether all rows have one. None where it cannot be read, or not in a moment."""
+def table_splits(path: str | os.PathLike[str]) -> tuple[Mapping[str, int], bool] | None:
+    """How many rows each name in a table's column `split` has, and whether all rows have one. None where it cannot be read, or not
+    in a moment."""
     status = os.stat(path)
-    found = (
-        _table_splits(os.fspath(path), status.st_size, status.st_mtime_ns) if status.st_size <= _LOOKED_INTO else None
-    )
-    return None if found is None else (set(found[0]), found[1])
+    if status.st_size > _LOOKED_INTO:
+        return None
+    return _table_splits(os.fspath(path), status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache
-def _table_splits(path: str, size: int, time: int) -> tuple[frozenset[str], bool] | None:
+def _table_splits(path: str, size: int, time: int) -> tuple[Mapping[str, int], bool] | None:
     try:
         rows = read_table(Path(path)).rows
     except (UserError, OSError):  # whoever makes the index says what is wrong
         return None
     names = [as_name(row.get("split")).strip() for row in rows]
-    return frozenset(filter(None, names)), all(names) and bool(names)
+    return Counter(filter(None, names)), all(names) and bool(names)
 
 
 def _filled(value: object) -> bool:

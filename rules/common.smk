@@ -33,9 +33,8 @@ remember_command(
     # On a cluster Snakemake hands it on in a form that nobody reads.
     values_of(sys.argv, "--config", "-C") if workflow.is_main_process else [],
 )
-if (
-    workflow.is_main_process
-):  # jobs on a cluster are called with --force, whatever the user said
+# Jobs on a cluster are called with --force, whatever the user said.
+if workflow.is_main_process:
     remember_force(sys.argv)
 CONFIGFILES = workflow.overwrite_configfiles or [DEFAULT_CONFIG]
 

@@ -82,9 +82,18 @@ class CrossChecks:
         for key, split in (("train_split", run.train_split), ("val_split", run.val_split)):
             if split is not None and not self.doubtful("runs", name, key):
                 yield from self._split(f"{where}.{key}", run.dataset, split)
+        if not self.doubtful("runs", name, "training"):
+            yield from self._batch(f"{where}.training.batch_size", run)
         yield from self._features(where, run.dataset, run.features())
         yield from self._section(where, run)
         yield from self._published(f"{where}.text.pretrained", run.text.pretrained, "text")
+
+    def _batch(self, where: str, run: Run) -> Iterator[str]:
+        """A batch of more pairs than there are."""
+        dataset, size = self._known(run.dataset), run.training.batch_size
+        captions = dataset.captions_in(run.train_split) if dataset else None
+        if captions and captions < size:  # a split without any is told as one that is not there
+            yield f"{where}: {size}, but split {run.train_split!r} of dataset {run.dataset!r} has only {captions} captions; lower it"
 
     def _read_by(self, run: Run) -> Iterator[str]:
         """A published checkpoint on other visual tokens than those it was trained on."""

@@ -114,6 +114,23 @@ def test_how_a_path_is_spelled_is_no_other_setting():
     assert FolderDataset(source="folder", images="./").images == "."
 
 
+def test_captions_that_can_be_counted_in_a_moment(tmp_path):
+    """Batches of more pairs than there are must be known before any job."""
+    (tmp_path / "c.csv").write_text("image,caption,split\n" + "a.jpg,x,train\n" * 3 + "b.jpg,x,val\n")
+    folder = section(source="folder", images="i", captions=str(tmp_path / "c.csv"))
+    assert [folder.captions_in(split) for split in ("train", "val", "test")] == [3, 1, 0]
+    (tmp_path / "c.csv").write_text("image,caption,split\na.jpg,x,train\na.jpg,x,\n")
+    assert section(source="folder", images="i", captions=str(tmp_path / "c.csv")).captions_in("train") is None
+    assert section(source="folder", images="i").captions_in("all") is None
+    (tmp_path / "dev_caps.txt").write_text("x\n" * 9 + "x")
+    precomputed = section(source="precomputed", folder=str(tmp_path), splits={"val": "dev", "test": "test"})
+    assert (
+        precomputed.captions_in("val") == 10
+        and precomputed.captions_in("test") is None
+        and precomputed.captions_in("x") is None
+    )
+
+
 def test_a_seed_counts_where_something_is_drawn():
     for splits, counts in ((None, False), ({"a": 0.5}, True)):
         one, other = (

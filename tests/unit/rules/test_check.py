@@ -43,10 +43,10 @@ def config(tmp_path):
             image_h=10,
             image_w=20,
         )
-    (tmp_path / "captions.csv").write_text("image,caption,split\na,one,train\nb,two,val\n")
+    (tmp_path / "captions.csv").write_text("image,caption,split\na,one,train\na,another,train\nb,two,val\n")
     dataset = {"source": "folder", "images": "images", "captions": "captions.csv"}
     dataset["imports"] = {"regions": {"format": "npz", "path": "npz"}}
-    run = {"dataset": "mine", "visual": "regions", "text": {"pretrained": None}}
+    run = {"dataset": "mine", "visual": "regions", "text": {"pretrained": None}, "training": {"batch_size": 2}}
     return {"datasets": {"mine": dataset}, "runs": {"r": run}, "testsets": {"t": {"dataset": "mine", "split": "val"}}}
 
 
@@ -60,14 +60,14 @@ def test_a_configuration_in_order_has_no_faults(config, capsys, monkeypatch):
     monkeypatch.setattr(module, "what_would_run", lambda: "job count")
     main(["--config", json.dumps(config), "--plan"])
     printed = capsys.readouterr().out
-    assert "datasets.mine: 2 images (train 1, val 1), 2 captions" in printed
+    assert "datasets.mine: 2 images (train 1, val 1), 3 captions" in printed
     assert "datasets.mine: regions of files: features (36, 8)" in printed
     assert "features.panoptic: weights/scenes_panoptic.safetensors fits scenes_panoptic" in printed
     assert printed.endswith("Nothing stands in the way. What would run:\njob count\n")
 
 
 def test_all_faults_come_at_once(config, tmp_path):
-    (tmp_path / "captions.csv").write_text("image,caption,split\na,one,train\nc,two,val\n")
+    (tmp_path / "captions.csv").write_text("image,caption,split\na,one,train\na,another,train\nc,two,val\n")
     shutil.copy("weights/scenes_grids.safetensors", "w.safetensors")
     config["features"] = {"panoptic": {"weights": "w.safetensors"}}
     found = faults(config)

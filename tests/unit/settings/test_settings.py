@@ -491,3 +491,16 @@ def test_what_is_given_twice_on_the_command_line(config):
         "runs.a.b: stands twice in --config, line 1; keep one, or rename it",
     ]
     load_settings(config, check_files=False, words=words[:4])
+
+
+def test_a_batch_of_more_captions_than_there_are_is_known_before_any_job(tmp_path):
+    (tmp_path / "c.csv").write_text("image,caption,split\na.jpg,x,train\na.jpg,y,train\nb.jpg,x,val\n")
+    dataset = {"source": "folder", "images": str(tmp_path), "captions": str(tmp_path / "c.csv")}
+    run = {"dataset": "mine", "visual": "regions", "training": {"batch_size": 2}}
+    load_settings({"datasets": {"mine": dataset}, "runs": {"r": run}})
+    run["training"] = {"batch_size": 3}
+    with pytest.raises(
+        UserError,
+        match="runs.r.training.batch_size: 3, but split 'train' of dataset 'mine' has only 2 captions; lower it",
+    ):
+        load_settings({"datasets": {"mine": dataset}, "runs": {"r": run}})
