@@ -226,8 +226,10 @@ def _walk(
             doubtful[name] = [(normal(above + name), part)] * (part is not None) + readings
         elif part is not None:
             yield above + name, part, Part(path, group, name)
+    images = {image for image, _ in certain}
     for name, meant in doubtful.items():
-        chosen = next((reading for reading in meant if reading not in certain), meant[0])
+        # What another name has said already it is not; of an image with other arrays here it rather is.
+        chosen = min(meant, key=lambda reading: (reading in certain, reading[0] not in images))
         yield *chosen, Part(path, group, name)
 
 

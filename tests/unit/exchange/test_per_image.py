@@ -115,6 +115,7 @@ def test_back_and_forth_is_bit_exact(exported, feature, format, reading, place):
         ["cat", "cat_image", "cat_att"],
         ["42", "42_boxes", "42_features"],
         ["x_grids", "y_scores", "cocobu_att"],
+        ["x#1", "x_class", "y"],  # x: a name of the first
         # Read as numbers, or as paths.
         ["007", "42", "000000000042"],
         ["blank ", " blank too", "sub/0012"],
