@@ -40,7 +40,7 @@ def open_array(path: Path) -> np.ndarray:
         return array
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; complete the folder or correct the dataset's splits") from error
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header raises errors of every kind
         objects = (
             "Python objects" in str(error) and "an array of Python objects, which are never opened; save plain numbers"
         )

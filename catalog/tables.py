@@ -159,9 +159,10 @@ def _separated(path: Path, text: str) -> Table:
     # A quote opens a field behind a blank as well: people write `a, "one, two"`.
     shape = {"delimiter": separator, "quoting": quoting, "skipinitialspace": separator in ",;"}
     reader = csv.reader(io.StringIO(text, newline=""), strict=quoting != csv.QUOTE_NONE, **shape)
-    columns = _columns(path, next(reader, []))
-    long, begins = [], reader.line_num + first
+    long, begins = [], first
     try:
+        columns = _columns(path, next(reader, []))
+        begins = reader.line_num + first
         for fields in reader:
             place, begins = f"line {begins}", reader.line_num + first
             if not fields:

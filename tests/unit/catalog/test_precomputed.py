@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from catalog.precomputed import read_parts, read_precomputed, seg_map_encoding
+from catalog.precomputed import open_array, read_parts, read_precomputed, seg_map_encoding
 from core.console import UserError
 
 SPLITS = {"train": "train", "val": "dev"}
@@ -140,3 +140,11 @@ def test_files_that_only_look_like_it(folder, name, content, message):
             np.savez(file, **content)
     with pytest.raises(UserError, match=message):
         read_precomputed(str(folder), SPLITS, ["regions"])
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), ", b"{[descr': 3", b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 3), }"])  # fmt: skip
+def test_headers_that_nobody_can_read(tmp_path, header):
+    file = tmp_path / "a.npy"
+    file.write_bytes(b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + header.ljust(117) + b"\n" + bytes(24))
+    with pytest.raises(UserError, match="not an array of numbers in .npy format, or cut off"):
+        open_array(file)

@@ -159,3 +159,9 @@ def test_json_tables(tmp_path, text, result):
     with pytest.raises(UserError) as error:
         table(tmp_path, text, "captions.json")
     assert result in str(error.value)
+
+
+@pytest.mark.parametrize("text", ['image,caption,"split\na.jpg,a dog,x\n', 'image,caption,"x"y\na.jpg,a dog,x\n'])
+def test_quotes_of_a_header_that_are_not_closed(tmp_path, text):
+    with pytest.raises(UserError, match="the row that begins in line 1: .*; close its quotes"):
+        table(tmp_path, text)
