@@ -36,6 +36,10 @@ _SPECIAL_KEYS = dict(
     zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
 )
 _DESCRIPTIONS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+_KINDS = {
+    "tokenizer_config.json": {"added_tokens_decoder": dict},
+    "tokenizer.json": {"model": dict, "normalizer": dict, "pre_tokenizer": dict, "added_tokens": list},
+}
 _ANY_LENGTH = 1 << 31
 _TOKENIZERS = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -123,8 +127,15 @@ def _first(*values: Any) -> Any:
 
 
 def _described(folder: Path) -> list[dict[str, Any]]:
-    """The contents of `_DESCRIPTIONS`, {} of what is not there. UserError: one cannot be read."""
-    return [read_object(folder / name) if os.path.lexists(folder / name) else {} for name in _DESCRIPTIONS]
+    """The contents of `_DESCRIPTIONS`, {} of what is not there. UserError: one cannot be read, or holds other than the library writes."""
+    found = [read_object(folder / name) if os.path.lexists(folder / name) else {} for name in _DESCRIPTIONS]
+    for name, content in zip(_DESCRIPTIONS, found, strict=True):
+        for key, kind in _KINDS.get(name, {}).items():
+            if content.get(key) is not None and not isinstance(content[key], kind):
+                raise UserError(
+                    f"text.pretrained: {folder / name}: {key} is a {type(content[key]).__name__}, not a {kind.__name__}; {_COPY}"
+                )
+    return found
 
 
 def _other_tokenizer(
@@ -148,9 +159,11 @@ def _other_tokenizer(
             if value is not None and value != token:
                 wrong.append(f"{key} is {value!r}, not {token}")
     more = [
-        token.get("content") for token in (given.get("added_tokens_decoder") or {}).values() if isinstance(token, dict)
+        str(token.get("content"))
+        for token in (given.get("added_tokens_decoder") or {}).values()
+        if isinstance(token, dict)
     ]
-    more += [token.get("content") for token in library.get("added_tokens") or [] if isinstance(token, dict)]
+    more += [str(token.get("content")) for token in library.get("added_tokens") or [] if isinstance(token, dict)]
     if others := [token for token in dict.fromkeys([*added, *more]) if token not in SPECIAL_TOKENS]:
         wrong.append(f"it has added tokens such as {others[0]!r}")
     model, before = library.get("model") or {}, library.get("pre_tokenizer") or {}

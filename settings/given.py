@@ -27,9 +27,9 @@ def check_readable(path: str | os.PathLike[str]) -> None:
     """
     text = decode_text(path)
     try:
-        json.loads(text)
-        return
-    except ValueError:
+        if isinstance(json.loads(text), dict):
+            return
+    except (ValueError, RecursionError):
         pass
     try:
         roots = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
@@ -43,6 +43,8 @@ def check_readable(path: str | os.PathLike[str]) -> None:
         ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deep to be a configuration") from error
     if len(roots) > 1:
         line = roots[1].start_mark.line + 1
         raise UserError(f"{path}, line {line}: a second document begins above (---); one file holds one configuration")

@@ -233,3 +233,17 @@ def test_no_file_of_another_tokenizer_may_be_a_pointer(tmp_path, name):
     (tmp_path / name).write_bytes(POINTER)
     (line,) = folder_faults(tmp_path)
     assert f"{name} is a git-lfs pointer" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("tokenizer_config.json", "added_tokens_decoder"), *(("tokenizer.json", key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens"))],
+)  # fmt: skip
+def test_other_kinds_of_values_than_the_library_writes(tmp_path, name, key):
+    folder(tmp_path, LOWER)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    for value in (1, "x", True, {"a": 1} if key == "added_tokens" else [1]):
+        (tmp_path / name).write_text(json.dumps({key: value}))
+        (line,) = folder_faults(tmp_path)
+        assert f"{name}: {key} is a {type(value).__name__}, not a " in line

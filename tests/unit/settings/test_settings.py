@@ -465,11 +465,26 @@ def test_mistakes_between_keys_hide_no_other(config):
         ("a: 1\n".encode("utf-16"), "iconv -f utf-16"),
         (b"- a\n", "holds no keys and values"),
         (b"", "holds no keys and values"),
+        (b"1", "holds no keys and values"),
+        (b"[" * 100_000, "is nested too deep"),
         (b"<!DOCTYPE html>", "is a web page that was saved"),
         (b"\xef\xbb\xbfa: &a {b: 1}\nc: *a\n", None),
         (b'{\n\t"a": 1\n}', None),
     ],
-    ids=["documents", "tabs", "unclosed", "latin1", "utf-16", "list", "empty", "page", "mark and anchor", "JSON"],
+    ids=[
+        "documents",
+        "tabs",
+        "unclosed",
+        "latin1",
+        "utf-16",
+        "list",
+        "empty",
+        "number",
+        "deep",
+        "page",
+        "mark and anchor",
+        "JSON",
+    ],
 )
 def test_files_that_are_no_configuration(tmp_path, content, message):
     path = tmp_path / "config.yaml"
