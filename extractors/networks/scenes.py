@@ -45,7 +45,7 @@ def scenes_regions(**overrides: Any) -> C4RCNN:
         "rpn_channels": 128,
         "anchor_sizes": (20, 40, 80, 160),
         "pre_nms_top": 1000,
-        "post_nms_top": 100,
+        "post_nms_top": 64,
         "pool_resolution": 7,
         "attribute_embedding": 32,
         "attribute_hidden": 64,
