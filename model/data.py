@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class Split:
         captions, caption_ids: M strings each, grouped by image in the images' order.
         caption_image: (M,) int64, position in `image_rows` of the image each caption belongs to.
         index_digest: of the index that was read, or None.
+        contents: digests of the N images' files, as the index has them.
         skipped: how many images of the split were left out, having no caption or having been dropped from a store.
     """
 
@@ -58,6 +59,7 @@ class Split:
     caption_ids: list[str]
     caption_image: np.ndarray
     index_digest: str | None = None
+    contents: list[str] = field(default_factory=list)
     skipped: int = 0
 
 
@@ -86,7 +88,7 @@ def read_split(
     from catalog.index import counted_captions, read_captions, read_images
 
     table, digest = read_images(images)
-    ids, splits = table["image_id"].to_pylist(), table["split"].to_pylist()
+    ids, splits, contents = (table[name].to_pylist() for name in ("image_id", "split", "content_hash"))
     rows = [row for row, name in enumerate(splits) if name == split]
     if not rows:
         found = ", ".join(sorted({str(name) for name in splits})) or "none"
@@ -112,6 +114,7 @@ def read_split(
         caption_ids=[caption_id for _, caption_id, _ in pairs],
         caption_image=np.array([position for position, _, _ in pairs], dtype=np.int64),
         index_digest=digest,
+        contents=[contents[row] for row in used],
         skipped=len(rows) - len(used),
     )
 

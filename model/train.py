@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from core.console import UserError, run_cli
 from core.devices import claim_gpu, full_float32, pick_device
 from core.files import digest_json, read_mapping
@@ -33,6 +35,7 @@ from stores.places import Location, location
 if TYPE_CHECKING:
     from model.data import Features, Split
     from model.settings import Training
+    from stores.reader import Store
 
 
 def train_run(
@@ -59,13 +62,11 @@ def train_run(
     from model.training.loop import train
     from model.training.mishaps import memory_explained
     from stores import open_store
-    from stores.receipts import recorded_contents
 
     recipe, seed = settings.training, settings.seed or 0
     panoptic = panoptic if "panoptic" in kind_needs(settings.model.kind) else None
     stores = {place: open_store(place) for place in (visual, panoptic) if place is not None}
     features = Features(*stores.values())
-    contents = [recorded_contents(place, store.attributes.get("plan", {})) for place, store in stores.items()]
 
     def split(name: str, first: int | None = None) -> Split:
         return read_split(
@@ -75,6 +76,8 @@ def train_run(
     training = split(settings.train_split)
     validation = None if settings.val_split is None else split(settings.val_split, settings.val_images)
     features.check_index(training.index_digest)
+    used = np.concatenate([part.image_rows for part in (training, validation) if part is not None])
+    contents = [_contents(place, store, used) for place, store in stores.items()]
     with memory_explained("preloading the features", recipe.batch_size, recipe.precision):
         _preload(features, training, validation, recipe)
 
@@ -116,10 +119,17 @@ def train_run(
     )
 
 
+def _contents(place: Location, store: Store, rows: np.ndarray) -> str:
+    """Digest of what the features of some rows were made from; of all there are where the store does not know it, "" where nobody does."""
+    from stores.receipts import recorded_contents
+
+    if all(known := store.content_hashes(rows)):
+        return digest_json(known)
+    return recorded_contents(place, store.attributes.get("plan", {}))
+
+
 def _preload(features: Features, split: Split, validation: Split | None, recipe: Training) -> None:
     """Hold the rows of both splits in memory, if told to or if they fit."""
-    import numpy as np
-
     rows = np.concatenate([split.image_rows, *([validation.image_rows] if validation is not None else [])])
     # Every process of this machine holds its own copy.
     size = features.nbytes(len(np.unique(rows))) * processes_here()

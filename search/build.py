@@ -33,7 +33,6 @@ from search.copies import changing, relative, run_folder
 from search.vectors import KEY_BYTES, updated
 from stores.class_names import read_names
 from stores.places import Location, Place, place_of
-from stores.schema import CONTENT_HASHES
 
 if TYPE_CHECKING:
     from model.data import Features
@@ -195,7 +194,11 @@ def _embed(
 
 
 def _identity(folder: Location) -> dict[str, str]:
-    return {file: digest_file(Path(folder, file)) for file in (WEIGHTS, CONFIG, VOCABULARY)}
+    """What a run's embeddings depend on. Not on which index it was trained: the same weights may have been published again."""
+    config = read_config(folder)
+    features = {kind: one | {"index_digest": None} for kind, one in (config.get("features") or {}).items()}
+    digests = {file: digest_file(Path(folder, file)) for file in (WEIGHTS, VOCABULARY)}
+    return digests | {CONFIG: digest_json(config | {"features": features})}
 
 
 def images_fingerprint(folder: Location, features: Features) -> str:
@@ -220,10 +223,7 @@ def _image_keys(features: Features, rows: np.ndarray) -> np.ndarray:
     """
     found = [hashlib.sha256() for _ in rows]
     for kind, store in features.stores.items():
-        try:
-            hashes = store.rows(CONTENT_HASHES, rows).tolist()
-        except (KeyError, UserError):
-            hashes = [""] * len(rows)
+        hashes = store.content_hashes(rows)
         unknown = np.array([place for place, content in enumerate(hashes) if not content], dtype=np.int64)
         for start in range(0, len(unknown), _ROWS_AT_ONCE):
             part = unknown[start : start + _ROWS_AT_ONCE]

@@ -84,6 +84,13 @@ class Store:
         """Ids of images that could not be read; their rows hold fill values."""
         return set(self.attributes.get("dropped", ()))
 
+    def content_hashes(self, indices) -> list[str]:
+        """Digests of the image files that these rows were made from; "" where nobody knows it, as of imported features."""
+        try:
+            return self.rows(CONTENT_HASHES, indices).tolist()
+        except UserError:  # older stores have none
+            return [""] * len(indices)
+
     def shape(self, array: str) -> tuple[int, ...]:
         """(N, ...) of an array."""
         return self._array(array).shape

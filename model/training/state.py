@@ -61,15 +61,19 @@ def facts(
     seed: int,
     origin: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Everything but the epochs that a saved state must agree with for training to go on from it."""
+    """Everything but the epochs that a saved state must agree with for training to go on from it.
+
+    Of the index and the stores what the splits are of: images that are added beside them change nothing.
+    """
 
     def of(split: Split | None) -> Any:
-        return split and [split.index_digest, split.image_ids, split.captions]
+        return split and [split.contents, split.image_ids, split.captions]
 
+    features = {kind: one | {"index_digest": None} for kind, one in pairs.features.describe().items()}
     return {
         "network": described(network),
         "origin": dict(origin or {}),
-        "features": [pairs.features.describe(), _some_rows(pairs)],
+        "features": [features, _some_rows(pairs)],
         "splits": [of(pairs.split), of(validation)],
         "pairs": [pairs.batch_size, pairs.token_drop, pairs.word_augmentation, pairs.seed],
         "vocabulary": pairs.tokenizer.vocabulary,

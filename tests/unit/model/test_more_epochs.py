@@ -6,9 +6,12 @@ import csv
 import json
 import shutil
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from catalog.index import read_captions, read_images, write_index
 from model.training import state
 from tests.unit.model.helpers import equal, run, weights
 
@@ -120,3 +123,41 @@ def test_a_finished_training_is_not_repeated_where_the_workflow_asks_for_the_ver
         run(world, tmp_path, epochs=1, contents=contents)
         assert said in capsys.readouterr().err
         assert equal(weights(tmp_path), whole) and rows_of(tmp_path) == rows
+
+
+def test_images_beside_the_splits_change_no_training(world, tmp_path, capsys, monkeypatch):
+    """Photos that are added to be searched: rows move, what is trained on does not."""
+    monkeypatch.setenv("THREESHNET_REUSE", "yes")
+    run(world, tmp_path, epochs=1, contents="of the splits")
+    whole = weights(tmp_path)
+
+    def written(images):
+        captions = read_captions(world.captions).replace_schema_metadata(None)
+        world.digest = write_index(world.images, world.captions, images.replace_schema_metadata(None), captions)
+        for store in (world.visual, world.panoptic):
+            store.attributes["index_digest"] = world.digest
+
+    images, _ = read_images(world.images)
+    added = {
+        "image_id": "added",
+        "split": "unlisted",
+        "content_hash": "f" * 64,
+        "path": "added.jpg",
+        "width": 64,
+        "height": 64,
+    }
+    written(pa.concat_tables([pa.Table.from_pylist([added], schema=images.schema), images]))
+    for store in (world.visual, world.panoptic):
+        store.image_ids = np.concatenate((["added"], store.image_ids))
+        store.arrays = {name: np.concatenate((values[-1:], values)) for name, values in store.arrays.items()}
+    capsys.readouterr()
+    run(world, tmp_path, epochs=1, contents="of the splits")
+    assert "is trained already, on the very data" in capsys.readouterr().err and equal(weights(tmp_path), whole)
+    # Another picture of a split's image is other data.
+    row = read_images(world.images)[0]["split"].to_pylist().index("train")
+    images = read_images(world.images)[0]
+    hashes = images["content_hash"].to_pylist()
+    hashes[row] = "e" * 64
+    written(images.set_column(images.column_names.index("content_hash"), "content_hash", pa.array(hashes)))
+    run(world, tmp_path, epochs=1, contents="of the splits")
+    assert "(the images or captions of a split); starting afresh" in capsys.readouterr().err

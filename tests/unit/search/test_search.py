@@ -170,6 +170,18 @@ def test_imported_features_are_compared_by_their_values(tmp_path, capsys):
     assert "only: embedded 2 of 36 images" in capsys.readouterr().out
 
 
+def test_a_run_that_is_published_again_is_not_embedded_again(searchable, capsys):
+    """Photos were added beside its splits: it has been trained already, and says of which index that was."""
+    path = Path(searchable.runs["first"]["folder"], "config.json")
+    stores = Features(*(open_store(searchable.runs["first"][kind]) for kind in ("visual", "panoptic"))).describe()
+    for digest, said in (("of before", "36 of 36"), ("of now", "0 of 36")):
+        features = {kind: one | {"index_digest": digest} for kind, one in stores.items()}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"features": features}))
+        capsys.readouterr()
+        searchable.build()
+        assert f"first: embedded {said} images" in capsys.readouterr().out
+
+
 def test_a_run_trained_again_is_embedded_again_and_told_until_then(searchable, capsys):
     searchable.build(without_captions=True)
     search = Search(searchable.output)

@@ -98,6 +98,7 @@ def test_facts_about_a_store(intact):
     assert store.shape("features") == (21, 3, 200)
     assert store.dtype("seg_maps") == np.uint8
     assert store.dropped == set()
+    assert store.content_hashes([3, 0]) == ["", ""], "nobody has said them"
     assert store.attributes["class_names"] == ["cat", "dog"]
 
 
