@@ -134,7 +134,7 @@ svg { background: #fff; color: #191d24; font-family: system-ui, Arial, sans-seri
 .grid line { stroke: #dfe3ea; } text { fill: #586172; font-size: 13px; } .end { text-anchor: end; } .middle { text-anchor: middle; }
 polyline { fill: none; stroke: currentColor; stroke-width: 2.5; stroke-linejoin: round; stroke-linecap: round; }
 .best { fill: #fff; stroke: currentColor; stroke-width: 2.5; } .point { opacity: 0; } .names text { fill: currentColor; }
-.s0 { color: #2552c2; } .s1 { color: #c2570c; } .s2 { color: #0a7f5a; } .s3 { color: #8a3fc0; } .s4 { color: #b3261e; } .s5 { color: #0e7c86; }
+.s0 { color: #2552c2; } .s1 { color: #b04d08; } .s2 { color: #0a7f5a; } .s3 { color: #8a3fc0; } .s4 { color: #b3261e; } .s5 { color: #0e7c86; }
 """
 _LINE = 18  # height of a name beneath a chart that stands alone
 

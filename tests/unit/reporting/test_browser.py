@@ -15,7 +15,7 @@ from reporting.painted import pair
 from reporting.report import build, render
 from reporting.sections.gallery import find, matches
 from reporting.why import _record
-from tests.unit.browsing import look, needs_browser, until
+from tests.unit.browsing import look, needs_browser, unreadable, until
 
 pytestmark = needs_browser
 
@@ -121,6 +121,7 @@ def test_it_fits_the_screen_in_both_colours(browser, page, shot, width, dark):
     # With all that is folded, names that have nowhere to break, and a single mistake no wider than one of many.
     browser.execute_script("""
         document.querySelectorAll("details").forEach(one => one.open = true);
+        document.getElementById("show-why").checked = true;
         document.querySelectorAll("bdi").forEach(one => one.textContent = "a".repeat(200));
         document.querySelectorAll("#failures .images > :not(:first-child)").forEach(one => one.remove());
     """)
@@ -130,3 +131,4 @@ def test_it_fits_the_screen_in_both_colours(browser, page, shot, width, dark):
             mistake.firstElementChild.offsetWidth / mistake.offsetWidth];
     """)
     assert wide <= width and names and (mistake < 0.6 or width == 390)
+    assert unreadable(browser) == []

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.unit.browsing import look, needs_browser, until
+from tests.unit.browsing import look, needs_browser, unreadable, until
 
 pytestmark = needs_browser
 
@@ -98,6 +98,7 @@ def test_it_fits_the_screen_in_both_colours(browser, address, shot, width, dark)
         light = sum(int(v) for v in re.findall(r"\d+", background)[:3]) / 3
         assert light < 60 if dark else light > 200
         assert not browser.execute_script("return [...document.images].filter(i => !i.alt).length")
+        assert unreadable(browser) == []
         # Names that have nowhere to break stay in their places.
         long = "document.querySelectorAll('bdi').forEach(one => one.textContent = 'a'.repeat(200)); return document.documentElement.scrollWidth"
         assert browser.execute_script(long) <= width
