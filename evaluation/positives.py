@@ -154,7 +154,8 @@ def _ratings(sits: Path, sis: Path, sts: Path) -> tuple[dict[str, dict[str, list
     ):
         with open(path, encoding="utf-8", newline="") as file:
             rows = csv.reader(file)
-            next(rows)
+            if next(rows, None) is None:
+                raise ValueError(f"{path.name} is empty")
             for first, second, rating, *_ in rows:
                 one, other = item_key(first), item_key(second)
                 if path == sits:

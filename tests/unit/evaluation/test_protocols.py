@@ -203,6 +203,9 @@ def test_missing_and_broken_positives_are_user_errors(tmp_path, monkeypatch):
     (tmp_path / "sis_test.csv").write_text("image1,image2,agg_score,sampling_method\n1,2\n")
     with pytest.raises(UserError, match="sis_test.csv.* cannot be read"):
         read_positives("cxc", str(tmp_path))
+    (tmp_path / "sits_test.csv").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read .ValueError: sits_test.csv is empty"):
+        read_positives("cxc", tmp_path)
 
 
 def test_the_command_line_scores_protocols_and_gives_intervals(tmp_path, monkeypatch):
