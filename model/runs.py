@@ -12,14 +12,13 @@ from core.console import UserError
 from core.files import atomic_path, write_json
 from core.layout import CONFIG, HISTORY, VOCABULARY, WEIGHTS
 from stores.places import Location, place_of
+from stores.schema import WITHOUT_EFFECT
 
 if TYPE_CHECKING:
     from model.build import Tokenizer
     from model.network import RetrievalNetwork
 
 FORMAT_VERSION = 2  # 1: without `kind`, always 3SHNet; still read
-# Settings that do not change what a feature means: where the weights lie (their digest is compared), and speed.
-_WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
 
 
 def save_run(
@@ -160,7 +159,7 @@ def check_same_extractor(trained: Mapping[str, Any] | None, given: Mapping[str, 
                 name = key.replace("_", " ")
                 problems.append(f"{kind} {name}: {then.get(key)!r} in the run, {now.get(key)!r} in the store")
         before, after = then.get("extractor") or {}, now.get("extractor") or {}
-        for key in sorted((before.keys() | after.keys()) - _WITHOUT_EFFECT):
+        for key in sorted((before.keys() | after.keys()) - WITHOUT_EFFECT):
             if before.get(key) != after.get(key):
                 problems.append(f"{kind} {key}: {before.get(key)!r} in the run, {after.get(key)!r} in the store")
     if problems:

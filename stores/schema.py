@@ -26,6 +26,8 @@ ZSTD_LEVEL = 1
 LZ4_LEVEL = 5
 IMAGE_IDS = "image_ids"
 CONTENT_HASHES = "content_hashes"  # of the image files, as in the index
+#: Settings of extractors that change no row: where the weights lie, whose digest counts, and how many images they take at a time.
+WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
 
 # A row below this many bytes is not worth a chunk of its own: a chunk costs 16 bytes of index and about 20 of framing
 # on disk, and as much time to read as some kilobytes of data.

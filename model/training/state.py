@@ -29,6 +29,7 @@ from model.parallel import everyones, process
 from model.runs import save_run
 from model.settings import Training
 from model.tokenizer import CaptionTokenizer
+from stores.schema import WITHOUT_EFFECT
 
 STATE_VERSION = 4
 
@@ -69,7 +70,7 @@ def facts(
     def of(split: Split | None) -> Any:
         return split and [split.contents, split.image_ids, split.captions]
 
-    features = {kind: one | {"index_digest": None} for kind, one in pairs.features.describe().items()}
+    features = {kind: one | {"index_digest": None} for kind, one in _deciding(pairs.features.describe()).items()}
     return {
         "network": described(network),
         "origin": dict(origin or {}),
@@ -98,6 +99,14 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     settings = [f"{key} was {old.get(key)!r}, is {value!r}" for key, value in new.items() if old.get(key) != value]
     # What batches are follows from the settings.
     return ", ".join(settings or [said for name, said in _CALLED.items() if was[name] != now[name]])
+
+
+def _deciding(features: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What of the stores' descriptions decides about their rows."""
+    return {
+        kind: {**one, "extractor": {k: v for k, v in (one["extractor"] or {}).items() if k not in WITHOUT_EFFECT}}
+        for kind, one in features.items()
+    }
 
 
 def _some_rows(pairs: TrainingPairs) -> str:

@@ -385,6 +385,21 @@ def test_after_a_change_of_the_dataset_only_new_images_are_extracted(job, module
     assert job.digests() == found
 
 
+def test_what_changes_no_row_needs_no_network(job, module):
+    """How many images go at a time, and where the weights lie."""
+    job.all_shards(2)
+    found = job.digests()
+    module.built.clear()
+    receipts = job.all_shards(2, settings={"batch_size": 2})
+    assert [receipt["extracted"] for receipt in receipts] == [0, 0] and sum(
+        receipt["taken_over"] for receipt in receipts
+    ) == IMAGES - 1
+    assert open_store(job.store).attributes["extractor"]["batch_size"] == 2
+    assert {name: digest for name, digest in job.digests().items() if "zarr.json" not in name} == {
+        name: digest for name, digest in found.items() if "zarr.json" not in name
+    }
+
+
 def test_jobs_that_die_and_come_back_find_the_former_store_again(job, module, monkeypatch):
     job.all_shards()
     rows = changed_dataset(job)
