@@ -105,17 +105,20 @@ def write_index(
     *,
     notes: Sequence[str] = (),
     limited: bool = False,
+    idle: Sequence[str] = (),
 ) -> str:
     """Write both tables, atomically, captions first; returns the index digest.
 
     Args:
         notes: for whoever reads of the dataset. limited: every caption counts; those that do not have been left out.
+        idle: settings of the dataset that changed nothing, whatever their values.
     """
     digest = index_digest(images.column("image_id").to_pylist(), images.column("content_hash").to_pylist())
     metadata = {"index_version": INDEX_VERSION, "index_digest": digest}
     for path, table in ((captions_path, captions), (images_path, images)):
         own = {"notes": json.dumps(list(notes))} if notes and path == images_path else {}
         own |= {"limited": "yes"} if limited and path == captions_path else {}
+        own |= {"idle": json.dumps(list(idle))} if idle and path == images_path else {}
         with atomic_path(path) as temporary:
             pq.write_table(table.replace_schema_metadata(metadata | own), temporary)
     return digest
@@ -131,6 +134,14 @@ def _read(path: Path, column: str) -> tuple[pa.Table, str]:
             f"{path} has index version {version or 'none'}, this program reads {INDEX_VERSION}; make it again"
         )
     return table, metadata[b"index_digest"].decode()
+
+
+def idle_settings(path: str | os.PathLike[str]) -> list[str]:
+    """Settings that changed nothing when this images.parquet was made; none of a file that does not say so, or is none."""
+    try:
+        return list(json.loads((pq.read_schema(path).metadata or {}).get(b"idle", b"[]")))
+    except (OSError, ValueError, TypeError):  # pyarrow's own errors are of these kinds
+        return []
 
 
 def read_images(path: str | os.PathLike[str]) -> tuple[pa.Table, str]:

@@ -61,7 +61,10 @@ def index(
         found.notes.append(note)
     for note in found.notes:
         print(f"note: {note}")
-    write_index(images, captions, rows, texts, notes=found.notes, limited=True)
+    # What would be left out or kept apart was an error if there was any.
+    idle = [key for key in ("missing_images", "missing_captions") if getattr(section, key, None) == "fail"]
+    idle += ["copies"] if choice and not copies else []
+    write_index(images, captions, rows, texts, notes=found.notes, limited=True, idle=idle)
     broken = [f"{row['path']}: {row['error']}" for row in rows.select(["path", "error"]).to_pylist() if row["error"]]
     if broken:
         print(f"note: {listing('images that cannot be read', broken)}")

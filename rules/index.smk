@@ -64,7 +64,8 @@ rule index_dataset:
         "../envs/pipeline.yaml"
     threads: 2
     params:
-        settings=PLAN.ask("datasets.{dataset}.index_settings"),
+        settings=PLAN.index_settings,
+        reason=PLAN.index_reason,
         annotations=PLAN.index_flags,
         files=PLAN.ask("datasets.{dataset}.state"),
         contents=PLAN.index_contents,

@@ -29,6 +29,23 @@ class Reasons:
         made = self._made(wildcards)
         return contents(file for file in self.settings.datasets[wildcards.dataset].sources(made) if file != made)
 
+    def index_settings(self, wildcards: Wildcards, output: Any) -> str:
+        # A function of `output` is no reason to run again; `index_reason` is.
+        return self.settings.datasets[wildcards.dataset].index_settings()
+
+    def index_reason(self, wildcards: Wildcards) -> str:
+        """The settings of an index without those that changed nothing when it was made, as there was nothing to leave out."""
+        dataset = self.settings.datasets[wildcards.dataset]
+        usual = {key: type(dataset).model_fields[key].default for key in dataset.YOUNGER}
+        unusual = {key for key, value in usual.items() if getattr(dataset, key) != value}
+        images = layout.images(self.results, wildcards.dataset)
+        if unusual and not self.remote and os.path.exists(images):
+            from catalog.index import idle_settings
+
+            idle = unusual.intersection(idle_settings(images))
+            dataset = dataset.model_copy(update={key: usual[key] for key in idle})
+        return dataset.index_settings()
+
     def archive_content(self, wildcards: Wildcards) -> str:
         return contents([self.settings.datasets[wildcards.dataset].archive])
 

@@ -49,7 +49,8 @@ def test_the_index_holds_what_counts_and_says_what_does_not(folder, tmp_path, ca
 
 def test_training_takes_what_the_dataset_has_unless_it_says_otherwise(folder):
     def trained(setting, **training):
-        run = {"dataset": "t", "visual": "regions", "train_split": "test", "val_split": None, "training": training}
+        run = {"dataset": "t", "visual": "regions", "train_split": "test", "val_split": None}
+        run |= {"training": {"batch_size": 2} | training}
         config = {"datasets": {"t": folder | setting}, "runs": {"r": run | {"text": {"pretrained": None}}}}
         return load_settings(config).runs["r"].training.captions_per_image
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from catalog.files import folder_state
+from catalog.run import main
 from core import remembered
 from rules import contents as module
 from rules.contents import contents
@@ -259,3 +260,31 @@ def test_how_a_training_is_fed_is_no_reason_to_train_again(repository):
     assert after.run_recipe(job) == before.run_recipe(job) and after.run_settings(job) != before.run_settings(job)
     config["runs"]["grid"]["training"] |= {"margin": 0.3}
     assert Plan(load_settings(config)).run_recipe(job) != before.run_recipe(job)
+
+
+def test_what_an_index_had_nothing_to_leave_out_of_is_no_reason_to_make_it_again(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "images" / f"{name}.png").write_text(name)
+    captions, job = tmp_path / "captions.csv", W(dataset="mine")
+    mine = {"source": "folder", "images": "images", "captions": "captions.csv"}
+    lenient = {"missing_images": "drop", "missing_captions": "keep", "copies": "one_split"}
+
+    def reason(**setting):
+        return Plan(load_settings({"datasets": {"mine": mine | setting}})).index_reason(job)
+
+    def index(**setting):
+        own = Plan(load_settings({"datasets": {"mine": mine | setting}})).index_settings(job, None)
+        files = ["--images", "results/mine/index/images.parquet", "--captions", "results/mine/index/captions.parquet"]
+        main(["index", "--dataset", "mine", "--settings", own, *files])
+
+    captions.write_text("image,caption,split\na,one,train\nb,two,test\n")
+    assert reason() != reason(**lenient)
+    index()
+    assert reason() == reason(**lenient) != reason(captions_per_image=3)
+    captions.write_text("image,caption,split\na,one,train\nc,two,test\n")
+    index(**lenient)  # which leaves something out, so that each of them counts
+    assert len({reason(), reason(missing_images="drop"), reason(missing_captions="keep")}) == 3
+    assert reason() == reason(copies="one_split")
+    (tmp_path / "results/mine/index/images.parquet").write_text("damaged")
+    assert reason() != reason(**lenient)
