@@ -64,7 +64,8 @@ def encode(
     expected = network.image.sizes.img_dim
     if features.img_dim != expected:
         raise UserError(
-            f"run {run} takes features of width {expected}, but those of {visual} have width {features.img_dim}"
+            f"run {run} takes features of width {expected}, but those of {visual} have width {features.img_dim}; "
+            "extract the data set's features with the network that made those it was trained on (features: architecture, weights)"
         )
     if tokenizer is None:
         raise UserError(

@@ -123,7 +123,8 @@ def _load(name: str, run: Mapping[str, str], digest: str) -> tuple[Any, dict[str
     check_same_extractor(config.get("features"), features.describe(), run=name)
     if features.img_dim != network.image.sizes.img_dim:
         raise UserError(
-            f"run {name} takes features of width {network.image.sizes.img_dim}, those of {run['visual']} have {features.img_dim}"
+            f"run {name} takes features of width {network.image.sizes.img_dim}, those of {run['visual']} have "
+            f"{features.img_dim}; name a store of features like those it was trained on"
         )
     return network, config, tokenizer, features
 

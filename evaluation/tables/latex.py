@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evaluation.published import TIES
 from evaluation.tables.blocks import Block, Entry, Sources, blocks_of, cells, interval_cells
 
 ESCAPES = {"\\": r"\textbackslash{}", "∞": r"$\infty$", "%": r"\%", "->": r"$\to$", "→": r"$\to$"}
@@ -21,6 +22,7 @@ def render(entries: Sequence[Entry]) -> str:
                 text.append(_row(r"{\scriptsize 95\,\% interval}", small))
         text += [r"\bottomrule", r"\end{tabular}"]
     text += [""] + [rf"% [{number}] {source}" for number, source in enumerate(sources.names, 1)]
+    text += [f"% {TIES}"] if sources.names else []
     return "\n".join(text).rstrip() + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evaluation.published import TIES
 from evaluation.tables.blocks import Entry, Sources, blocks_of, cells, interval_cells
 
 
@@ -20,6 +21,7 @@ def render(entries: Sequence[Entry]) -> str:
                 text.append(_row("95 % interval", interval_cells(line)))
         text.append("")
     text += [f"[{number}] {source}  " for number, source in enumerate(sources.names, 1)]
+    text += ["", TIES] if sources.names else []
     return "\n".join(text).rstrip() + "\n"
 
 

@@ -5,9 +5,11 @@ The interval at the end of a line is that of rSum.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from evaluation.published import TIES
 from evaluation.tables.blocks import LAYOUTS, PRECISION, RECALL, WAYS, WITHIN, Block, Entry, Line, blocks_of, cells
 
 
@@ -44,6 +46,8 @@ def render(entries: Sequence[Entry]) -> str:
     ]
     for title, rows in tables:
         lines += ["", title, *(row.text(width) for row in rows)]
+    if any(line.kind == "published" for block in blocks for line in block.lines):
+        lines += ["", *textwrap.wrap(TIES, 120)]
     return "\n".join(lines) + "\n"
 
 
