@@ -133,14 +133,20 @@ def row_of(image: str, ids: Sequence[str], paths: Sequence[str | None], contents
         with open(image, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         return next((row for row, one in enumerate(contents) if one == content), None)
-    try:
-        root = os.path.commonpath([os.path.dirname(path) for path in paths if path])
-    except ValueError:  # of none, or of paths and archives that have nothing in common
-        root = "."
-    named = [os.path.relpath(p, root) if p else image_id for p, image_id in zip(paths, ids, strict=True)]
-    if (found := Names(root, named, ids).find(image)) is None:
-        raise UserError(f"{image!r} could be several images; give the id or the path of one")
-    return rows.get(found)
+    # Names in a million images are looked through in seconds; making `Names` of them takes half a minute.
+    if not (wanted := normal(image)):
+        return None
+    for form in (str, str.casefold):
+        name, found = form(wanted), []
+        for row, (image_id, path) in enumerate(zip(ids, paths, strict=True)):
+            own = form(normal(path or image_id)).replace("#", "/")  # what lies in an archive
+            if any(one == name or one.endswith(f"/{name}") for one in (own, os.path.splitext(own)[0], form(image_id))):
+                found.append(row)
+        if len(found) > 1:
+            raise UserError(f"{image!r} could be {len(found)} images; give the id or the path of one")
+        if found:
+            return found[0]
+    return None
 
 
 def note_name(table: dict, key: object, image_id: str) -> None:

@@ -97,9 +97,17 @@ def test_an_image_of_an_index_is_known_by_id_file_copy_and_name(tmp_path):
     # A file of one's own is not what happens to be called so.
     (tmp_path / "Cat.png").write_bytes(b"another")
     assert row_of(str(tmp_path / "Cat.png"), *index) is None
-    with pytest.raises(UserError, match="'dog.jpg' could be several images"):
+    with pytest.raises(UserError, match="'dog.jpg' could be 2 images"):
         row_of("dog.jpg", *index)
     assert row_of("x", ["x", "y"], [None, None], [None, None]) == 0  # features without images
+    archived = (["p/1", "p/2"], ["photos.zip#p/1.jpg", "photos.zip#p/2.jpg"], ["", ""])
+    assert [row_of(name, *archived) for name in ("2.jpg", "p/2.JPG", "photos.zip#p/2.jpg", "2", "p")] == [
+        1,
+        1,
+        1,
+        1,
+        None,
+    ]
 
 
 def test_a_cell_s_name():
