@@ -137,7 +137,7 @@ def row_of(image: str, ids: Sequence[str], paths: Sequence[str | None], contents
     if not (wanted := normal(image)):
         return None
     for form in (str, str.casefold):
-        name, found = form(wanted), []
+        name, found = form(wanted).replace("#", "/"), []
         for row, (image_id, path) in enumerate(zip(ids, paths, strict=True)):
             own = form(normal(path or image_id)).replace("#", "/")  # what lies in an archive
             if any(one == name or one.endswith(f"/{name}") for one in (own, os.path.splitext(own)[0], form(image_id))):
