@@ -43,7 +43,12 @@ def spoken(work: str | Path, since: float) -> list[Spoken]:
 @functools.lru_cache(maxsize=4096)
 def _read(path: Path, time: int, size: int) -> Spoken:
     text = path.read_text(encoding="utf-8", errors="replace")
-    return Spoken(path, tuple(dict.fromkeys(_NOTE.findall(text))), _FAULT.search(text) is not None)
+    return Spoken(path, tuple(dict.fromkeys(_NOTE.findall(text))), tells_of_a_fault(text))
+
+
+def tells_of_a_fault(log: str) -> bool:
+    """Whether a log holds what a job of ours that failed says last."""
+    return _FAULT.search(log) is not None
 
 
 def note_lines(found: Sequence[Spoken]) -> list[str]:

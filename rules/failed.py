@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.notes import note_lines, spoken
+from core.notes import note_lines, spoken, tells_of_a_fault
 
 LINES = 30  # of each log: a traceback's end or all of a `UserError`
+PATIENCE = 3.0  # seconds for all logs: what was killed says nothing
 _MENTION = re.compile(r"^\s*log: (.+) \(check log file\(s\) for error details\)$", re.MULTILINE)
 # With `--quiet rules` Snakemake leaves the mention out and quotes the command alone.
 _COMMAND = re.compile(
@@ -35,11 +37,21 @@ def show_failures(snakemake_logs: Sequence[str], work: str | Path, since: float)
     """
     found = [path for log in snakemake_logs if Path(log).is_file() for path in failed_logs(Path(log))]
     found = found or [one.log for one in spoken(work, since) if one.failed]
+    deadline = time.monotonic() + PATIENCE
     for path in dict.fromkeys(found):
         if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = _last_words(path, deadline).splitlines()
             cut = "" if len(lines) <= LINES else f", the last {LINES} of {len(lines)} lines"
             print(f"\n{path}{cut}:", *(f"    {line}" for line in lines[-LINES:]), sep="\n", file=sys.stderr)
+
+
+def _last_words(path: Path, deadline: float) -> str:
+    """A log's text, once it tells of a fault: a job that was asked to end saves its state first, and then says so."""
+    while True:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if tells_of_a_fault(text) or time.monotonic() > deadline:
+            return text
+        time.sleep(0.1)
 
 
 def show_notes(work: str | Path, since: float) -> None:

@@ -8,6 +8,11 @@ from core import layout
 from rules.failed import LINES, show_failures, show_notes
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr("rules.failed.PATIENCE", 0.2)
+
+
 def log(work, job, text, age=0.0):
     path = layout.log(work, job)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -31,6 +36,19 @@ def test_the_end_of_each_failed_log_is_shown_once(tmp_path, capsys):
     assert shown.count("line 99\n") == 1 and f"line {99 - LINES}\n" not in shown
     assert f"{long}, the last {LINES} of 100 lines:\n" in shown
     assert f"{short}:\n    error: the disk is full\n" in shown and "all is well" not in shown
+
+
+def test_what_a_job_says_when_it_was_asked_to_end_is_waited_for(tmp_path, capsys, monkeypatch):
+    path = log(tmp_path, "train_model/r", "epoch 1\n")
+    (tmp_path / "snakemake.log").write_text(f"    log: {path} (check log file(s) for error details)\n")
+
+    def sleep(seconds):
+        with open(path, "a") as file:
+            file.write("error: run r: ended on request; its state is saved\n")
+
+    monkeypatch.setattr("rules.failed.time.sleep", sleep)
+    show_failures([str(tmp_path / "snakemake.log")], tmp_path, 0)
+    assert capsys.readouterr().err.endswith("    epoch 1\n    error: run r: ended on request; its state is saved\n")
 
 
 @pytest.mark.parametrize("how", ["returned non-zero exit status 1", "died with <Signals.SIGKILL: 9>"])
