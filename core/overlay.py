@@ -97,6 +97,11 @@ def answered(explanation: Explanation, number: int, count: int = 3) -> list[str]
     return list(dict.fromkeys(word for share, word in own if share > 0 and word[:1].isalnum()))[:count]
 
 
+def short(word: str, most: int = 30) -> str:
+    """A word as it is shown; what somebody typed may be of any length."""
+    return word if len(word) <= most else f"{word[:most]}..."
+
+
 def draw(explanation: Explanation, image: str, output: str | Path) -> None:
     """Write a PNG: the image with its heat map, the strongest regions framed, the words beneath, coloured by their shares.
 
@@ -113,7 +118,11 @@ def draw(explanation: Explanation, image: str, output: str | Path) -> None:
     try:
         picture = load_upright(image)
     except OSError as error:
-        raise UserError(f"{image}: the image cannot be read: {error}") from error
+        reason = error.strerror or "no image file"
+        raise UserError(
+            f"{image}: the image cannot be read ({reason}); where its path is relative, start in the folder of the workflow, or "
+            "leave the picture out"
+        ) from error
     factor = _PICTURE / max(picture.size)
     picture = picture.resize([max(1, round(s * factor)) for s in picture.size], Image.Resampling.LANCZOS)
     painted = layer(heat(explanation)).resize(picture.size, Image.Resampling.BICUBIC)
@@ -138,7 +147,7 @@ def _with_words(picture: Image.Image, explanation: Explanation, font: object) ->
 
     shares = explanation.shares.sum(0)
     strongest = float(np.abs(shares).max()) or 1.0
-    words = [f"{word} {share:+.3f}" for word, share in zip(explanation.words, shares, strict=True)]
+    words = [f"{short(word)} {share:+.3f}" for word, share in zip(explanation.words, shares, strict=True)]
     words = [f"similarity {explanation.score:.4f} =", *words]
     lines, x, y = [], 10, 8
     measure = ImageDraw.Draw(picture)

@@ -163,21 +163,18 @@ def _spelt(tokenizer: Tokenizer, sentence: str, length: int) -> tuple[list[str],
 
 def remarks(tokenizer: Tokenizer, sentence: str) -> list[str]:
     """What of a sentence a text encoder makes nothing of: words that it does not know, and an end that it does not read."""
+    from core.overlay import short
     from model.vocabulary import UNKNOWN
     from model.words import UNKNOWN as UNKNOWN_WORD
 
     pieces, names = tokenizer.split([sentence]), tokenizer.words(sentence)
     unknown = {number for number, piece in enumerate(tokenizer.vocabulary) if piece in (UNKNOWN, UNKNOWN_WORD)}
     tokens = zip(pieces.ids.tolist(), pieces.words.tolist(), strict=True)
-    lost = list(dict.fromkeys(_short(names[word]) for number, word in tokens if number in unknown))
+    lost = list(dict.fromkeys(short(names[word]) for number, word in tokens if number in unknown))
     told = [f"does not know {', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}"] if lost else []
     if tokenizer.encode([sentence])[1][0] >= tokenizer.max_tokens:
         told.append(f"reads {tokenizer.max_tokens} tokens at most, the sentence's end may be left out")
     return told
-
-
-def _short(word: str, most: int = 30) -> str:
-    return word if len(word) <= most else f"{word[:most]}..."
 
 
 def cells(rows: int, columns: int) -> np.ndarray:
@@ -255,7 +252,9 @@ def explain_image(
         raise UserError(
             f"--image-id: {image_id!r} is not in {images}; {did_you_mean(image_id, ids, 'its column image_id lists them')}"
         )
-    image_id = ids[row]
+    image_id, path = ids[row], others[0][row]
+    if overlay is not None and not path:
+        raise UserError(f"--overlay: the index has no file of {image_id}, only its features; leave it out")
 
     from core.devices import full_float32, open_device
 
@@ -294,7 +293,7 @@ def explain_image(
     if overlay is not None:
         from core.overlay import draw
 
-        draw(found, table["path"][row].as_py(), overlay)
+        draw(found, path, overlay)
     for remark in remarks(tokenizer, sentence):
         print(f"note: {name} {remark}")
     print(f"{output}: similarity {found.score:.4f} of {image_id} and {sentence!r}, by {len(found.kinds)} parts")

@@ -154,6 +154,20 @@ def test_the_command_writes_json_picture_and_attention(trained, tmp_path, monkey
     assert attention.shape == (regions, 64, 64) and np.allclose(attention.sum((1, 2)), 1, atol=1e-4)
 
 
+def test_a_picture_needs_its_image_and_holds_words_of_any_length(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = trained | {"--overlay": tmp_path / "why.png", "--sentence": "a " + "x" * 500}
+    with pytest.raises(
+        UserError, match=r"\.jpg: the image cannot be read \(No such file or directory\); .*leave the picture out"
+    ):
+        main(words_of(given))
+    Image.new("RGB", (64, 64), "grey").save(f"{trained['--image-id']}.jpg")
+    main(words_of(given))
+    with Image.open(tmp_path / "why.png") as picture:
+        words = np.asarray(picture.convert("RGB"))[640:]
+    assert (words[:, -8:] == 255).all(), "nothing is cut at the edge"
+
+
 def test_an_image_is_known_by_its_file_s_name_and_unknown_words_are_noted(trained, capsys):
     main(words_of(trained | {"--image-id": f"{trained['--image-id']}.jpg", "--sentence": "a ☃ bus"}))
     assert json.loads(trained["--output"].read_text())["image_id"] == trained["--image-id"]
