@@ -5,6 +5,7 @@ Jobs write their progress to their logs, on whatever machine they run; this read
 
 from __future__ import annotations
 
+import datetime
 import re
 import shutil
 import sys
@@ -23,6 +24,9 @@ _BAR = re.compile(
     r"^(?:(?P<desc>.+): )? *\d+%\|[^|]*\| (?P<done>\d+)/(?P<total>\d+) \[[^<\]]*<(?P<left>[^,\]]+), *(?P<rate>[^,\]]+)"
 )
 
+_EPOCH = re.compile(r"epoch (?P<epoch>\d+)/(?P<last>\d+)$")
+_RATE = re.compile(r" *(?P<number>\d+\.\d+)(?:(?P<seconds>s/\w+)|\w+/s)")  # slower than one a second it is turned
+
 
 @dataclass(frozen=True)
 class Job:
@@ -39,7 +43,17 @@ class Job:
     def __str__(self) -> str:
         step = f" {self.step}" if self.step else ""
         silent = f", silent for {self.age:.0f} s" if self.age > 30 else ""
-        return f"{self.name}:{step} {self.done}/{self.total}, {self.rate}, {self.left} left{silent}"
+        return f"{self.name}:{step} {self.done}/{self.total}, {self.rate}, {self.left} left{self._in_all()}{silent}"
+
+    def _in_all(self) -> str:
+        """What is left of a training, of whose epochs the bar counts one; validations are not in it."""
+        epoch, rate = _EPOCH.search(self.step), _RATE.fullmatch(self.rate)
+        if not epoch or not rate or not float(rate["number"]):
+            return ""
+        number = float(rate["number"])
+        steps = self.total - self.done + (int(epoch["last"]) - int(epoch["epoch"])) * self.total
+        seconds = steps * number if rate["seconds"] else steps / number
+        return f" of this epoch, {datetime.timedelta(seconds=round(seconds))} of steps in all"
 
 
 def running_jobs(work: Path, *, silent: float, now: float | None = None) -> list[Job]:

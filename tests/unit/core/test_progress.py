@@ -8,7 +8,7 @@ import pytest
 
 from core import layout
 from core.console import UserError, progress
-from core.progress import main, running_jobs
+from core.progress import Job, main, running_jobs
 
 
 def log(work, job, text, age=0.0):
@@ -45,8 +45,22 @@ def test_only_jobs_at_work_are_told(tmp_path):
     os.makedirs(os.path.dirname(done))
     open(done, "w").close()
     assert [str(job) for job in running_jobs(tmp_path, silent=60)] == [
-        "train_model/runs: run: epoch 2/3 9/20, 1.00s/batch, 00:12 left"
+        "train_model/runs: run: epoch 2/3 9/20, 1.00s/batch, 00:12 left of this epoch, 0:00:31 of steps in all"
     ]
+
+
+@pytest.mark.parametrize(
+    ("step", "rate", "left"),
+    [
+        ("run: epoch 1/101", " 2.00batch/s", "00:05 left of this epoch, 0:16:45 of steps in all"),
+        ("run: epoch 3/3", "2.00batch/s", "00:05 left of this epoch, 0:00:05 of steps in all"),
+        ("run: epoch 1/101", "?batch/s", "00:05 left"),
+        ("run: epoch 1/101", "0.00batch/s", "00:05 left"),
+        ("embed", "2.00batch/s", "00:05 left"),
+    ],
+)
+def test_of_a_training_what_is_left_in_all_is_told(step, rate, left):
+    assert str(Job("train_model/r", step, 10, 20, rate, "00:05", 0.0)).endswith(left)
 
 
 def test_the_command(tmp_path, capsys):
@@ -56,7 +70,10 @@ def test_the_command(tmp_path, capsys):
         main(["--results", str(tmp_path), "--once", "--every", "0"])
     log(tmp_path, "train_model/runs", BAR, age=40)
     main(["--results", str(tmp_path), "--once"])
-    assert "9/20, 1.00s/batch, 00:12 left, silent for 40 s\n" in capsys.readouterr().out
+    assert (
+        "9/20, 1.00s/batch, 00:12 left of this epoch, 0:00:31 of steps in all, silent for 40 s\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_command_tells_what_jobs_note(tmp_path, capsys):
