@@ -19,6 +19,12 @@ from exchange.formats.checks import ALL_ZERO, WIDTHS, check_boxes
 from stores.features import PANOPTIC_ARRAYS, grid_arrays, region_arrays
 
 _ROWS_AT_ONCE = 32
+_LOOKED_INTO, _FEW = 1000, 20  # images; fewer than a few tell nothing
+
+
+def _places(class_order: str) -> np.ndarray:
+    """Of our category c, the place in files of this order."""
+    return np.argsort(UPSNET_TO_COCO) if class_order == "upsnet" else np.arange(NUM_CATEGORIES)
 
 
 class ScanReader(Reader):
@@ -70,8 +76,8 @@ class ScanReader(Reader):
             ]
             if wrong:
                 raise UserError(f"panoptic arrays in {folder} have other shapes:\n  " + "\n  ".join(wrong))
-            # Of our category c, the place in the files.
-            self._order = np.argsort(UPSNET_TO_COCO) if class_order == "upsnet" else np.arange(NUM_CATEGORIES)
+            self._order = _places(class_order)
+            self._doubt_order(class_order)
             self._lookup = np.full(256, VOID, np.uint8)
             self._lookup[self._order] = np.arange(NUM_CATEGORIES)
             self._encodings = {
@@ -98,6 +104,21 @@ class ScanReader(Reader):
         if shapes.get("boxes", (k, 4)) != (k, 4):
             raise UserError(f"boxes in {folder} have shape {shapes['boxes']} per image instead of {(k, 4)}")
         self.arrays = grid_arrays(k, dim) if feature == "grids" else region_arrays(k, dim, self._files)
+
+    def _doubt_order(self, class_order: str) -> None:
+        """Note where photographs seem to be of people, the commonest of COCO's classes, in the other order of classes alone."""
+        part = max(self._parts, key=lambda part: part.images)
+        onehots = open_array(self._path(part, "category_onehots"))[:: part.steps[self._files["category_onehots"]]]
+        if onehots.dtype.kind not in "fiub" or part.images < _FEW:
+            return
+        shares = np.asarray(onehots[:: max(1, part.images // _LOOKED_INTO)], np.float64).mean(axis=0)
+        other = {"upsnet": "coco", "coco": "upsnet"}[class_order]
+        here, there = (shares[_places(order)[0]] for order in (class_order, other))
+        if there >= 0.2 and there > 4 * here and there == shares.max():
+            self.notes.append(
+                f"in {self.folder} the commonest class is a person by class_order: {other}, and {here:.0%} of the images show one by "
+                f"class_order: {class_order}; is datasets.<name>.class_order right?"
+            )
 
     def _path(self, part: Any, array: str) -> Path:
         return array_path(self.folder, part.prefix, self._files[array])

@@ -12,6 +12,7 @@ from catalog.index import ImageRows, read_image_rows
 from core.console import UserError
 from exchange.__main__ import main
 from exchange.formats import READERS
+from exchange.importing import open_reader
 from stores import open_store
 from stores.seal import seal
 
@@ -284,3 +285,19 @@ def test_values_that_cannot_be_are_refused(tmp_path, name, values, message):
     options = {"folder": str(tmp_path), "splits": {"val": "dev"}, "features": ["regions", "panoptic"]}
     with pytest.raises(UserError, match=message):
         READERS["scan", feature](feature, ImageRows([str(i) for i in range(4)], "x"), **options).read(range(4))
+
+
+@pytest.mark.parametrize("written", ["upsnet", "coco"])
+def test_classes_that_look_like_those_of_the_other_order_are_noted(tmp_path, written):
+    """People are on half of COCO's photographs."""
+    folder = tmp_path / "precomp"
+    folder.mkdir()
+    write_split(folder, "test", 40)
+    onehots = (np.random.default_rng(0).random((40, 133)) < 0.02).astype(np.float32)
+    onehots[::2, 53 if written == "upsnet" else 0] = 1
+    np.save(folder / "test_cat_onehots.npy", onehots)
+    images = ImageRows([f"test{i}" for i in range(40)], "digest", ["x"] * 40, [(0, 0)] * 40)
+    options = {"format": "scan", "folder": str(folder), "splits": {"test": "test"}, "features": ["panoptic"]}
+    for order in ("upsnet", "coco"):
+        notes = open_reader("panoptic", options | {"class_order": order}, images).notes
+        assert [f"is a person by class_order: {written}, and" in note for note in notes] == [True] * (order != written)
