@@ -277,6 +277,7 @@ def serve(*, dataset: str, results: str, host: str, port: int, expose: bool, thr
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen()  # whoever reads the address may ask at once
     except OSError as error:
         flag = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise UserError(f"--host {host} --port {port}: {error.strerror or error}; choose another {flag}") from error

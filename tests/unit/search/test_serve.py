@@ -168,6 +168,18 @@ def test_its_own_address_is_answered(built, host):
     assert given == {host: 200, "[::2]": 400, "127.0.0.6": 400}
 
 
+def test_the_address_answers_once_it_is_printed(built, monkeypatch, capsys):
+    import uvicorn
+
+    def run(self, sockets):
+        host, port = re.match(r"http://(.*):(\d+)/", capsys.readouterr().out).groups()
+        socket.create_connection((host, int(port)), timeout=5).close()
+        sockets[0].close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    main(["serve", "--dataset", "mine", "--results", str(built.results), "--port", "0"])
+
+
 def test_an_address_that_is_not_there_is_named(built, monkeypatch):
     given = ["serve", "--dataset", "mine", "--results", str(built.results), "--port", "0", "--expose", "--host"]
     with pytest.raises(UserError, match="--host 192.0.2.1 --port 0: .*; choose another --host"):
