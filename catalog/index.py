@@ -91,7 +91,7 @@ def read_parquet(path: Path, columns: Sequence[str], fix: str) -> pa.Table:
         with pq.ParquetFile(path) as file:
             table = file.read()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is damaged, or no Parquet file; {fix}") from error
+        raise UserError(f"{path} is damaged, or no Parquet file; remove it and {fix}") from error
     if missing := [name for name in columns if name not in table.column_names]:
         raise UserError(f"{path} is another table: it has no column {missing[0]}; {fix}")
     return table

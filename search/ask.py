@@ -27,7 +27,7 @@ from search.build import (
     thumbnails_of,
 )
 from search.copies import fetched, resolved, run_folder
-from search.vectors import Scorer, Vectors, inner_products, nearest, pair_similarities, read_vectors
+from search.vectors import AGAIN, Scorer, Vectors, inner_products, nearest, pair_similarities, read_vectors
 from stores.class_names import class_names
 from stores.places import Location, Place, place_of
 
@@ -70,15 +70,14 @@ class Search:
         self.warning: str = about.get("warning", "")
         columns = {layout.IMAGES: ("image_id", "thumbnail"), layout.CAPTIONS: ("text", "image")}
         self.images, self.captions = (
-            read_parquet(self.folder / name, own, "run the target `search` again").to_pylist()
-            for name, own in columns.items()
+            read_parquet(self.folder / name, own, AGAIN).to_pylist() for name, own in columns.items()
         )
         self._images = {run: read_vectors(self.folder / images_file(run)) for run in self.runs}
         self._captions = {run: read_vectors(self.folder / captions_file(run)) for run in self.runs}
         for tables, rows, what in ((self._images, self.images, "images"), (self._captions, self.captions, "captions")):
             if bad := [run for run, table in tables.items() if len(table) != len(rows)]:
                 raise UserError(
-                    f"{self.folder}: run {bad[0]} has {len(tables[bad[0]])} {what} for {len(rows)}; run the target `search` again"
+                    f"{self.folder}: run {bad[0]} has {len(tables[bad[0]])} {what} for {len(rows)}; {AGAIN}"
                 )
         self._of_image: dict[int, list[int]] = {}
         for row, caption in enumerate(self.captions):
@@ -285,14 +284,13 @@ def open_search(results: Location, name: str) -> Search:
 
 
 def _about(place: Place) -> dict[str, Any]:
-    again = "run the target `search` again"
     try:
         about = json.loads(place.read(SEARCH))
         version = about["search_version"]
         if version == SEARCH_VERSION and not (about["dataset"] and about["runs"]):
             raise ValueError("it names no runs")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place}/{SEARCH} is no search ({error}); {again}") from error
+        raise UserError(f"{place}/{SEARCH} is no search ({error}); {AGAIN}") from error
     if version != SEARCH_VERSION:
-        raise UserError(f"{place}/{SEARCH} has version {version!r}, this program reads {SEARCH_VERSION}; {again}")
+        raise UserError(f"{place}/{SEARCH} has version {version!r}, this program reads {SEARCH_VERSION}; {AGAIN}")
     return about

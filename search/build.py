@@ -37,7 +37,7 @@ from stores.places import Location, Place, place_of
 if TYPE_CHECKING:
     from model.data import Features
 
-SEARCH_VERSION = 1
+SEARCH_VERSION = 2
 SEARCH, THUMBNAIL_SIDE = "search.json", 384
 _ROWS_AT_ONCE = 512
 

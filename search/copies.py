@@ -15,6 +15,7 @@ from core import layout
 from core.console import UserError
 from core.files import digest_file, location
 from core.layout import CONFIG, VOCABULARY, WEIGHTS
+from search.vectors import AGAIN
 from stores.places import Bucket, Location, Place, place_of
 
 
@@ -60,7 +61,7 @@ def fetched(place: Place, digests: Mapping[str, str]) -> Path:
             place.fetch(name, target)
             if digest_file(target) == digest:
                 continue
-        raise UserError(f"{place}/{name} is missing or has changed since; run the target `search` again")
+        raise UserError(f"{place}/{name} is missing or has changed since; {AGAIN}")
     return folder
 
 

@@ -20,6 +20,8 @@ from core.console import UserError
 from core.files import atomic_path
 
 VECTORS_VERSION = "1"
+#: Only search.json is known to the workflow: where it is there, other files that are not whole make no job.
+AGAIN = "make it again: snakemake --cores N search --forcerun build_search"
 KEY_BYTES = 32  # of a sha256
 _TYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "U8": np.uint8}
 _BLOCK_BYTES = 64 << 20
@@ -93,7 +95,6 @@ def read_vectors(path: str | os.PathLike[str]) -> Vectors:
     Raises:
         UserError: it is missing, damaged or of another version.
     """
-    again = "run the target `search` again"
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -103,7 +104,7 @@ def read_vectors(path: str | os.PathLike[str]) -> Vectors:
         about = header.pop("__metadata__")
         if about["vectors_version"] != VECTORS_VERSION:
             raise UserError(
-                f"{path} has version {about['vectors_version']}, this program reads {VECTORS_VERSION}; {again}"
+                f"{path} has version {about['vectors_version']}, this program reads {VECTORS_VERSION}; {AGAIN}"
             )
         sets = {"embeddings": "F16", "keys": "U8", "lengths": "I32"}
         expected = sets if "lengths" in header else {"embeddings": "F32", "keys": "U8"}
@@ -120,9 +121,9 @@ def read_vectors(path: str | os.PathLike[str]) -> Vectors:
         if not fit or vectors.starts[-1] != len(vectors.embeddings):
             raise ValueError("its arrays do not fit together")
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; {again}") from error
+        raise UserError(f"{path} does not exist; {AGAIN}") from error
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); {again}") from error
+        raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
     return vectors
 
 

@@ -98,7 +98,9 @@ def test_what_is_no_table_of_the_index_is_told(files, tmp_path):
         read_images(captions)
     images.write_bytes(images.read_bytes()[:100])
     for read in (read_images, read_index):
-        with pytest.raises(UserError, match="images.parquet is damaged, or no Parquet file; make it with the target"):
+        with pytest.raises(
+            UserError, match="images.parquet is damaged, or no Parquet file; remove it and make it with the target"
+        ):
             read(images)
 
 

@@ -151,7 +151,7 @@ def test_a_search_in_a_bucket_is_that_of_a_folder(searchable, make_bucket, tmp_p
     assert open_search(results, "mine").find("a dog") == here.find("a dog")
     place.write("search/mine/first.images.safetensors", b"other")
     copy.unlink()
-    with pytest.raises(UserError, match="first.images.safetensors is missing or has changed since; run the target"):
+    with pytest.raises(UserError, match="first.images.safetensors is missing or has changed since; make it again"):
         open_search(results, "mine")
 
 
@@ -269,10 +269,10 @@ def test_files_that_are_damaged_or_gone_are_told(searchable, name):
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"\xff" * 40 + content[40:]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{name} .*run the target `search` again"):
+        with pytest.raises(UserError, match=f"{name} .*make it again: snakemake .*--forcerun build_search"):
             Search(searchable.output)
     path.unlink()
-    with pytest.raises(UserError, match=f"{name} .*run the target `search` again"):
+    with pytest.raises(UserError, match=f"{name} .*make it again: snakemake .*--forcerun build_search"):
         Search(searchable.output)
 
 

@@ -85,7 +85,7 @@ def test_damage_is_told(tmp_path, damage):
     path = tmp_path / "v.safetensors"
     update(path, "abcd", "print", given(np.ones((4, 2))))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match="damaged.*run the target `search` again"):
+    with pytest.raises(UserError, match="damaged.*make it again: snakemake .*--forcerun build_search"):
         read_vectors(path)
     # And does not stop who makes it again.
     update(path, "a", "print", Embedder("a"))
