@@ -23,7 +23,8 @@ def marks(name: str, files: Sequence[tuple[str, str, os.stat_result]]) -> list[s
     """A mark for each file, which is another when the file's content is.
 
     A file is told by its size and samples of its bytes, wherever it lies: a copy has the same mark. One that was there before
-    and has another time with the same samples may differ between them. It is read whole, and its digest is its mark from then on.
+    and has another time with the same samples may differ between them. It is read whole, and its digest is its mark from then on;
+    but where all of several files have other times, they were copied or touched, and samples tell what else happened.
 
     Args:
         name: of them all; what is known of them is kept under it, where Snakemake keeps its notes. files: key, path and status of each.
@@ -32,10 +33,11 @@ def marks(name: str, files: Sequence[tuple[str, str, os.stat_result]]) -> list[s
     known = _read(notes)
     facts = {key: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for key, _, s in files}
     new = [file for file in files if known.get(file[0], ())[:4] != facts[file[0]]]
+    copied = len(files) > 1 and all(known.get(key, facts[key])[1] != facts[key][1] for key in facts)
     parts = [new[start : start + _AT_ONCE] for start in range(0, len(new), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
         found = {key: known[key] for key in facts if key in known}
-        for part in pool.map(lambda part: [(file[0], _mark(file, known)) for file in part], parts):
+        for part in pool.map(lambda part: [(file[0], _mark(file, known, copied)) for file in part], parts):
             found |= {key: facts[key] + mark for key, mark in part}
     if found != known and os.path.isdir(os.path.dirname(REMEMBERED)):
         with contextlib.suppress(OSError), atomic_path(notes) as temporary:
@@ -43,8 +45,8 @@ def marks(name: str, files: Sequence[tuple[str, str, os.stat_result]]) -> list[s
     return [found[key][5] for key, _, _ in files]
 
 
-def _mark(file: tuple[str, str, os.stat_result], known: Known) -> list[str]:
-    """A file's sample and mark."""
+def _mark(file: tuple[str, str, os.stat_result], known: Known, copied: bool) -> list[str]:
+    """A file's sample and mark. copied: another time means nothing."""
     key, path, status = file
     try:
         found = sample(path, status.st_size)
@@ -52,7 +54,7 @@ def _mark(file: tuple[str, str, os.stat_result], known: Known) -> list[str]:
         if found != former:
             return [found, found]
         # Of the same time it is the same: only its permissions, links or place on the disk are others.
-        return [found, mark if time == status.st_mtime_ns else digest_file(path)]
+        return [found, mark if copied or time == status.st_mtime_ns else digest_file(path)]
     except OSError:
         return ["none", "none"]
 

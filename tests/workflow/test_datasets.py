@@ -253,7 +253,7 @@ def test_imported_regions_beside_extracted_panoptics(make_workflow, photos):
     random = np.random.default_rng(0)
     for name in ("one", "two"):
         photos(workflow.folder / "photos" / f"{name}.jpg")
-        x, bbox = random.standard_normal((7, 32), np.float32), random.random((7, 4), np.float32)
+        x, bbox = random.standard_normal((7, 32), np.float32), random.random((7, 4), np.float32) * 30 + [0, 0, 40, 40]
         np.savez(workflow.folder / "bua" / f"{name}.npz", x=x, bbox=bbox, num_bbox=7, image_h=72, image_w=96)
     photos(workflow.folder / "photos" / "three.jpg")
     result = workflow.run("results/mine/features/regions.zarr/zarr.json")

@@ -153,6 +153,29 @@ def test_a_large_folder_is_told_by_samples_wherever_it_lies_and_by_all_bytes_whe
     assert folder_state("npz", images_only=False) not in states
 
 
+def test_a_large_folder_whose_times_all_moved_was_copied(tmp_path, monkeypatch):
+    """Reading tens of gigabytes for it would take minutes."""
+    monkeypatch.setattr("catalog.files._READ_WHOLE", 1)
+    (tmp_path / ".snakemake").mkdir()
+    (tmp_path / "npz").mkdir()
+    files = [tmp_path / "npz" / name for name in ("a.npz", "b.npz", "c.npz")]
+    for file in files:
+        write(file, os.urandom(1 << 15), 5)
+    before = contents(["npz"])
+    with monkeypatch.context() as patch:
+        patch.setattr("core.samples.digest_file", None)
+        for time in (6, 7):
+            for file in files:
+                os.utime(file, (time, time))
+            new_process()
+            assert contents(["npz"]) == before
+    for file in files:
+        os.utime(file, (8, 8))
+    write(files[0], os.urandom(1 << 15), 8)
+    new_process()
+    assert contents(["npz"]) != before  # one of them was replaced as well
+
+
 def test_damaged_notes_are_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr("catalog.files._READ_WHOLE", 1)
     (tmp_path / ".snakemake").mkdir()
