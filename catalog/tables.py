@@ -293,9 +293,15 @@ def _parquet(path: Path) -> Table:
         raise UserError(f"{path} is not a Parquet file ({error}); export it again") from error
     content = content.select([c for c in content.column_names if c in COLUMNS] or content.column_names)
     for at, kept in enumerate(content.schema):
-        if pa.types.is_binary(kept.type) or pa.types.is_large_binary(kept.type):  # text, of writers that do not say so
+        if kept.name == "image" and pa.types.is_nested(
+            kept.type
+        ):  # as of Hugging Face's datasets, with the bytes inside
+            raise UserError(
+                f"{path}: the column 'image' holds {kept.type}, no names; write images as files and their names as text"
+            )
+        if "binary" in str(kept.type) and not pa.types.is_nested(kept.type):  # text, of writers that do not say so
             try:
-                content = content.set_column(at, kept.name, content.column(at).cast(pa.string()))
+                content = content.set_column(at, kept.name, content.column(at).cast(pa.binary()).cast(pa.string()))
             except pa.ArrowInvalid as error:
                 raise UserError(
                     f"{path}: the column {kept.name!r} holds bytes that are no UTF-8; write text"

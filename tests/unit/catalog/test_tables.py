@@ -96,6 +96,12 @@ def test_what_a_line_of_json_lines_is_not(tmp_path):
 def test_text_that_a_parquet_file_calls_bytes(tmp_path):
     pq.write_table(pa.table({"image": [b"a"], "caption": ["é".encode()]}), tmp_path / "c.parquet")
     assert pairs(read_table(tmp_path / "c.parquet")) == [("a", "é")]
+    for kind in (pa.large_binary(), pa.binary(1), pa.binary_view()):
+        pq.write_table(pa.table({"image": pa.array([b"a"], kind), "caption": ["é"]}), tmp_path / "c.parquet")
+        assert pairs(read_table(tmp_path / "c.parquet")) == [("a", "é")]
+    pq.write_table(pa.table({"image": [{"path": "a.jpg", "bytes": b"x"}], "caption": ["é"]}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="the column 'image' holds struct<.*>, no names; write images as files"):
+        read_table(tmp_path / "c.parquet")
     pq.write_table(pa.table({"image": [b"a"], "caption": [b"\xe9"]}), tmp_path / "c.parquet")
     with pytest.raises(UserError, match="the column 'caption' holds bytes that are no UTF-8"):
         read_table(tmp_path / "c.parquet")
