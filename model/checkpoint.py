@@ -89,10 +89,8 @@ def import_checkpoint(
         source |= {"class_order": class_order, "seg_map_encoding": seg_map_encoding}
     else:
         network = load_scan(path) if found == "scan" else load_vse_infinity(path, heads=heads)
-    if network.text.config().get("kind") == "none":
-        raise UserError(
-            f"{path} holds no text encoder, so nothing can be found with it; get the checkpoint of both encoders"
-        )
+    if network.text.config().get("kind") == "none" and (by_workflow or vocabulary is not None):
+        raise UserError(f"{path} holds no text encoder, which could read captions; get the checkpoint of both encoders")
     tokenizer = _tokenizer_of(network, Path(path), vocabulary, found, max_tokens)
     if tokenizer is None:
         message = f"no vocabulary of {_vocabulary_size(network)} {_unit(network)} found"

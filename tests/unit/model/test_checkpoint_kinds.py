@@ -236,7 +236,7 @@ def test_odd_options_and_a_missing_encoder_are_told(tmp_path):
         with pytest.raises(UserError, match=f"lambda_lse: {told}"):
             load_scan(path)
     with pytest.raises(UserError, match="holds no text encoder"):
-        import_checkpoint(write(tmp_path / "scan.pth", scan, {}, **SCORE), tmp_path / "run")
+        import_checkpoint(write(tmp_path / "scan.pth", scan, {}, **SCORE), tmp_path / "run", by_workflow=True)
 
 
 def test_nothing_in_a_file_is_run(tmp_path, capsys):
