@@ -162,7 +162,8 @@ def wrong_family(path: str | Path, wanted: str, found: str | None) -> UserError:
             "authors of 3SHNet, VSE-infinity and SCAN"
         )
     return UserError(
-        f"{path} is a checkpoint of kind {found}, not {wanted}; load it with {loaders[found]}, or name its kind"
+        f"{path} is a checkpoint of kind {found}, not {wanted}; write that kind (model: {{kind: {found}}}, --kind {found}; in Python "
+        f"{loaders[found]})"
     )
 
 
