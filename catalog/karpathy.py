@@ -64,6 +64,8 @@ def read_karpathy(
             filename, split = str(entry["filename"]), str(entry["split"])
             sentences = [(str(s["sentid"]), s["raw"], s.get("imgid")) for s in entry["sentences"]]
             imgid = entry.get("imgid")
+            if half := next((sentid for sentid, *_ in sentences if _SURROGATE.search(sentid)), None):
+                raise TypeError(f"its sentid {half!r} is half a character")
         except (KeyError, TypeError) as error:
             malformed.append(f"entry {number} ({type(error).__name__}: {error})")
             continue

@@ -66,6 +66,16 @@ def test_going_on_without_what_is_missing(coco):
     assert left.image_ids == ["1000"] and len(left.notes) == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"filename": 1.10}, "its filename is a number; write text"), ({"sentences": [{"sentid": "\ud800", "raw": "x"}]}, "half a character")],
+)  # fmt: skip
+def test_entries_that_no_file_can_hold_or_name(coco, change, message):
+    write, images = coco
+    with pytest.raises(UserError, match=f"1 entries without filename.*{message}"):
+        read_karpathy(write([entry(0), entry(1, **change)]), str(images))
+
+
 def test_captions_beyond_five_are_told(coco):
     write, images = coco
     found = read_karpathy(write([entry(0, captions=7), entry(1), entry(2, captions=6)]), str(images))
