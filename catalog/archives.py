@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from catalog.files import SUFFIXES, is_image, left_out
 from catalog.index import listing
 from core.console import UserError, progress
+from core.encodings import python_name, readings
 from core.kinds import other_kind
 
 # Photographs hardly get smaller in a zip; a thousandfold is an attack. What is small anyway may be anything.
@@ -22,6 +25,15 @@ _MAX_NAME_BYTES = 255
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _DEFLATE64 = 9
 _MAX_PATH_BYTES = 1024
+_OF_PCS = (
+    "cp850",
+    "cp1252",
+    "latin1",
+    "cp1250",
+    "cp1254",
+    "iso-8859-2",
+    "macintosh",
+)  # names of which cp437 makes as much
 
 
 def is_hidden(member: str) -> bool:
@@ -50,14 +62,38 @@ def _complaint(member: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def _named(member: zipfile.ZipInfo) -> str:
-    """A member's name. Many programs write UTF-8 without saying so, which is then taken for the letters of old PCs."""
+def _named(member: zipfile.ZipInfo, encoding: str | None) -> str:
+    """A member's name. Many programs write UTF-8, or what their country uses, without saying so, which is then taken for the letters
+    of old PCs. encoding: of names that are neither."""
     if member.flag_bits & 0x800 or member.filename.isascii():
         return member.filename
+    for tried in ("utf-8", encoding or "utf-8"):
+        with contextlib.suppress(UnicodeError):
+            return member.filename.encode("cp437").decode(tried)
+    return member.filename
+
+
+def _encoding_of_names(members: Sequence[zipfile.ZipInfo]) -> tuple[str | None, str]:
+    """What names that say no encoding are in, as far as they tell (None: the letters of old PCs, or none of them), and a note of it."""
+    own = [member.filename for member in members if not member.flag_bits & 0x800 and not member.filename.isascii()]
+    with contextlib.suppress(UnicodeError):
+        raw = [name.encode("cp437") for name in own]
+        names = b"\n".join(name for name in raw if not _is_utf8(name))
+        at = next((k for k, byte in enumerate(names) if byte > 0x7F), None)
+        likely = readings(names, at) if at is not None else []
+        if likely and likely[0][0] not in _OF_PCS:
+            (encoding, shown), *others = likely
+            also = "".join(f"; in {name} it would be {text!r}" for name, text in others[:3])
+            return python_name(encoding), f"names say no encoding and are taken for {encoding}, such as {shown!r}{also}"
+    return None, ""
+
+
+def _is_utf8(name: bytes) -> bool:
     try:
-        return member.filename.encode("cp437").decode("utf-8")
-    except UnicodeError:
-        return member.filename
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _unreadable(member: zipfile.ZipInfo) -> str | None:
@@ -84,14 +120,15 @@ def listed_images(archive: Path) -> int:
         return len(_harmless_images(archive, opened)[0])
 
 
-def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfile.ZipInfo], list[str], int]:
-    """An archive's images, the names of other files, and how many bytes the images are. UserError: it is refused."""
+def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfile.ZipInfo], list[str], int, str]:
+    """An archive's images, the names of other files, how many bytes the images are, and a note. UserError: it is refused."""
     problems: dict[str, list[str]] = {}
     images: list[zipfile.ZipInfo] = []
     seen: dict[str, str] = {}
     others: list[str] = []
+    encoding, note = _encoding_of_names(opened.infolist())
     for member in opened.infolist():
-        member.filename = _named(member).replace("\\", "/")
+        member.filename = _named(member, encoding).replace("\\", "/")
         if complaint := _complaint(member):
             problems.setdefault(complaint, []).append(member.orig_filename[:80])
             continue
@@ -121,7 +158,7 @@ def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfi
         raise UserError(f"{archive} is refused, nothing was unpacked:\n{lines}")
     if not images:
         raise UserError(f"no images in {archive}; looked for {', '.join(SUFFIXES)}" + left_out(others, "; "))
-    return images, others, unpacked
+    return images, others, unpacked, note
 
 
 def unpack_images(archive: Path, output: Path) -> int:
@@ -138,7 +175,7 @@ def unpack_images(archive: Path, output: Path) -> int:
             contents out of proportion, damaged members, no images; or no space.
     """
     with _opened(archive) as opened:
-        images, others, unpacked = _harmless_images(archive, opened)
+        images, others, unpacked, note = _harmless_images(archive, opened)
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_name(f".{output.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -161,4 +198,6 @@ def unpack_images(archive: Path, output: Path) -> int:
     temporary.rename(output)
     if others:
         print(f"note: {left_out(others)}", flush=True)
+    if note:
+        print(f"note: {archive}: {note}", flush=True)
     return len(images)

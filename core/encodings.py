@@ -67,6 +67,11 @@ def readings(data: bytes, at: int) -> list[tuple[str, str]]:
     return list(found.items())
 
 
+def python_name(encoding: str) -> str:
+    """What Python calls an encoding of `readings`."""
+    return _KNOWN.get(encoding) or encoding
+
+
 def _judged(text: str, encoding: str) -> float:
     """How much the characters beyond ASCII look like those of words, 0 to 1."""
     found = [_word_like(text, at, encoding) for at, character in enumerate(text) if character > "\x7f"]

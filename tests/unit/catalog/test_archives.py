@@ -201,3 +201,25 @@ def test_backslashes_of_older_programs_are_folders(tmp_path):
             file.writestr(name, b"x")
     assert unpack_images(tmp_path / "photos.zip", tmp_path / "out") == 2
     assert (tmp_path / "out/a/b.png").is_file() and (tmp_path / "out/a/c/d.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "names", "noted"),
+    [
+        ("gb18030", ["一只狗在跑", "海滩"], "taken for gb18030"), ("shift_jis", ["犬がビーチ", "走る人"], "taken for cp932"),
+        ("cp866", ["собака", "пляж"], "taken for cp866"), ("cp437", ["café", "über"], ""), ("utf-8", ["犬", "é"], ""),
+    ],
+)  # fmt: skip
+def test_names_in_what_a_country_uses(tmp_path, capsys, encoding, names, noted):
+    """Windows' own zip folders say no encoding."""
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for k in range(len(names)):
+            file.writestr(f"{k}" * 20 + ".jpg", b"x")
+    content = (tmp_path / "photos.zip").read_bytes()
+    for k, name in enumerate(names):
+        content = content.replace(f"{k}".encode() * 20, name.encode(encoding).ljust(20, b"_"))
+    (tmp_path / "photos.zip").write_bytes(content)
+    unpack_images(tmp_path / "photos.zip", tmp_path / "out")
+    assert sorted(path.stem.strip("_") for path in (tmp_path / "out").iterdir()) == sorted(names)
+    printed = capsys.readouterr().out
+    assert (noted in printed) if noted else "encoding" not in printed
