@@ -6,10 +6,11 @@ import contextlib
 import os
 import shutil
 import stat
+import tempfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from catalog.files import SUFFIXES, is_image, left_out
@@ -114,10 +115,23 @@ def _opened(archive: Path) -> zipfile.ZipFile:
         raise UserError(f"{archive} is {what}") from error
 
 
-def listed_images(archive: Path) -> int:
-    """How many images an archive's directory lists. UserError: what `unpack_images` would refuse before it writes anything."""
+@contextlib.contextmanager
+def as_if_unpacked(archive: Path) -> Iterator[Path]:
+    """A folder with an empty file for each image of an archive, for who reads names alone.
+
+    UserError: what `unpack_images` would refuse before it writes anything. What is said of the folder inside is said of the archive.
+    """
     with _opened(archive) as opened:
-        return len(_harmless_images(archive, opened)[0])
+        images = _harmless_images(archive, opened)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        for member in images:
+            path = Path(folder, *PurePosixPath(member.filename).parts)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        try:
+            yield Path(folder)
+        except UserError as error:
+            raise UserError(str(error).replace(folder, str(archive))) from error
 
 
 def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfile.ZipInfo], list[str], int, str]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from catalog.settings import DatasetSection
 from core import layout
@@ -24,6 +25,9 @@ from model.settings import Run
 from reporting.words import duration
 from rules.checkpoints import cells_for
 from settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from catalog.annotations import Annotations
 
 #: Rules whose jobs may take hours; each keeps a benchmark.
 LONG = {"extract_shard", "import_shard", "train_model", "encode_testset", "score_pairs", "build_search"}
@@ -95,19 +99,15 @@ class Check:
             found = Counter({split: part.images for split, part in parts.items()})
             images = ImageRows([str(i) for i in range(sum(found.values()))], "")
             captions = None
-        elif dataset.archive:
-            from catalog.archives import listed_images
-
-            print(f"datasets.{name}: {listed_images(Path(dataset.archive))} images in {dataset.archive}", flush=True)
-            return Counter()
         else:
-            read = dataset.read(None, os.cpu_count() or 1)
+            read = self._read(dataset)
             read.keep_first(dataset.caption_limit)
             found, captions = Counter(read.splits), len(read.texts)
             images = ImageRows(read.image_ids, "", read.paths, [(0, 0)] * len(read.image_ids))
             for note in read.notes:
                 print(f"datasets.{name}: {note}")
-            self._decode(name, read.paths)
+            if not dataset.archive:
+                self._decode(name, read.paths)
         shown = ", ".join(f"{split} {count}" for split, count in sorted(found.items()))
         texts = f", {captions} captions" if captions else ""
         print(f"datasets.{name}: {sum(found.values())} images ({shown}){texts}", flush=True)
@@ -121,6 +121,15 @@ class Check:
             print(f"datasets.{name}: {feature} of files: {arrays}", flush=True)
         self._broken(name, dataset)
         return found
+
+    def _read(self, dataset: DatasetSection) -> Annotations:
+        from catalog.archives import as_if_unpacked
+
+        threads = os.cpu_count() or 1
+        if not dataset.archive:
+            return dataset.read(None, threads)
+        with as_if_unpacked(Path(dataset.archive)) as folder:
+            return dataset.read(folder, threads)
 
     def _decode(self, name: str, paths: Sequence[str]) -> None:
         from catalog.index import describe_images, listing

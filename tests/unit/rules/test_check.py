@@ -119,6 +119,19 @@ def test_an_archive_is_looked_into(config, tmp_path):
     assert "lead out of the archive" in line
 
 
+def test_captions_of_images_in_an_archive_are_looked_into(config, tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        for name in ("a", "b"):
+            file.write(tmp_path / "images" / f"{name}.png", f"sub/{name}.png")
+    config["datasets"]["mine"]["images"] = "images.zip"
+    assert faults(config) == []
+    printed = capsys.readouterr().out
+    assert "datasets.mine: 2 images (train 1, val 1), 3 captions" in printed and "regions of files" in printed
+    (tmp_path / "captions.csv").write_text("image,caption,split\na,one,train\na,another,train\nc,two,val\n")
+    (line,) = faults(config)
+    assert line.startswith("datasets.mine: dataset in images.zip with captions captions.csv:") and "'c'" in line
+
+
 def test_precomputed_files_are_compared_by_their_heads(tmp_path):
     np.save(tmp_path / "test_ims.npy", np.ones((2, 3, 8), "f4"))
     (tmp_path / "test_caps.txt").write_text("text\n" * 5)
