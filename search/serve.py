@@ -173,7 +173,7 @@ def make_app(search: Search, *, hosts: Sequence[str] = ("127.0.0.1", "localhost"
         return _encoded(picture, "PNG")
 
     def refused(_: Request, error: Exception) -> Response:
-        status = getattr(error, "status_code", 404)
+        status = getattr(error, "status_code", 409)  # of files that are no longer those that were searched
         told = error.detail if isinstance(error, HTTPException) else str(error)
         return HTMLResponse(pages.get_template("error.html").render(message=told), status_code=status)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from core.console import UserError
 from model.data import Features
@@ -15,6 +16,7 @@ from model.embed import embed_captions, embed_images
 from model.runs import load_run
 from search.__main__ import main
 from search.ask import Search, open_search
+from search.serve import make_app
 from search.vectors import read_vectors
 from stores import open_store
 from stores.places import place_of
@@ -290,6 +292,10 @@ def test_features_that_were_made_anew_explain_nothing(searchable, tmp_path):
         )
         with pytest.raises(UserError, match="made anew since its images were embedded; run the target `search`"):
             Search(searchable.output).explain("a dog", [3], run="first")
+    client = TestClient(make_app(Search(searchable.output)), base_url="http://localhost")
+    assert client.get("/?q=a+dog").status_code == 200
+    answer = client.get("/?q=a+dog&why=1")
+    assert answer.status_code == 409 and "made anew" in answer.text
 
 
 def test_where_nothing_was_built_yet(tmp_path):
