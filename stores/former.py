@@ -14,7 +14,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ _OF_THE_INDEX = ("plan", "index_digest", "fingerprint", "dropped", "failures")
 
 @dataclass(frozen=True)
 class Former:
-    """Rows that need not be extracted: `places` says which row of the index is which row of `store`."""
+    """Rows that need not be extracted: `places` says which row of the index is which row of `store`; `same`: it is the very one."""
 
     store: Store
     places: dict[int, int]
+    same: bool = False
 
     def fill(self, values: Mapping[str, np.ndarray], part: range) -> list[int]:
         """Put the rows of `part` that there are into `values` (arrays of len(part) rows); returns which. UserError: damage."""
@@ -48,6 +49,11 @@ class Former:
             for name, target in values.items():
                 target[targets] = self.store.rows(name, sources)
         return rows
+
+    def release(self, files: Iterable[str]) -> None:
+        """The very store has these files again: with both, a disk would have to hold all of it twice."""
+        for name in files if self.same else ():
+            Path(self.store.path, name).unlink(missing_ok=True)
 
 
 def identity(description: Mapping[str, Any]) -> str:
@@ -104,7 +110,7 @@ def claim_former(
         try:
             if candidate.path == Path(store):
                 candidate = (_linked if same else _set_aside)(candidate.path, fingerprint)
-            return Former(candidate, _places(candidate, image_ids, content_hashes, rows))
+            return Former(candidate, _places(candidate, image_ids, content_hashes, rows), same)
         except UserError:  # another job's seal removed it, or its list of hashes is damaged
             continue
     return None

@@ -174,7 +174,10 @@ class ShardJob:
 
     def _publish(self, index: int, values: Mapping[str, np.ndarray]) -> None:
         with self.timed("write"):
-            self._files |= write_zarr_shard(self.store, index, values, self.arrays, self.plan)
+            files = write_zarr_shard(self.store, index, values, self.arrays, self.plan)
+        self._files |= files
+        if self._former is not None:
+            self._former.release(files)
 
     def _finish_writing(self) -> None:
         if self._writing is not None:

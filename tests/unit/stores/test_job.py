@@ -161,3 +161,20 @@ def test_the_very_store_is_taken_over_where_nobody_wants_it_made_again(place, mo
     monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError))
     assert [receipt["taken_over"] for receipt in make(place, take_over=True, itself=True)] == [0, 0]
     assert not list(place.folder.glob(".*former*"))
+
+
+def test_killed_while_the_very_store_is_taken_over(place):
+    """What has gone from the former store is made again, never taken for zeros."""
+    make(place)
+    seal(store=place.store, receipts=place.receipts, images=index())
+    with pytest.raises(KeyboardInterrupt), job(place, 0, take_over=True, itself=True) as dying:
+        number, part = dying.parts[0]
+        dying.write(number, dying.former_rows(part)[0])
+        dying._finish_writing()
+        raise KeyboardInterrupt
+    receipts = make(place, take_over=True, itself=True)
+    assert receipts[0]["taken_over"] == len(job(place, 0).rows) - len(part) and receipts[1]["taken_over"] == len(
+        job(place, 1).rows
+    )
+    seal(store=place.store, receipts=place.receipts, images=index())
+    np.testing.assert_array_equal(open_store(place.store).rows("counts", range(10)), range(10))
