@@ -98,7 +98,12 @@ def run_file(results: Root, name: str, run: str = "{run}") -> str:
 
 def run_state(work: Root, run: str = "{run}") -> str:
     """The folder that an interrupted training goes on from: STATE, FINISHED and BEST are its files."""
-    return f"{work}/runs/{run}.state"
+    return state_of(run_folder(work, run))
+
+
+def state_of(folder: Root) -> str:
+    """`run_state` of a run's folder, which may lie in a bucket."""
+    return f"{work_of(str(folder))}.state"
 
 
 def embeddings(results: Root, run: str = "{run}", testset: str = "{testset}") -> str:

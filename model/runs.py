@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.console import UserError
 from core.files import atomic_path, write_json
-from core.layout import CONFIG, HISTORY, VOCABULARY, WEIGHTS
+from core.layout import CONFIG, HISTORY, STATE, VOCABULARY, WEIGHTS, state_of
 from stores.places import Location, place_of
 from stores.schema import WITHOUT_EFFECT
 
@@ -92,7 +92,7 @@ def load_run(run_dir: str | Path) -> tuple[RetrievalNetwork, dict[str, Any], Tok
 def imported_by_hand(run_dir: Location) -> bool:
     """Whether somebody put a run into this folder, which may lie in a bucket: then nothing may be written over it.
 
-    It was imported there, or has weights and no history: a training writes that first.
+    It was imported there, or has weights and neither a history, which a training writes first, nor a resume state beside it.
 
     Raises:
         UserError: a bucket that cannot be reached.
@@ -105,7 +105,9 @@ def imported_by_hand(run_dir: Location) -> bool:
         imported = by_workflow = False
     if imported or by_workflow:
         return not by_workflow
-    return place.size(WEIGHTS) is not None and place.size(HISTORY) is None
+    if place.size(WEIGHTS) is None or place.size(HISTORY) is not None:
+        return False
+    return not (Path(state_of(run_dir)) / STATE).exists()
 
 
 def read_config(run_dir: Location) -> dict[str, Any]:

@@ -443,6 +443,11 @@ def test_what_somebody_imported_is_made_by_no_job(kinds):
     (folder / "config.json").write_text(json.dumps({"format_version": 2, "kind": "vse_infinity", "training": {}}))
     (folder / "model.safetensors").touch()
     assert plan(kinds).kept_runs() == ["t2i", "vse"]
+    state = folder.with_name("vse.state")
+    state.mkdir()
+    (state / "state.pt").touch()
+    assert plan(kinds).kept_runs() == ["t2i"], "of a training of ours the history was lost"
+    (state / "state.pt").unlink()
     (folder / "history.csv").touch()
     assert plan(kinds).kept_runs() == ["t2i"]
 
