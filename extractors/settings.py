@@ -11,11 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from core.console import UserError
 from core.features import Compression, Feature
 from core.kinds import wrong_file
 from core.messages import did_you_mean
 from core.section import FilePath, GridKept, NameOrPath, OwnPath, Positive, RegionsKept, Section
 from published.registry import PREFIX
+from stores.class_names import names_in
 
 #: Architectures whose weights lie in a retrieval model's checkpoint: its head reads their cells alone.
 CHECKPOINT_CNNS = ("vse_grid_detector", "vse_grid_wsl")
@@ -96,7 +98,15 @@ class RegionNames(Section):
         for key in ("objects", "attributes"):
             path = getattr(self, key)
             if path is not None and not path.startswith(PREFIX):
-                yield from wrong_file(key, path)
+                wrong = list(wrong_file(key, path))
+                yield from wrong or _no_names(key, path)
+
+
+def _no_names(key: str, path: str) -> Iterator[str]:
+    try:
+        names_in(path)
+    except (UserError, OSError) as error:
+        yield f"{key}: {error}"
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------

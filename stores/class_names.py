@@ -12,11 +12,18 @@ from core.text import decode_text
 def read_names(path: str | None) -> list[str]:
     """Names of classes in a file, one a line, the first of several between commas; none without a file that can be read."""
     try:
-        lines = decode_text(path).split("\n") if path else []
+        return names_in(path) if path else []
     except (OSError, UserError):
         return []
+
+
+def names_in(path: str) -> list[str]:
+    """As `read_names`. UserError: it is no text, or holds no name."""
+    lines = decode_text(path).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
+    if not lines:
+        raise UserError(f"{path} holds no names; write one a line")
     return [line.split(",")[0].strip() for line in lines]
 
 

@@ -22,7 +22,17 @@ def test_files_are_looked_for_at_the_start(tmp_path):
     }
     with pytest.raises(UserError, match="region_names.objects: file '.*x' does not exist"):
         load_settings(config)
-    (tmp_path / "x").touch()
+    for content, message in (
+        (b"", "region_names.objects: .*x' is empty|holds no names"),
+        (b"\n \n", "region_names.objects: .*x holds no names; write one a line"),
+        (b"caf\xe9\n", "region_names.objects: .*x.*not UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "region_names.objects: .*git-lfs"),
+        (b"<!DOCTYPE html><html>", "region_names.objects: .*web page"),
+    ):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load_settings(config)
+    (tmp_path / "x").write_text("yolk\n")
     assert load_settings(config).region_names.files() == [str(tmp_path / "x")]
 
 
@@ -49,7 +59,7 @@ def test_published_names_and_folders(tmp_path):
         with pytest.raises(UserError, match=message):
             load_settings(config | {"region_names": value})
     for name in ("objects", "attributes"):
-        (tmp_path / f"{name}_vocab.txt").touch()
+        (tmp_path / f"{name}_vocab.txt").write_text("yolk\n")
     assert (
         load_settings(config | {"region_names": str(tmp_path)}).region_names.objects == f"{tmp_path}/objects_vocab.txt"
     )
