@@ -98,11 +98,11 @@ def run_file(results: Root, name: str, run: str = "{run}") -> str:
 
 def run_state(work: Root, run: str = "{run}") -> str:
     """The folder that an interrupted training goes on from: STATE, FINISHED and BEST are its files."""
-    return state_of(run_folder(work, run))
+    return f"{run_folder(work, run)}.state"
 
 
 def state_of(folder: Root) -> str:
-    """`run_state` of a run's folder, which may lie in a bucket."""
+    """`run_state` of the run in a folder of the results, which may lie in a bucket."""
     return f"{work_of(str(folder))}.state"
 
 
