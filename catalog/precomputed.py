@@ -86,12 +86,14 @@ def read_parts(
         if not path.is_file():
             problems.append(f"{path} does not exist; complete the folder or correct the dataset's splits")
             continue
-        captions = len(read_lines(path))
+        lines = read_lines(path)
+        captions = len(lines)
         images, rest = divmod(captions, captions_per_image)
         if rest or not images:
             how_many = "five" if captions_per_image == 5 else captions_per_image
+            last = "its last line is empty, remove it; " if lines and not lines[-1].strip() else ""
             problems.append(
-                f"{path} has {captions} lines, which is no multiple of {how_many} captions per image; captions_per_image of the "
+                f"{path} has {captions} lines, which is no multiple of {how_many} captions per image; {last}captions_per_image of the "
                 "dataset says how many there are"
             )
             continue

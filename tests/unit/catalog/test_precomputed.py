@@ -148,3 +148,13 @@ def test_headers_that_nobody_can_read(tmp_path, header):
     file.write_bytes(b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + header.ljust(117) + b"\n" + bytes(24))
     with pytest.raises(UserError, match="not an array of numbers in .npy format, or cut off"):
         open_array(file)
+
+
+def test_an_empty_last_line_is_told(tmp_path):
+    np.save(tmp_path / "test_ims.npy", np.ones((1, 3, 300), np.float32))
+    (tmp_path / "test_caps.txt").write_text("x\n" * 5 + "\n")
+    with pytest.raises(
+        UserError,
+        match="has 6 lines, which is no multiple of five captions per image; its last line is empty, remove it",
+    ):
+        read_parts(str(tmp_path), {"test": "test"}, ["regions"])
