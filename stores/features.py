@@ -73,4 +73,6 @@ def grid_shape(height: int, width: int, grid: int | str, max_cells: int) -> tupl
     if grid != "native":
         return int(grid), int(grid)
     factor = min(1.0, (max_cells / (height * width)) ** 0.5)
-    return max(1, int(height * factor)), max(1, int(width * factor))
+    rows, columns = max(1, int(height * factor)), max(1, int(width * factor))
+    # Of a narrow map no side is less than one cell.
+    return min(rows, max(1, max_cells // columns)), min(columns, max(1, max_cells // rows))

@@ -70,7 +70,15 @@ class H5Grids(GridReader):
         name = "grids" if "grids" in parts else "features"
         values = _named(place, parts, name)
         shape = parts[name].attribute(GRID_SHAPE)
-        return as_map(values, place, None if shape is None else (int(shape[0]), int(shape[1])), self.width)
+        return as_map(values, place, None if shape is None else _sides(shape, place), self.width)
+
+
+def _sides(shape: object, place: str) -> tuple[int, int]:
+    """Rows and columns out of an attribute. ValueError: it is no two whole numbers."""
+    sides = np.asarray(shape).reshape(-1)
+    if sides.dtype.kind not in "iuf" or len(sides) != 2 or not ((sides >= 1) & (sides == np.floor(sides))).all():
+        raise ValueError(f"{place}: {GRID_SHAPE} is {shape}, not the numbers of rows and columns")
+    return int(sides[0]), int(sides[1])
 
 
 def _named(place: str, parts: Parts, name: str) -> np.ndarray:

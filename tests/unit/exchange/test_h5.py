@@ -384,3 +384,21 @@ def test_counts_and_ranges_that_cannot_be(tmp_path):
             file[name] = values
     with pytest.raises(UserError, match="pos_boxes, pos_bboxes name the last row of each image; .*: add 1 to all ends"):
         read(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("shape", [7, [49], "7x7", [7, 7, 1], [0, 49], [7.5, 7], np.nan])
+def test_shapes_of_grids_that_are_none(tmp_path, shape):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in ("42", "7"):
+            file[f"{name}_grids"] = np.ones((49, 300), np.float32)
+            file[f"{name}_grids"].attrs["grid_shape"] = [7, 7] if name == "42" else shape
+    _, _, failures = read(tmp_path / "a.h5", "grids")
+    assert [row for row, _ in failures] == [1] and "not the numbers of rows and columns" in failures[0][1]
+
+
+def test_a_row_of_more_cells_than_are_kept(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, cells in (("42", 60), ("7", 70)):
+            file[f"{name}_grids"] = np.ones((cells, 300), np.float32)
+    _, rows, failures = read(tmp_path / "a.h5", "grids", grid="native", max_cells=60)
+    assert failures == [] and rows["grid_shapes"].tolist() == [[1, 60], [1, 60]]
