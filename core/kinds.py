@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -83,6 +84,19 @@ def wrong_file(key: str, path: str | os.PathLike[str], fix: str = "correct the p
         yield f"{key}: {path!r} is no file but a pipe or a device; {fix}"
     elif what := other_kind(path):
         yield f"{key}: file {path!r} is {what}"
+
+
+def stated_architecture(path: str | os.PathLike[str]) -> str | None:
+    """The architecture that a weights file says it is of: `.safetensors` alone carry such a note."""
+    if not os.fspath(path).lower().endswith(".safetensors"):
+        return None
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            note = json.loads(file.read(min(size, _HEADER)))["__metadata__"]["architecture"]
+    except (OSError, ValueError, LookupError, TypeError):  # whoever reads the weights says what is wrong
+        return None
+    return note if isinstance(note, str) else None
 
 
 def _cut_off(path: str | os.PathLike[str], head: bytes) -> bool:

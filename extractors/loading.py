@@ -14,9 +14,9 @@ from core.console import UserError
 from core.devices import allow_tf32, full_float32
 from core.features import FEATURES
 from core.files import digest_file
+from core.kinds import stated_architecture
 from extractors.images import InputSpec
 from extractors.networks import build, load_checkpoint
-from extractors.networks.checkpoint import stated_architecture
 from extractors.networks.layers import fold_norms
 from stores.schema import ArraySpec
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from core.console import UserError
 from core.features import Compression, Feature
-from core.kinds import wrong_file
+from core.kinds import stated_architecture, wrong_file
 from core.messages import did_you_mean
 from core.section import FilePath, GridKept, NameOrPath, OwnPath, Positive, RegionsKept, Section
 from published.registry import PREFIX
@@ -163,6 +163,12 @@ class Native(Extractor):
 
     def missing(self) -> Iterator[str]:
         yield from _no_weights(self.weights)
+        stated = None if self.weights.startswith(PREFIX) else stated_architecture(self.weights)
+        if stated not in (None, self.architecture):
+            yield (
+                f"weights: {self.weights} says that its weights are of {stated}, not {self.architecture}; write that architecture, or the "
+                "file that belongs to this one"
+            )
 
     def fits(self, architecture: str) -> bool:
         return architecture == self.architecture

@@ -54,6 +54,19 @@ def notes(settings: Settings) -> Iterator[str]:
                 f"runs.{name}.training.lr_decay_epochs: {late} lie beyond the last epoch (there are {run.training.epochs}, from 0): "
                 "the rate does not fall then"
             )
+    yield from leaks(settings)
+
+
+def leaks(settings: Settings) -> Iterator[str]:
+    """Runs that learn, or choose their best epoch, from the very images that they are scored on."""
+    for name, run in settings.runs.items():
+        for key, does in (
+            (("train_split", "trains"), ("val_split", "chooses its best epoch")) if run.checkpoint is None else ()
+        ):
+            split = getattr(run, key)
+            for testset, scored in settings.testsets.items():
+                if (scored.dataset, scored.split) == (run.dataset, split):
+                    yield f"runs.{name}.{key}: {does} on split {split!r} of {run.dataset}, which testsets.{testset} scores it on"
 
 
 def _extracted(settings: Settings) -> list[Feature]:

@@ -17,6 +17,7 @@ from core.features import FEATURES
 from core.jobs import end_jobs_on, lead_jobs
 from core.machine import remember_command, remember_force, use_this_interpreter
 from published.download import LOCK_FILE
+from rules.check import leaks
 from rules.checkpoints import alternatives
 from rules.failed import show_failures, show_notes
 from rules.plan import Plan
@@ -92,6 +93,9 @@ for name in PLAN.pooled_cells():
         "those that were published; write features.grids.grid: native",
         file=sys.stderr,
     )
+
+for note in leaks(PLAN.settings) if workflow.is_main_process else ():
+    print(f"note: {note}", file=sys.stderr)
 
 SETTINGS, RESULTS, WORK = PLAN.settings, PLAN.results, PLAN.work
 STARTED = time.time()

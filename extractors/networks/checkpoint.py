@@ -99,19 +99,6 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return state
 
 
-def stated_architecture(path: str | os.PathLike[str]) -> str | None:
-    """The architecture that a weights file says it is of: `.safetensors` alone carry such a note."""
-    if Path(path).suffix != ".safetensors":
-        return None
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("architecture")
-    except (SafetensorError, OSError):  # whoever reads the weights says what is wrong
-        return None
-
-
 def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a weights file into `module`, converting names, layouts and dtypes to the module's.
 

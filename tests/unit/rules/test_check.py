@@ -14,8 +14,9 @@ import yaml
 from PIL import Image
 
 from core.console import UserError
+from core.kinds import stated_architecture
 from rules import check as module
-from rules.check import Check, engine_faults, how_long, main, notes
+from rules.check import Check, engine_faults, how_long, leaks, main, notes
 from settings import load_settings
 from settings.checks import unwritable
 from tests.unit.model.test_checkpoint_kinds import grid_cnn, write
@@ -50,8 +51,8 @@ def config(tmp_path):
     return {"datasets": {"mine": dataset}, "runs": {"r": run}, "testsets": {"t": {"dataset": "mine", "split": "val"}}}
 
 
-def faults(config) -> list[str]:
-    check = Check(load_settings(config))
+def faults(config, **options) -> list[str]:
+    check = Check(load_settings(config, **options))
     check.run()
     return check.faults
 
@@ -70,7 +71,7 @@ def test_all_faults_come_at_once(config, tmp_path):
     (tmp_path / "captions.csv").write_text("image,caption,split\na,one,train\na,another,train\nc,two,val\n")
     shutil.copy("weights/scenes_grids.safetensors", "w.safetensors")
     config["features"] = {"panoptic": {"weights": "w.safetensors"}}
-    found = faults(config)
+    found = faults(config, check_files=False)
     assert len(found) == 2
     assert found[0].startswith("datasets.mine: ") and "'c'" in found[0] and "images without a caption" in found[0]
     assert found[1].startswith("features.panoptic: ") and "scenes_grids, not scenes_panoptic" in found[1]
@@ -155,6 +156,24 @@ def test_an_engine_that_is_not_there(config, monkeypatch):
     }
     (line,) = engine_faults(load_settings(config))
     assert "detectron2 is not installed here; pip install --no-build-isolation 'setuptools<82'" in line
+
+
+def test_a_run_scored_on_what_it_learns_from_is_told(repository):
+    config = yaml.safe_load((repository / "config.yaml").read_text())
+    assert list(leaks(load_settings(config))) == []
+    config["runs"]["grid"] = config["runs"]["grid"] | {"train_split": "test", "val_split": None}
+    config["runs"]["region"] = config["runs"]["region"] | {"val_split": "test"}
+    region, grid = sorted(leaks(load_settings(config)), reverse=True)
+    assert region.startswith("runs.region.val_split: chooses its best epoch on split 'test' of scenes, which testsets.")
+    assert grid.startswith("runs.grid.train_split: trains on split 'test' of scenes, which testsets.")
+
+
+def test_weights_of_another_architecture_are_told_before_any_job(config):
+    config["features"] = {"grids": {"weights": "weights/scenes_regions.safetensors"}}
+    with pytest.raises(UserError, match="features.grids.weights: .* are of scenes_regions, not scenes_grids; write"):
+        load_settings(config)
+    Path("some.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0[]")
+    assert stated_architecture("some.safetensors") is None
 
 
 def test_a_rate_that_never_falls_is_told(repository):
