@@ -382,7 +382,7 @@ def _unknown_filter(dataset: h5py.Dataset) -> str:
 def _ids(own: dict[str, Any], path: str) -> tuple[list[str], str]:
     """Names of the rows' images, and where they were found."""
     if (key := next((name for name in _IDS if name in own), None)) is not None:
-        values = own[key][()].reshape(-1).tolist()
+        values = np.asarray(own[key][()]).reshape(-1).tolist()
         return [v.decode("utf-8", "replace") if isinstance(v, bytes) else as_name(v) for v in values], key
     stem = str(Path(path).with_suffix(""))
     for beside in (stem + end for end in H5_IDS):

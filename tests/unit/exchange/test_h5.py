@@ -402,3 +402,10 @@ def test_a_row_of_more_cells_than_are_kept(tmp_path):
             file[f"{name}_grids"] = np.ones((cells, 300), np.float32)
     _, rows, failures = read(tmp_path / "a.h5", "grids", grid="native", max_cells=60)
     assert failures == [] and rows["grid_shapes"].tolist() == [[1, 60], [1, 60]]
+
+
+def test_one_id_alone_is_no_list_of_them(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"], file["image_ids"] = np.ones((2, 5, 300), np.float32), "42"
+    with pytest.raises(UserError, match="has 1 ids .image_ids., but other numbers of rows: features 2"):
+        read(tmp_path / "a.h5")
