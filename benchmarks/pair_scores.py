@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import common
 from core.console import run_cli
+from core.devices import matmul_precision
 from core.flags import command
 from model.kernels.cross_attention import AGGREGATES, NORMS, pair_scores
 
@@ -39,21 +40,29 @@ def caption_by_caption(
     sharpness: float,
     lse: float,
 ) -> Tensor:
-    """(N, M): as the authors compute it, contexts and all, with their 128 x 128 shards."""
+    """(N, M): as the authors compute it, copies of contiguous layouts and all, with their 128 x 128 shards."""
     rows = []
     for part in images.split(128):
         columns = []
         for caption, length in zip(captions, lengths.tolist(), strict=True):
-            words = caption[:length].expand(len(part), -1, -1).contiguous()
+            words = caption[None, :length].repeat(len(part), 1, 1)
             queries, attended = (words, part) if direction == "t2i" else (part, words)
-            s = queries @ attended.mT
-            weights = torch.softmax(sharpness * NORMS[norm](s, 1), dim=2)
-            context = weights @ attended
+            s = NORMS[norm](attended @ queries.mT, 2).mT.contiguous()
+            weights = torch.softmax(s.flatten(0, 1) * sharpness, dim=1).view_as(s).mT.contiguous()
+            context = (attended.mT @ weights).mT
+            if direction == "t2i":
+                context = context.contiguous()
             inner = (queries * context).sum(2)
             lengths_of = queries.norm(dim=2) * context.norm(dim=2)
             columns.append(AGGREGATES[aggregate](inner / lengths_of.clamp(min=1e-8), 1, lse))
         rows.append(torch.stack(columns, dim=1))
     return torch.cat(rows)
+
+
+def _at(precision: str, way: Callable[..., Tensor], *inputs: Tensor, **settings: Any) -> Tensor:
+    """With torch's products as our commands set them, or as torch does by itself; both are in full float32."""
+    torch.set_float32_matmul_precision(precision)
+    return way(*inputs, **settings)
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
@@ -67,8 +76,10 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, An
     rows: list[dict[str, Any]] = []
     for name, settings in SETTINGS.items():
         ways = {
-            "ours": lambda s=settings: pair_scores(regions, counts, words, lengths, **s),
-            "float32": lambda s=settings: caption_by_caption(regions, words, lengths, **s),
+            "ours": lambda s=settings: _at(
+                matmul_precision(device.type), pair_scores, regions, counts, words, lengths, **s
+            ),
+            "float32": lambda s=settings: _at("highest", caption_by_caption, regions, words, lengths, **s),
             "float64": lambda s=settings: caption_by_caption(*wide, **s),
         }
         with torch.inference_mode():

@@ -30,8 +30,8 @@ Aggregate = Literal["LogSumExp", "Mean", "Max", "Sum"]
 SLOPE = 0.1  # of the leaky ReLU that the paper writes as [x]+
 _EPS = 1e-8
 _VALUES_AT_ONCE = 1 << 17  # attention weights of a block: half a megabyte
-_WORDS_AT_ONCE = 2048  # of one matrix product
-_PRODUCTS_AT_ONCE = 1 << 22  # of s, computed by one matrix product
+_WORDS_AT_ONCE = 1024  # of one matrix product
+_PRODUCTS_AT_ONCE = 1 << 21  # of s, computed by one matrix product: 8 MB
 
 NORMS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "clipped_l2norm": lambda s, queries: _unit(F.leaky_relu(s, SLOPE), queries),
