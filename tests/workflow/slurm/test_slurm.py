@@ -135,8 +135,9 @@ def test_a_run_trains_as_two_tasks(clustered, cluster, no_job_left):
     target = "results/runs/region/model.safetensors"
     (workflow.folder / target).unlink()
     resources = ["tasks=2", "tasks_per_gpu=0", "mpi=srun", "launcher=srun --ntasks=2 --kill-on-bad-exit=1"]
+    # Without it the finished training's weights would be taken as they are.
     code = start(
-        workflow, cluster, target, "--set-resources", *(f"train_model:{resource}" for resource in resources)
+        workflow, cluster, target, "--force", "--set-resources", *(f"train_model:{resource}" for resource in resources)
     ).wait(300)
     assert code == 0, output(workflow)
     jobs = jobs_of(cluster, workflow)[len(before) :]
