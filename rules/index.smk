@@ -62,7 +62,7 @@ rule index_dataset:
         layout.log(WORK, "index_dataset/{dataset}"),
     conda:
         "../envs/pipeline.yaml"
-    threads: 2
+    threads: 1
     params:
         settings=PLAN.index_settings,
         reason=PLAN.index_reason,

@@ -77,7 +77,7 @@ def scenes_panoptic(**overrides: Any) -> PanopticFPN:
         "semantic_norm": "FrozenBN",
         "anchor_sizes": ((12,), (24,), (48,), (96,), (176,)),
         "pre_nms_top": 300,
-        "post_nms_top": 100,
+        "post_nms_top": 64,
         "canonical_size": 96.0,
         "score_threshold": 0.1,
         "stuff_area_limit": 256,
