@@ -106,18 +106,21 @@ def write_index(
     notes: Sequence[str] = (),
     limited: bool = False,
     idle: Sequence[str] = (),
+    refused: str = "",
 ) -> str:
     """Write both tables, atomically, captions first; returns the index digest.
 
     Args:
         notes: for whoever reads of the dataset. limited: every caption counts; those that do not have been left out.
         idle: settings of the dataset that changed nothing, whatever their values.
+        refused: what is wrong with the captions, of which the table then has none and which nobody may read.
     """
     digest = index_digest(images.column("image_id").to_pylist(), images.column("content_hash").to_pylist())
     metadata = {"index_version": INDEX_VERSION, "index_digest": digest}
     for path, table in ((captions_path, captions), (images_path, images)):
         own = {"notes": json.dumps(list(notes))} if notes and path == images_path else {}
         own |= {"limited": "yes"} if limited and path == captions_path else {}
+        own |= {"refused": refused} if refused and path == captions_path else {}
         own |= {"idle": json.dumps(list(idle))} if idle and path == images_path else {}
         with atomic_path(path) as temporary:
             pq.write_table(table.replace_schema_metadata(metadata | own), temporary)
@@ -133,15 +136,30 @@ def _read(path: Path, column: str) -> tuple[pa.Table, str]:
         raise UserError(
             f"{path} has index version {version or 'none'}, this program reads {INDEX_VERSION}; make it again"
         )
+    if refused := metadata.get(b"refused"):
+        raise UserError(f"{path} is for features alone: {refused.decode()}; make it again with the target `index`")
     return table, metadata[b"index_digest"].decode()
+
+
+def captions_refused(path: str | os.PathLike[str]) -> bool:
+    """Whether this captions.parquet is not to be read: there were captions, but none that could be used."""
+    return b"refused" in _metadata(path)
 
 
 def idle_settings(path: str | os.PathLike[str]) -> list[str]:
     """Settings that changed nothing when this images.parquet was made; none of a file that does not say so, or is none."""
     try:
-        return list(json.loads((pq.read_schema(path).metadata or {}).get(b"idle", b"[]")))
-    except (OSError, ValueError, TypeError):  # pyarrow's own errors are of these kinds
+        return list(json.loads(_metadata(path).get(b"idle", b"[]")))
+    except (ValueError, TypeError):
         return []
+
+
+def _metadata(path: str | os.PathLike[str]) -> dict[bytes, bytes]:
+    """Of a table of the index; none of a file that is none."""
+    try:
+        return pq.read_schema(path).metadata or {}
+    except (OSError, ValueError, TypeError):  # pyarrow's own errors are of these kinds
+        return {}
 
 
 def read_images(path: str | os.PathLike[str]) -> tuple[pa.Table, str]:

@@ -14,7 +14,9 @@ from catalog.index import listing, write_index
 from catalog.settings import Dataset, DatasetSection
 from core.console import UserError, run_cli
 from core.flags import add_index, add_mapping, command
+from core.machine import images_alone
 from core.messages import validated
+from core.text import one_line
 
 
 def _section(settings: Mapping[str, Any]) -> DatasetSection:
@@ -40,8 +42,15 @@ def index(
     *, dataset: str, settings: Mapping[str, Any], made: Path | None, images: Path, captions: Path, threads: int
 ) -> None:
     """Write images.parquet and captions.parquet of a dataset."""
-    section = _section(settings)
-    found = section.read(made, threads)
+    section, refused = _section(settings), ""
+    try:
+        found = section.read(made, threads)
+    except UserError as error:
+        if not images_alone() or section.for_images() == section:
+            raise
+        section, refused = section.for_images(), one_line(str(error))
+        found = section.read(made, threads)
+        found.notes.append(f"the captions cannot be used, which features do not need: {refused}")
     found.keep_first(section.caption_limit)
     found.note_spoilt()
     rows, texts = found.images(threads * 2), found.captions()
@@ -64,7 +73,7 @@ def index(
     # What would be left out or kept apart was an error if there was any.
     idle = [key for key in ("missing_images", "missing_captions") if getattr(section, key, None) == "fail"]
     idle += ["copies"] if choice and not copies else []
-    write_index(images, captions, rows, texts, notes=found.notes, limited=True, idle=idle)
+    write_index(images, captions, rows, texts, notes=found.notes, limited=True, idle=idle, refused=refused)
     broken = [f"{row['path']}: {row['error']}" for row in rows.select(["path", "error"]).to_pylist() if row["error"]]
     if broken:
         print(f"note: {listing('images that cannot be read', broken)}")

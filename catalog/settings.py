@@ -94,6 +94,10 @@ class DatasetSection(Section):
         """Images and captions, out of `sources`. Readers are imported when they read: rules ask all else."""
         raise NotImplementedError
 
+    def for_images(self) -> DatasetSection:
+        """The section without what tells nothing of images but their captions, for those who ask for features alone."""
+        return self
+
     def state(self) -> str:
         """A digest of what the index is made from besides `sources`; empty if there is no more."""
         return ""
@@ -296,6 +300,9 @@ class FolderDataset(ImagesDataset):
 
     def index_flags(self, made: str) -> list[str]:
         return ["--unpacked", made] if self.archive else []
+
+    def for_images(self) -> DatasetSection:
+        return self.model_copy(update={"captions": None})
 
     def read(self, made: Path | None, threads: int) -> Annotations:
         from catalog.folder import read_folder

@@ -11,6 +11,7 @@ from pathlib import Path
 
 SNAKEMAKE_COMMAND = "THREESHNET_SNAKEMAKE_COMMAND"
 REUSE = "THREESHNET_REUSE"
+IMAGES_ALONE = "THREESHNET_IMAGES_ALONE"
 
 
 def join_slurm_step() -> None:
@@ -90,6 +91,16 @@ def may_reuse() -> bool:
     """Whether a job may take what it is to make from where it lies made of the very same: Snakemake starts a job also when its
     inputs were written anew with the content of before. By hand, and when forced, it is made again."""
     return bool(os.environ.get(REUSE))
+
+
+def remember_images_alone(alone: bool) -> None:
+    """Let jobs know whether nothing was asked for that reads captions."""
+    os.environ[IMAGES_ALONE] = "yes" if alone else ""
+
+
+def images_alone() -> bool:
+    """Whether nothing was asked for that reads captions: then what is wrong with them stops nothing."""
+    return bool(os.environ.get(IMAGES_ALONE))
 
 
 def snakemake_target(path: object) -> str:

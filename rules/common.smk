@@ -15,13 +15,18 @@ from core.console import UserError
 from core.devices import gpu_present
 from core.features import FEATURES
 from core.jobs import end_jobs_on, lead_jobs
-from core.machine import remember_command, remember_force, use_this_interpreter
+from core.machine import (
+    remember_command,
+    remember_force,
+    remember_images_alone,
+    use_this_interpreter,
+)
 from published.download import LOCK_FILE
 from rules.check import leaks
 from rules.checkpoints import alternatives
 from rules.failed import show_failures, show_notes
 from rules.plan import Plan
-from rules.targets import check_targets
+from rules.targets import check_targets, of_images_alone
 from rules.times import note_times, restore_times
 from settings import check_readable, load_settings
 from settings.given import values_of
@@ -37,6 +42,7 @@ remember_command(
 # Jobs on a cluster are called with --force, whatever the user said.
 if workflow.is_main_process:
     remember_force(sys.argv)
+    remember_images_alone(of_images_alone(sys.argv))
 CONFIGFILES = workflow.overwrite_configfiles or [DEFAULT_CONFIG]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from core import layout
 from core.features import Feature
+from core.machine import images_alone
 from model.encoder_folder import encoder_files
 from model.settings import own_file
 from published.registry import entry_at
@@ -44,7 +45,16 @@ class Reasons:
 
             idle = unusual.intersection(idle_settings(images))
             dataset = dataset.model_copy(update={key: usual[key] for key in idle})
-        return dataset.index_settings()
+        return dataset.index_settings() + self._captions_wanted(wildcards.dataset)
+
+    def _captions_wanted(self, dataset: str) -> str:
+        """Why an index that was made for features alone, as its captions could not be used, is made again."""
+        captions = layout.captions(self.results, dataset)
+        if images_alone() or self.remote or not os.path.exists(captions):
+            return ""
+        from catalog.index import captions_refused
+
+        return " and captions" if captions_refused(captions) else ""
 
     def archive_content(self, wildcards: Wildcards) -> str:
         return contents([self.settings.datasets[wildcards.dataset].archive])

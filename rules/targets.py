@@ -26,6 +26,13 @@ TARGETS = (
     "check",
 )
 
+_OF_IMAGES = {"regions", "grids", "panoptic", "features", "verify"}  # they read no captions
+
+
+def of_images_alone(words: Sequence[str]) -> bool:
+    """Whether Snakemake, called with these words, is asked for nothing that reads captions."""
+    return not _OF_IMAGES.isdisjoint(words[1:]) and _OF_IMAGES.issuperset(_targets(words))
+
 
 def check_targets(words: Sequence[str], rules: Collection[str]) -> None:
     """UserError: a target is a mere word and no rule's name; files are Snakemake's to look for.

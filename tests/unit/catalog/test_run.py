@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from catalog.index import read_index
+from catalog.index import captions_refused, read_images, read_index
 from catalog.run import main
 from core.console import UserError
+from core.machine import IMAGES_ALONE
 
 
 def index(folder, settings, *flags):
@@ -46,6 +47,24 @@ def test_wrong_settings_are_named(tmp_path, settings, line):
     with pytest.raises(UserError, match="^--settings: ") as error:
         index(tmp_path, settings)
     assert line in str(error.value)
+
+
+def test_captions_that_cannot_be_used_stop_nothing_but_what_reads_them(tmp_path, capsys, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"x")
+    (tmp_path / "c.csv").write_text("image,caption\na.png,a dog\nb.png,a cat\n")
+    settings = {"source": "folder", "images": str(tmp_path / "images"), "captions": str(tmp_path / "c.csv")}
+    with pytest.raises(UserError, match="captions of images that are not in the folder: 'b.png'"):
+        index(tmp_path, settings)
+    monkeypatch.setenv(IMAGES_ALONE, "yes")
+    with pytest.raises(UserError, match=r"captions.parquet is for features alone: .*'b\.png'"):
+        index(tmp_path, settings)
+    assert read_images(tmp_path / "images.parquet")[0]["image_id"].to_pylist() == ["a"]
+    assert captions_refused(tmp_path / "captions.parquet")
+    assert "note: the captions cannot be used, which features do not need" in capsys.readouterr().out
+    # What is wrong with the images themselves does.
+    with pytest.raises(UserError, match="does not exist"):
+        index(tmp_path, settings | {"images": str(tmp_path / "other")})
 
 
 def test_captions_that_a_conversion_has_spoilt_are_noted(tmp_path, capsys):

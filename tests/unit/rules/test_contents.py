@@ -11,6 +11,7 @@ import yaml
 from catalog.files import folder_state
 from catalog.run import main
 from core import remembered
+from core.machine import IMAGES_ALONE
 from rules import contents as module
 from rules.contents import contents
 from rules.plan import Plan
@@ -311,3 +312,20 @@ def test_what_an_index_had_nothing_to_leave_out_of_is_no_reason_to_make_it_again
     assert reason() == reason(copies="one_split")
     (tmp_path / "results/mine/index/images.parquet").write_text("damaged")
     assert reason() != reason(**lenient)
+
+
+def test_an_index_without_captions_that_could_be_used_is_made_again_where_they_are_read(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("a")
+    (tmp_path / "captions.csv").write_text("image,caption\na,one\nz,two\n")
+    job = W(dataset="mine")
+    plan = Plan(
+        load_settings({"datasets": {"mine": {"source": "folder", "images": "images", "captions": "captions.csv"}}})
+    )
+    before = plan.index_reason(job)
+    monkeypatch.setenv(IMAGES_ALONE, "yes")
+    files = ["--images", "results/mine/index/images.parquet", "--captions", "results/mine/index/captions.parquet"]
+    main(["index", "--dataset", "mine", "--settings", plan.index_settings(job, None), *files])
+    assert plan.index_reason(job) == before
+    monkeypatch.delenv(IMAGES_ALONE)
+    assert plan.index_reason(job) != before

@@ -10,7 +10,7 @@ import yaml
 from core import layout
 from core.console import UserError
 from rules.plan import Plan
-from rules.targets import TARGETS, check_targets
+from rules.targets import TARGETS, check_targets, of_images_alone
 from settings import load_settings
 
 ORDER = (
@@ -101,6 +101,22 @@ def test_cluster_profiles_name_every_heavy_rule(profile, rules, files, repositor
     assert heavy | also <= named.keys() and heavy <= content["set-threads"].keys()
     assert all(named[rule]["gpu"] == 1 and named[rule]["mem_mb"] for rule in heavy)
     assert profile == "kubernetes" or named["score_pairs"]["runtime"]
+
+
+@pytest.mark.parametrize(
+    ("words", "alone"),
+    [
+        ("regions --cores 2", True),
+        ("--cores 2 grids panoptic", True),
+        ("regions train", False),
+        ("regions results/a.txt", False),
+        ("train --until regions", False),
+        ("--cores 2", False),
+        ("index", False),
+    ],
+)
+def test_what_is_asked_for_may_need_no_captions(words, alone):
+    assert of_images_alone(["snakemake", *words.split()]) == alone
 
 
 def test_targets_by_name(repository, monkeypatch):
