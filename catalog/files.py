@@ -68,12 +68,12 @@ def is_image(name: str) -> bool:
 
 
 def sort_files(folder: str) -> tuple[list[str], list[str]]:
-    """Paths of the images in `folder` and below, and those of the other files, each sorted; hidden ones are left out."""
+    """Paths of the images in `folder` and below, and those of the other files, each sorted, folder by folder; hidden ones are left out."""
     images: list[str] = []
     others: list[str] = []
     for entry in files_below(folder):
         (images if is_image(entry.name) else others).append(entry.path)
-    return tuple(sorted(paths, key=lambda path: path.split(os.sep)) for paths in (images, others))
+    return tuple(sorted(paths, key=lambda path: path.replace(os.sep, "\0")) for paths in (images, others))
 
 
 def image_files(folder: str) -> list[str]:

@@ -20,6 +20,8 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 def one_line(text: str) -> str:
     """A text on one line: blanks, line ends and control characters are single blanks between words. "" where nothing can be seen."""
+    if text.isprintable() and "  " not in text:  # as most are; a blank is the only one that counts as printable
+        return text.strip()
     text = _BETWEEN.sub(" ", text).strip()
     return "" if all(unicodedata.category(character)[0] in "CZ" for character in text) else text
 

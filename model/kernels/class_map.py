@@ -58,9 +58,10 @@ def attend(
     """
     with torch.autocast(queries.device.type, enabled=False):
         folded = _folded(numbers, conv, norm)
-    rounded = queries.dtype != numbers.dtype or torch.is_autocast_enabled(queries.device.type)
-    way = _by_image if queries.device.type == "cpu" and not rounded else _all_at_once
-    return way(queries, valid, *folded, scale)
+        # Rounded keys and scores would take longer on a CPU, whose cache holds exact ones as well.
+        if queries.device.type == "cpu":
+            return _by_image(queries.to(numbers.dtype), valid, *folded, scale).to(queries.dtype)
+    return _all_at_once(queries, valid, *folded, scale)
 
 
 def _positions(numbers: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -133,7 +134,7 @@ def _note_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count
 def _all_at_once(
     queries: Tensor, valid: Tensor, patches: Tensor, weight: Tensor, offset: Tensor, scale: float
 ) -> Tensor:
-    """With the fused attention of a GPU, and wherever `queries` are rounded."""
+    """With the fused attention of a GPU."""
     keys = torch.baddbmm(offset[None], patches.mT, weight.expand(len(patches), -1, -1)).relu_().to(queries.dtype)
     context = F.scaled_dot_product_attention(queries[:, None], keys[:, None], keys[:, None], scale=scale)[:, 0]
     return context * valid[:, :, None]
