@@ -76,16 +76,20 @@ class Plan(Checkpoints, Shown, Reasons):
     def ask(self, place: str) -> Callable[[Wildcards], Any]:
         """A function of wildcards: what the settings hold at a place such as `datasets.{dataset}.shards`.
 
-        Methods are called, sections become JSON.
+        Methods are called, sections become JSON. Each is asked once, as some look at all images of a dataset; a change while the
+        workflow runs is found by its next start.
         """
+        known: dict[tuple[str, ...], Any] = {}
 
         def answer(wildcards: Wildcards) -> Any:
-            value: Any = self.settings
-            for part in place.split("."):
-                key = getattr(wildcards, part[1:-1]) if part.startswith("{") else part
-                value = value[key] if isinstance(value, dict) else getattr(value, key)
-            value = value() if callable(value) else value
-            return canonical(value) if isinstance(value, BaseModel) else value
+            keys = tuple(getattr(wildcards, part[1:-1]) if part[0] == "{" else part for part in place.split("."))
+            if keys not in known:
+                value: Any = self.settings
+                for key in keys:
+                    value = value[key] if isinstance(value, dict) else getattr(value, key)
+                value = value() if callable(value) else value
+                known[keys] = canonical(value) if isinstance(value, BaseModel) else value
+            return known[keys]
 
         return answer
 
