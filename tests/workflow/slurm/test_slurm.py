@@ -193,7 +193,8 @@ def test_a_killed_master_is_taken_up_again(clustered, cluster, no_job_left):
     assert any(job["JobState"] in ("RUNNING", "PENDING") for job in orphans), "orphans are what this is about"
     assert start(workflow, cluster, *targets).wait(300) == 0, output(workflow)
     again = sorted(rule_of(job) for job in new_jobs()[len(orphans) :])
-    assert again == ["extract_shard"] * 2 + ["seal_store"] * 2
+    # A shard whose orphan has ended by then is there and whole; one that is at work or waits is made again.
+    assert again in [["extract_shard"] * shards + ["seal_store"] * 2 for shards in range(3)]
     assert all((workflow.folder / target).is_file() for target in targets)
     assert {path: path.stat().st_mtime_ns for path in kept if path.is_file()} == before
 
