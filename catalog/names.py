@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from numbers import Number
 from pathlib import Path, PurePosixPath
 
 from core.console import UserError
-from core.files import Written
+from core.files import Written, digest_file
 
 NUMBER = re.compile(r"(?:COCO_[A-Za-z0-9]+_)?0*(\d+)")  # COCO_val2014_000000000042 is COCO's image 42
 _EXACT = 2**53  # beyond, several whole numbers are one of floating point: whose it was cannot be said
@@ -130,8 +129,7 @@ def row_of(image: str, ids: Sequence[str], paths: Sequence[str | None], contents
         for row, path in enumerate(paths):
             if path and os.path.basename(path) == os.path.basename(image) and os.path.realpath(path) == real:
                 return row
-        with open(image, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = digest_file(image)
         return next((row for row, one in enumerate(contents) if one == content), None)
     # Names in a million images are looked through in seconds; making `Names` of them takes half a minute.
     if not (wanted := normal(image)):

@@ -25,7 +25,7 @@ from core.console import UserError
 from core.files import digest_json
 from stores.places import Location
 from stores.reader import Store, open_store
-from stores.schema import CONTENT_HASHES, IMAGE_IDS, WITHOUT_EFFECT
+from stores.schema import CONTENT_HASHES, IMAGE_IDS, deciding
 from stores.writer import unseal
 
 # Of a store's root attributes, those that are not the extractor's own.
@@ -64,11 +64,7 @@ def identity(description: Mapping[str, Any]) -> str:
         for name, array in description["arrays"].items()
     }
     own = {key: description[key] for key in (*_OURS, "attributes")}
-    return digest_json({**own, "arrays": arrays, "extractor": _deciding(description["extractor"])})
-
-
-def _deciding(extractor: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {key: value for key, value in (extractor or {}).items() if key not in WITHOUT_EFFECT}
+    return digest_json({**own, "arrays": arrays, "extractor": deciding(description["extractor"])})
 
 
 def find_description(
@@ -76,10 +72,10 @@ def find_description(
 ) -> dict[str, Any] | None:
     """`describe_store` (but for plan and index) of a former store that such an extractor made, with these settings of it; None if
     there is none."""
-    wanted = digest_json([feature, _deciding(extractor), weights_digest])
+    wanted = digest_json([feature, deciding(extractor), weights_digest])
     for candidate in _candidates(store):
         found = _description(candidate)
-        if digest_json([found["feature"], _deciding(found["extractor"]), found["weights_digest"]]) == wanted:
+        if digest_json([found["feature"], deciding(found["extractor"]), found["weights_digest"]]) == wanted:
             return found | {"extractor": dict(extractor)}
     return None
 

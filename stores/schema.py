@@ -29,6 +29,12 @@ CONTENT_HASHES = "content_hashes"  # of the image files, as in the index
 #: Settings of extractors that change no row: where the weights lie, whose digest counts, and how many images they take at a time.
 WITHOUT_EFFECT = frozenset({"weights", "batch_size"})
 
+
+def deciding(extractor: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those settings of an extractor that decide about its rows."""
+    return {key: value for key, value in (extractor or {}).items() if key not in WITHOUT_EFFECT}
+
+
 # A row below this many bytes is not worth a chunk of its own: a chunk costs 16 bytes of index and about 20 of framing
 # on disk, and as much time to read as some kilobytes of data.
 _SMALL_ROW_BYTES = 1024

@@ -29,7 +29,7 @@ from model.parallel import everyones, process
 from model.runs import save_run
 from model.settings import Training
 from model.tokenizer import CaptionTokenizer
-from stores.schema import WITHOUT_EFFECT
+from stores.schema import deciding
 
 STATE_VERSION = 4
 
@@ -103,10 +103,7 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _deciding(features: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What of the stores' descriptions decides about their rows."""
-    return {
-        kind: {**one, "extractor": {k: v for k, v in (one["extractor"] or {}).items() if k not in WITHOUT_EFFECT}}
-        for kind, one in features.items()
-    }
+    return {kind: {**one, "extractor": deciding(one["extractor"])} for kind, one in features.items()}
 
 
 def _some_rows(pairs: TrainingPairs) -> str:
