@@ -9,28 +9,8 @@ _SLACK = 0.01  # of the image's side, for programs that round, and beside it a p
 _MANY = 10
 #: Numbers a region or cell that networks have.
 WIDTHS = {
-    64,
-    96,
-    128,
-    192,
-    256,
-    320,
-    384,
-    512,
-    640,
-    768,
-    1024,
-    1152,
-    1280,
-    1408,
-    1536,
-    1664,
-    1792,
-    2048,
-    2560,
-    3072,
-    4096,
-}
+    64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1152, 1280, 1408, 1536, 1664, 1792, 2048, 2560, 3072, 4096,
+}  # fmt: skip
 _PER_REGION = ("scores", "attribute_scores", "class_ids", "attribute_ids")
 
 

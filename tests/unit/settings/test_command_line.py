@@ -5,6 +5,8 @@ import sys
 import pytest
 import yte
 
+from core.console import UserError
+from settings import load_settings
 from settings.command_line import check_command_line
 
 
@@ -47,3 +49,23 @@ def test_another_folder_has_no_say(tmp_path, monkeypatch, repository):
     monkeypatch.setattr(sys, "argv", ["snakemake", "--configfile", "nope.yaml"])
     with open(repository / "profiles/default/config.yaml") as profile:
         assert yte.process_yaml(profile, require_use_yte=True)["keep-going"] is True
+
+
+def test_text_of_the_command_line_is_what_its_key_wants(config):
+    """Snakemake takes quotes away: a folder may be called 2014, a run 1, and `yes` is what it is in a file."""
+    images = {"source": "folder", "images": "2014", "split_files": {"train": "0x10"}}
+    training = {"keep_last_batch": "yes", "preload": "OFF", "learning_rate": ".5e-3", "margin": "0_1.5"}
+    given = {"results": 5, "datasets": {"mine": images}, "runs": {"1": {"training": training}}}
+    given["ensembles"] = {"all": {"runs": ["1", "region"]}}
+    config["datasets"]["mine"], config["ensembles"]["all"] = images, given["ensembles"]["all"]
+    config["runs"]["1"], config["results"] = {**config["runs"]["region"], **given["runs"]["1"]}, 5
+    words = ["snakemake", "--config", "results=05", "runs={1: {training: {preload: OFF}}}"]
+    found = load_settings(config, check_files=False, given=given, words=words)
+    assert found.results == "05" and found.datasets["mine"].images == "2014"
+    assert found.datasets["mine"].split_files == {"train": "0x10"} and found.ensembles["all"].runs == ["1", "region"]
+    recipe = found.runs["1"].training
+    assert (recipe.keep_last_batch, recipe.preload, recipe.learning_rate, recipe.margin) == (True, False, 0.0005, 1.5)
+    training["keep_last_batch"] = "perhaps"
+    config["runs"]["1"]["training"] = training
+    with pytest.raises(UserError, match="keep_last_batch: 'perhaps' - should be a valid boolean"):
+        load_settings(config, check_files=False, given=given, words=words)

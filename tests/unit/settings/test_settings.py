@@ -4,16 +4,10 @@ import copy
 import json
 
 import pytest
-import yaml
 
 from core.console import UserError
 from core.section import canonical
 from settings import check_readable, load_settings
-
-
-@pytest.fixture
-def config(repository):
-    return yaml.safe_load((repository / "config.yaml").read_text())
 
 
 def mistakes(config) -> list[str]:
@@ -412,26 +406,6 @@ def test_sections_on_the_command_line_have_their_types(config):
     assert run.training.batch_size == config["runs"]["region"]["training"]["batch_size"]
 
 
-def test_text_of_the_command_line_is_what_its_key_wants(config):
-    """Snakemake takes quotes away: a folder may be called 2014, a run 1, and `yes` is what it is in a file."""
-    images = {"source": "folder", "images": "2014", "split_files": {"train": "0x10"}}
-    training = {"keep_last_batch": "yes", "preload": "OFF", "learning_rate": ".5e-3", "margin": "0_1.5"}
-    given = {"results": 5, "datasets": {"mine": images}, "runs": {"1": {"training": training}}}
-    given["ensembles"] = {"all": {"runs": ["1", "region"]}}
-    config["datasets"]["mine"], config["ensembles"]["all"] = images, given["ensembles"]["all"]
-    config["runs"]["1"], config["results"] = {**config["runs"]["region"], **given["runs"]["1"]}, 5
-    words = ["snakemake", "--config", "results=05", "runs={1: {training: {preload: OFF}}}"]
-    found = load_settings(config, check_files=False, given=given, words=words)
-    assert found.results == "05" and found.datasets["mine"].images == "2014"
-    assert found.datasets["mine"].split_files == {"train": "0x10"} and found.ensembles["all"].runs == ["1", "region"]
-    recipe = found.runs["1"].training
-    assert (recipe.keep_last_batch, recipe.preload, recipe.learning_rate, recipe.margin) == (True, False, 0.0005, 1.5)
-    training["keep_last_batch"] = "perhaps"
-    config["runs"]["1"]["training"] = training
-    with pytest.raises(UserError, match="keep_last_batch: 'perhaps' - should be a valid boolean"):
-        load_settings(config, check_files=False, given=given, words=words)
-
-
 def test_mistakes_between_keys_hide_no_other(config):
     """Two kinds of splits, and the rest of both the dataset and those that use it."""
     config["datasets"]["mine"] = {
@@ -471,20 +445,7 @@ def test_mistakes_between_keys_hide_no_other(config):
         (b"\xef\xbb\xbfa: &a {b: 1}\nc: *a\n", None),
         (b'{\n\t"a": 1\n}', None),
     ],
-    ids=[
-        "documents",
-        "tabs",
-        "unclosed",
-        "latin1",
-        "utf-16",
-        "list",
-        "empty",
-        "number",
-        "deep",
-        "page",
-        "mark and anchor",
-        "JSON",
-    ],
+    ids="documents tabs unclosed latin1 utf-16 list empty number deep page mark-and-anchor JSON".split(),
 )
 def test_files_that_are_no_configuration(tmp_path, content, message):
     path = tmp_path / "config.yaml"
