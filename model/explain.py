@@ -168,9 +168,9 @@ def remarks(tokenizer: Tokenizer, sentence: str) -> list[str]:
     from model.words import UNKNOWN as UNKNOWN_WORD
 
     pieces, names = tokenizer.split([sentence]), tokenizer.words(sentence)
-    unknown = {number for number, piece in enumerate(tokenizer.vocabulary) if piece in (UNKNOWN, UNKNOWN_WORD)}
-    tokens = zip(pieces.ids.tolist(), pieces.words.tolist(), strict=True)
-    lost = list(dict.fromkeys(short(names[word]) for number, word in tokens if number in unknown))
+    vocabulary, tokens = tokenizer.vocabulary, zip(pieces.ids.tolist(), pieces.words.tolist(), strict=True)
+    unknown = (word for number, word in tokens if vocabulary[number] in (UNKNOWN, UNKNOWN_WORD))
+    lost = list(dict.fromkeys(short(names[word]) for word in unknown))
     told = [f"does not know {', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}"] if lost else []
     if tokenizer.encode([sentence])[1][0] >= tokenizer.max_tokens:
         told.append(f"reads {tokenizer.max_tokens} tokens at most, the sentence's end may be left out")
