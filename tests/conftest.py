@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.get_closest_marker("workflow") is None, item.get_closest_marker("slurm") is None))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes lend a test no name: an archive's hold the time it was made, and workers that run side by side refuse
+    tests that one of them names differently."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""
