@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catalog.annotations import UNLISTED
 from catalog.index import listing
@@ -20,6 +21,14 @@ def copies_between_splits(images: pa.Table) -> list[list[int]]:
         if content and splits[row] != UNLISTED:
             rows.setdefault(content, []).append(row)
     return [own for own in rows.values() if len({splits[row] for row in own}) > 1]
+
+
+def same_pictures(images: pa.Table, others: pa.Table) -> list[tuple[str, str]]:
+    """Ids of each image whose content `others` hold too, and of the first of those, in the order of `images`; both are images tables."""
+    found = pc.index_in(images["content_hash"], value_set=others["content_hash"].combine_chunks())
+    known = pc.and_(pc.is_valid(found), pc.not_equal(images["content_hash"], ""))
+    first = others["image_id"].take(found.filter(known))
+    return list(zip(images["image_id"].filter(known).to_pylist(), first.to_pylist(), strict=True))
 
 
 def told(images: pa.Table, copies: Sequence[Sequence[int]], option: bool) -> str:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from core.embedded import warning
 from reporting.artefacts import Artefacts
 from reporting.sections import configuration, data, failures, features, gallery, results, training
+from reporting.seen import seen_in_training
 
 _TEMPLATES = Path(__file__).parent / "templates"
 #: In the order of the page. A section is a module with `TITLE` and `context`, and the template of its name.
@@ -35,7 +36,8 @@ def build(artefacts: Artefacts, *, queries: int, seed: int) -> dict[str, Any]:
     warnings = [
         warning(name, features) for name in artefacts.section("datasets") if (features := artefacts.unfamiliar(name))
     ]
-    return values | {"notes": list(artefacts.notes), "warnings": warnings}
+    seen = seen_in_training(artefacts)
+    return values | {"notes": list(artefacts.notes), "warnings": warnings + seen, "seen": seen}
 
 
 def render(context: Mapping[str, Any]) -> str:

@@ -31,6 +31,8 @@ def write_report(
     write_charts(values["training"], Path(output).parent / "figures")
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    for warning in values["seen"]:
+        print(f"warning: {warning}")
     print(f"report: {output} ({len(page.encode()) / 1e6:.1f} MB)")
 
 
