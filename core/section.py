@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,13 +21,23 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _plain(path: str) -> str:
-    """A path as it is written without `~`, `./`, `//` and a slash at its end: how it is spelled must start no job again."""
+    """A path as it is written without `~`, `./`, `//` and a slash at its end, and from the working folder on where that is above it:
+    how it is spelled must start no job again."""
     path = os.path.expanduser(path)
     if "://" in path or not path.strip("/"):
         return path
     # `..` stays: behind a linked folder it does not undo what is before it.
     parts = [part for part in path.split("/") if part not in ("", ".")]
-    return ("/" if path.startswith("/") else "") + "/".join(parts) or "."
+    return _from_here(parts) if path.startswith("/") else "/".join(parts) or "."
+
+
+def _from_here(parts: list[str]) -> str:
+    """An absolute path, by its parts; a relative one where it leads through the working folder, by whatever links."""
+    for k in range(len(parts) - 1, 0, -1):
+        with contextlib.suppress(OSError):
+            if os.path.samefile("/" + "/".join(parts[:k]), os.curdir):
+                return "/".join(parts[k:])
+    return "/" + "/".join(parts)
 
 
 def _plain_if_there(path: str) -> str:

@@ -101,13 +101,14 @@ def test_files_that_do_not_exist(config, tmp_path, monkeypatch):
 def test_paths_from_any_folder(config, tmp_path, monkeypatch, repository):
     """`~` is the user's home; the repository's own weights are found where they are."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "a.txt").write_text("x")
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    (home / "photos").mkdir(parents=True)
+    (home / "a.txt").write_text("x")
     config["datasets"]["mine"] = {"source": "folder", "images": "~/photos", "split_files": {"a": "~/a.txt"}}
     settings = load_settings(config)
-    assert settings.datasets["mine"].images == str(tmp_path / "photos")
-    assert settings.datasets["mine"].split_files == {"a": str(tmp_path / "a.txt")}
+    assert settings.datasets["mine"].images == "home/photos"
+    assert settings.datasets["mine"].split_files == {"a": "home/a.txt"}
     assert settings.features.regions.weights == str(repository / "weights/scenes_regions.safetensors")
     (tmp_path / "weights").symlink_to(repository / "weights")
     assert load_settings(config).features.regions.weights == "weights/scenes_regions.safetensors"
