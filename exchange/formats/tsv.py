@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import codecs
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,14 +15,14 @@ from core.kinds import other_kind
 from exchange.formats.base import Rows
 from exchange.formats.checks import check_regions
 from exchange.formats.regions import RegionReader
+from exchange.formats.tsv_columns import IDS, Columns, of_header, of_values
 
 # The numbers' types by how many bytes each takes; whole numbers are 8 or 4 bytes wide.
 _REAL = {2: np.float16, 4: np.float32, 8: np.float64}
 _SPREAD = 7  # powers of two, standard deviation; features of networks have 1 to 3, misread ones 11 and more
+_LOOKED_INTO, _LONGEST = 5, 1024  # lines for what the columns are; bytes of an image's name
 _WHOLE = {4: np.int32, 8: np.int64}
-# Columns of LXMERT's files and of the original bottom-up-attention's; binary ones in base64.
-_LXMERT = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes", "features")  # fmt: skip
-_BOTTOM_UP = ("img_id", "img_w", "img_h", "num_boxes", "boxes", "features")
+# Columns in base64.
 _BINARY = {
     "boxes": ("boxes", _REAL), "class_ids": ("objects_id", _WHOLE), "scores": ("objects_conf", _REAL),
     "attribute_ids": ("attrs_id", _WHOLE), "attribute_scores": ("attrs_conf", _REAL),
@@ -37,25 +37,62 @@ class TsvReader(RegionReader):
 
     def open(self) -> str:
         """See `PerImageReader.open`."""
-        lines: dict[str, list[int]] = {}
+        self._rows = {name: row for row, own in enumerate(self.names) for name in own}
         try:
-            with open(self.path, "rb") as file:
-                offset = 0
-                for line in file:
-                    if not offset and line.startswith(codecs.BOM_UTF8):
-                        offset, line = len(codecs.BOM_UTF8), line[len(codecs.BOM_UTF8) :]
-                    name = normal(line[: line.find(b"\t")].decode("utf-8", "replace"))
-                    if line.strip() and name not in ("img_id", "image_id"):
-                        lines.setdefault(name, []).append(offset)
-                    offset += len(line)
+            self._columns = self._find_columns()
+            lines, end = self._places()
         except OSError as error:
             raise UserError(f"imports.path: {self.path} cannot be read ({error.strerror})") from error
         if not lines:
             raise UserError(f"imports.path: {self.path} has no lines; download or export it again")
         self._offsets = self._one_each(lines)
-        if not self._offsets.keys() & {name for own in self.names for name in own} and (what := other_kind(self.path)):
+        if not self._offsets.keys() & self._rows.keys() and (what := other_kind(self.path)):
             raise UserError(f"imports.path: {self.path} is {what}")
-        return digest_json(self._offsets | {"": offset})
+        return digest_json(self._offsets | {"": end})
+
+    def _find_columns(self) -> Columns:
+        """As the first line says, or some lines that name an image."""
+        some: list[list[bytes]] = []
+        with open(self.path, "rb") as file:
+            begun = False
+            for line in file:
+                cells = line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n").split(b"\t")
+                if not begun and (columns := of_header(cells, self.path)):
+                    return columns
+                begun = begun or any(cells)
+                if any(_name(cell) in self._rows for cell in cells if len(cell) < _LONGEST):
+                    some.append(cells)
+                if len(some) == _LOOKED_INTO:
+                    break
+        return of_values(some, self._explains, self.path)
+
+    def _explains(self, columns: Columns, cells: Sequence[bytes]) -> bool:
+        """Whether a line, read so, is one of an image of the index."""
+        try:
+            values = columns.read(cells, "")
+            row = self._rows[_name(values["img_id"])]
+            size = int(values["img_h"]), int(values["img_w"])
+            if self.sizes[row][0] and size != self.sizes[row]:
+                return False
+            check_regions(_parsed(values)[0], size)
+        except (ValueError, KeyError):
+            return False
+        return True
+
+    def _places(self) -> tuple[dict[str, list[int]], int]:
+        """Where the lines of each name begin, and where the file ends."""
+        lines: dict[str, list[int]] = {}
+        offset, own = 0, self._columns.name
+        with open(self.path, "rb") as file:
+            for line in file:
+                if not offset and line.startswith(codecs.BOM_UTF8):
+                    offset, line = len(codecs.BOM_UTF8), line[len(codecs.BOM_UTF8) :]
+                cells = line.split(b"\t", own + 1)
+                name = _name(cells[own]) if own < len(cells) else ""
+                if line.strip() and name.casefold() not in IDS:
+                    lines.setdefault(name, []).append(offset)
+                offset += len(line)
+        return lines, offset
 
     def _one_each(self, lines: dict[str, list[int]]) -> dict[str, int]:
         """The place of each name's line. bottom-up-attention's own files hold some twice: equal lines are one, and of damaged and
@@ -90,29 +127,39 @@ class TsvReader(RegionReader):
 
     def same(self, one: int, other: int) -> bool:
         """See `PerImageReader.same`."""
-        return self._line(one).partition(b"\t")[2] == self._line(other).partition(b"\t")[2]
+        return self._values(one) == self._values(other)
+
+    def _values(self, offset: int) -> list[bytes]:
+        """A line's cells without the name."""
+        return [cell for k, cell in enumerate(self._line(offset).split(b"\t")) if k != self._columns.name]
 
     def _parsed(self, offset: int) -> tuple[Rows, tuple[int, int]]:
-        cells = self._line(offset).split(b"\t")
-        columns = {len(_LXMERT): _LXMERT, len(_BOTTOM_UP): _BOTTOM_UP}.get(len(cells))
-        if columns is None:
-            raise ValueError(f"its line in {self.path} has {len(cells)} columns instead of 10 (LXMERT) or 6")
-        values = dict(zip(columns, cells, strict=True))
+        place = f"its line in {self.path}"
+        values = self._columns.read(self._line(offset).split(b"\t"), place)
         try:
-            count = int(values["num_boxes"])
-            size = int(values["img_h"]), int(values["img_w"])
-            found = {
-                array: _numbers(values[column], count * (4 if array == "boxes" else 1), types, column)
-                for array, (column, types) in _BINARY.items()
-                if column in values
-            }
-            # How wide features are only the file says: their numbers are as wide as those of its boxes.
-            features = np.frombuffer(_decoded(values["features"]), found["boxes"].dtype)
-            _check_precision(features)
-            found["features"], found["boxes"] = features.reshape(count, -1), found["boxes"].reshape(count, 4)
-        except (ValueError, binascii.Error) as error:
-            raise ValueError(f"its line in {self.path} is damaged ({error})") from error
-        return found, size
+            return _parsed(values)
+        except ValueError as error:
+            raise ValueError(f"{place} is damaged ({error})") from error
+
+
+def _name(cell: bytes) -> str:
+    """An image's name as names are compared."""
+    return normal(cell.strip(b"\r\n").decode("utf-8", "replace"))
+
+
+def _parsed(values: Mapping[str, bytes]) -> tuple[Rows, tuple[int, int]]:
+    """A line's arrays and the (height, width) that they are for. ValueError: what is wrong with it."""
+    count, size = int(values["num_boxes"]), (int(values["img_h"]), int(values["img_w"]))
+    found = {
+        array: _numbers(values[column], count * (4 if array == "boxes" else 1), types, column)
+        for array, (column, types) in _BINARY.items()
+        if column in values
+    }
+    # How wide features are only the file says: their numbers are as wide as those of its boxes.
+    features = np.frombuffer(_decoded(values["features"]), found["boxes"].dtype)
+    _check_precision(features)
+    found["features"], found["boxes"] = features.reshape(count, -1), found["boxes"].reshape(count, 4)
+    return found, size
 
 
 def _numbers(cell: bytes, count: int, types: dict[int, type], column: str) -> np.ndarray:
