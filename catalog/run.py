@@ -39,7 +39,14 @@ def unpack(*, dataset: str, archive: Path, output: Path) -> None:
 
 
 def index(
-    *, dataset: str, settings: Mapping[str, Any], made: Path | None, images: Path, captions: Path, threads: int
+    *,
+    dataset: str,
+    settings: Mapping[str, Any],
+    made: Path | None,
+    images: Path,
+    captions: Path,
+    threads: int,
+    needed: Sequence[str] = (),
 ) -> None:
     """Write images.parquet and captions.parquet of a dataset."""
     section, refused = _section(settings), ""
@@ -66,6 +73,11 @@ def index(
                     "above them in other splits; remove those, or write copies: keep"
                 )
     lacking = sorted((section.known_splits() or set()) - {"all", *rows["split"].to_pylist()})
+    if empty := [split for split in needed if split in lacking and not images_alone()]:
+        lines = "".join(f"\n  {note}" for note in found.notes)
+        raise UserError(
+            f"datasets.{dataset}: no image is left of split {', '.join(empty)}, which runs or test sets read:{lines}"
+        )
     if lacking and (note := f"no images of split {', '.join(lacking)}") not in found.notes:
         found.notes.append(note)
     for note in found.notes:
@@ -99,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own.add_argument("--unpacked", dest="made", type=Path, help="folder that `unpack` made (images in a zip)")
     add_index(own)
     own.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    own.add_argument("--needed", nargs="+", default=[], help="splits that must have images")
     options = vars(parser.parse_args(argv))
     options.pop("function")(**options)
 

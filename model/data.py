@@ -103,6 +103,10 @@ def read_split(
         if own is not None and (limit is None or len(own) < limit):
             own.append((caption_id, text))
     used = [row for row in rows if texts.get(ids[row])]
+    if not used and not texts:
+        raise UserError(
+            f"no image of split {split!r} could be read: features.on_bad_image: drop has left out all {len(rows)} of {images}"
+        )
     if not used:
         raise UserError(f"no image of split {split!r} has a caption in {captions}")
     pairs = [(position, *pair) for position, row in enumerate(used) for pair in texts[ids[row]]]

@@ -67,6 +67,7 @@ rule index_dataset:
         settings=PLAN.index_settings,
         reason=PLAN.index_reason,
         annotations=PLAN.index_flags,
+        needed=PLAN.index_needed,
         files=PLAN.ask("datasets.{dataset}.state"),
         contents=PLAN.index_contents,
     message:
@@ -80,5 +81,6 @@ rule index_dataset:
             --captions {output.captions:q} \
             --threads {threads} \
             {params.annotations:q} \
+            {params.needed:q} \
             > {log:q} 2>&1
         """

@@ -214,6 +214,14 @@ class Plan(Checkpoints, Shown, Reasons):
     def index_flags(self, wildcards: Wildcards) -> list[str]:
         return self.settings.datasets[wildcards.dataset].index_flags(self._made(wildcards))
 
+    def index_needed(self, wildcards: Wildcards, output: Any) -> list[str]:
+        """The splits that somebody reads. As a function of `output` they are no reason to run again."""
+        runs = [run for run in self.settings.runs.values() if run.checkpoint is None]
+        read = [(run.dataset, split) for run in runs for split in (run.train_split, run.val_split)]
+        read += [(testset.dataset, testset.split) for testset in self.settings.testsets.values()]
+        splits = dict.fromkeys(split for dataset, split in read if dataset == wildcards.dataset and split is not None)
+        return ["--needed", *splits] if splits else []
+
     def _made(self, wildcards: Wildcards) -> str:
         """The folder of images that the workflow makes for a dataset, if it does."""
         folder = self.settings.datasets[wildcards.dataset].makes

@@ -9,9 +9,10 @@ from PIL import Image
 from catalog.index import read_index
 from catalog.run import main
 from core.console import UserError
+from core.machine import IMAGES_ALONE
 
 
-def indexed(tmp_path, capsys, **setting):
+def indexed(tmp_path, capsys, *flags, **setting):
     images = tmp_path / "images"
     if not images.exists():
         images.mkdir()
@@ -24,7 +25,20 @@ def indexed(tmp_path, capsys, **setting):
         (tmp_path / "captions.csv").write_text("\n".join(["image,caption,split", *lines]))
     settings = {"source": "folder", "images": str(images), "captions": str(tmp_path / "captions.csv")} | setting
     paths = [str(tmp_path / f"index/{name}.parquet") for name in ("images", "captions")]
-    main(["index", "--dataset", "t", "--settings", json.dumps(settings), "--images", paths[0], "--captions", paths[1]])
+    main(
+        [
+            "index",
+            "--dataset",
+            "t",
+            "--settings",
+            json.dumps(settings),
+            "--images",
+            paths[0],
+            "--captions",
+            paths[1],
+            *flags,
+        ]
+    )
     index = read_index(tmp_path / "index")
     splits = dict(zip(index.images["image_id"].to_pylist(), index.images["split"].to_pylist(), strict=True))
     return splits, index.notes, capsys.readouterr().out
@@ -74,3 +88,15 @@ def test_a_split_that_nothing_is_left_of_is_noted(tmp_path, capsys):
     (tmp_path / "images" / "d.png").unlink()
     _, notes, printed = indexed(tmp_path, capsys, missing_images="drop", copies="one_split")
     assert "no images of split val" in notes and "note: no images of split val" in printed
+
+
+def test_a_split_that_somebody_reads_must_not_be_empty(tmp_path, capsys, monkeypatch):
+    indexed(tmp_path, capsys, "--needed", "train", "val")
+    (tmp_path / "images" / "d.png").unlink()
+    with pytest.raises(
+        UserError, match=r"datasets.t: no image is left of split val, which runs .*\n  1 captions left out.*'d'"
+    ):
+        indexed(tmp_path, capsys, "--needed", "train", "val", missing_images="drop")
+    assert "no images of split val" in indexed(tmp_path, capsys, "--needed", "train", missing_images="drop")[1]
+    monkeypatch.setenv(IMAGES_ALONE, "yes")  # for features alone no split is read
+    assert "no images of split val" in indexed(tmp_path, capsys, "--needed", "val", missing_images="drop")[1]

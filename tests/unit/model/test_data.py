@@ -4,6 +4,7 @@ import threading
 import tracemalloc
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -37,8 +38,13 @@ def test_a_split_holds_its_rows_and_the_first_five_captions(world):
 def test_a_split_that_is_not_there_is_named(world):
     with pytest.raises(UserError, match=r"split 'tset' has no images.*train, val"):
         read_split(world.images, world.captions, "tset")
-    with pytest.raises(UserError, match="no image of split 'val' has a caption"):
+    with pytest.raises(
+        UserError, match="no image of split 'val' could be read: features.on_bad_image: drop has left out all 12"
+    ):
         read_split(world.images, world.captions, "val", dropped=world.ids)
+    pq.write_table(pq.read_table(world.captions).slice(0, 0), world.captions)
+    with pytest.raises(UserError, match="no image of split 'val' has a caption"):
+        read_split(world.images, world.captions, "val")
 
 
 def test_stores_that_do_not_belong_together_are_refused(world, make_store):

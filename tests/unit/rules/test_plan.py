@@ -131,6 +131,18 @@ def test_images_need_no_more_than_their_folder(repository):
     assert asked.receipts(mine) == ["results/mine/mine/features/regions.receipts/0.json"]
 
 
+def test_an_index_knows_which_splits_are_read(default):
+    Path("theirs.pth").write_bytes(b"x")
+    default["runs"]["region"] = {"dataset": "scenes", "visual": "regions", "checkpoint": "theirs.pth"}
+    default["runs"]["grid"] |= {"train_split": "learn", "val_split": None}
+    default["datasets"]["scenes"]["splits"]["learn"] = 100
+    asked = plan(default)
+    assert asked.index_needed(W(dataset="scenes"), None) == ["--needed", "learn", "test"]
+    assert asked.index_needed(W(dataset="scenes_dusk"), None) == ["--needed", "test"]
+    default |= {"runs": {}, "testsets": {}, "ensembles": {}, "search": {}}
+    assert plan(default).index_needed(W(dataset="scenes"), None) == []
+
+
 @pytest.fixture
 def mine():
     """Two photographs, one of them in a subfolder."""
