@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from core.files import atomic_path, digest_file
 from core.remembered import REMEMBERED
 
+HUGE = 1 << 32  # bytes of a file, or of what a job made: from here on only samples are read
 _BLOCK = 1 << 12  # bytes of a sample: a page
 _FEW, _MANY, _MUCH = 3, 64, 1 << 24  # samples of a file, and of one of so many bytes
 _THREADS, _AT_ONCE = 16, 256  # disks and networks answer many at a time

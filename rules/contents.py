@@ -15,10 +15,9 @@ from catalog.files import folder_state
 from core.console import UserError
 from core.files import digest_file
 from core.remembered import remembered
-from core.samples import marks
+from core.samples import HUGE, marks
 
 _LARGE = 1 << 24  # bytes; from here on a digest is remembered
-_HUGE = 1 << 32  # bytes; of such files only samples are read
 
 
 def contents(paths: Iterable[str]) -> str:
@@ -44,7 +43,7 @@ def _content(path: str) -> str:
 def _file(path: str, size: int, time: int, changed: int, inode: int) -> str:
     """A file's digest. What names it beside its content changes whenever the content may have."""
     try:
-        if size >= _HUGE:
+        if size >= HUGE:
             return marks(os.path.abspath(path), [("", path, os.stat(path))])[0]
         if size < _LARGE:
             return digest_file(path)

@@ -16,10 +16,9 @@ from typing import Any
 
 from core import layout
 from core.files import digest_file, write_json
-from core.samples import sample
+from core.samples import HUGE, sample
 
 _VERSION = 1
-_HUGE = 1 << 32  # bytes of a file, or of a folder: from here on only samples are read
 
 
 def note_times(results: str, paths: Iterable[str]) -> None:
@@ -81,7 +80,7 @@ def _carrier(path: str) -> str:
 def _digest(path: str) -> str:
     """Of content and, below a folder, of names; no time goes into it."""
     sizes = {file: os.path.getsize(file) for file in (sorted(_below(path)) if os.path.isdir(path) else [path])}
-    read = digest_file if sum(sizes.values()) < _HUGE else lambda file: sample(file, sizes[file])
+    read = digest_file if sum(sizes.values()) < HUGE else lambda file: sample(file, sizes[file])
     found = [(os.path.relpath(file, path), read(file)) for file in sizes]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 

@@ -88,7 +88,7 @@ def test_the_files_of_a_folder_are_read_once(tmp_path, monkeypatch, kept):
 
 
 def test_of_a_huge_file_samples_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_HUGE", 1 << 20)
+    monkeypatch.setattr(module, "HUGE", 1 << 20)
     content = bytearray(os.urandom(1 << 21))
     (tmp_path / "x.npy").write_bytes(content)
     os.utime(tmp_path / "x.npy", (5, 5))

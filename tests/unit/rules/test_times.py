@@ -68,7 +68,7 @@ def test_what_is_missing_is_no_other_content(results):
 def test_other_content_keeps_all_times(results, which, huge, monkeypatch):
     """Jobs have run since, of a workflow that was killed: what they have read nobody knows."""
     if huge:
-        monkeypatch.setattr(module, "_HUGE", 8)
+        monkeypatch.setattr(module, "HUGE", 8)
         note_times(str(results), [])
     copy = copied(results)
     before = copy / MADE[which]
