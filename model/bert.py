@@ -22,4 +22,4 @@ def load_pretrained(folder: str | Path, *, dropout: float = 0.1) -> tuple[Librar
     folder = Path(folder)
     if faults := list(folder_faults(folder)):
         raise UserError(f"text.pretrained: {'; '.join(faults)}")
-    return load_library_encoder(folder, dropout=dropout), folder / "vocab.txt", tokenizer_settings(folder).lowercase
+    return load_library_encoder(folder, dropout=dropout)[0], folder / "vocab.txt", tokenizer_settings(folder).lowercase

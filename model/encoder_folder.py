@@ -288,7 +288,7 @@ def check_config(published: dict[str, Any], folder: str | Path) -> None:
             "absolute positions"
         )
     decoder = next((key for key in ("is_decoder", "add_cross_attention") if published.get(key)), None)
-    if decoder:
+    if decoder and not published.get("is_encoder_decoder"):  # of which the encoder is taken
         raise UserError(
             f"text.pretrained: {folder} has {decoder}: its tokens see earlier ones only; the text encoder must be an encoder"
         )

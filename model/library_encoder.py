@@ -10,6 +10,7 @@ The library takes seconds to import: this module does so only where such an enco
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -31,6 +32,7 @@ from model.packing import Packing
 INSTALL = "pip install --group transformers"
 PACKED = "packed_captions"
 _CLOSE = 1e-3  # of the hidden states; rounding is a hundred times less, another result a hundred times more
+_ROUNDING = 1e-2  # of a gradient
 #: Of an attention's keys, as its parameters are called.
 _KEY_BIAS = re.compile(r"(^|[._])k(ey)?(_lin|_proj)?\.bias$")
 _packing = threading.local()
@@ -42,7 +44,7 @@ class LibraryConfig:
 
     Attributes:
         library: the library's own configuration of it. hidden_size: H. packed: whether tokens may be packed.
-        first_position: position number of a caption's first token; of one that is not packed, at most this.
+        first_position: position number of a caption's first token, where they are packed.
     """
 
     library: Mapping[str, Any]
@@ -96,6 +98,11 @@ class LibraryEncoder(nn.Module):
             return padded_states(self.model, token_ids, packing.valid) * packing.valid[:, :, None]
         return packing.spread(_packed(self.model, token_ids, packing, self.config.first_position))
 
+    @property
+    def pieces(self) -> int | None:
+        """How many token ids it knows; None: it does not look them up in a table."""
+        return _pieces(self.model)
+
     def compiled(self) -> Iterator[nn.Module]:
         """Its layers, where they are fed packed."""
         if self.config.packed:
@@ -135,12 +142,13 @@ def bert_config(
     return LibraryConfig(library, hidden_size, packed=True)
 
 
-def load_library_encoder(folder: Path, *, dropout: float) -> LibraryEncoder:
-    """An encoder with its published weights, in float32.
+def load_library_encoder(folder: Path, *, dropout: float, max_tokens: int = 512) -> tuple[LibraryEncoder, int]:
+    """An encoder with its published weights, in float32, and how many tokens of a caption it reads.
 
     Args:
         folder: as the library saves it; nothing outside of it is read, and no code in it is run.
-        dropout: replaces the published dropout.
+        dropout: replaces the published dropout. Whole layers are never dropped.
+        max_tokens: the longest captions that there will be; encoders with fewer positions read fewer.
 
     Raises:
         UserError: the library is not there, cannot read the folder, or the model does not read text alone.
@@ -149,25 +157,39 @@ def load_library_encoder(folder: Path, *, dropout: float) -> LibraryEncoder:
     named = "model_type" in read_object(folder / "config.json")
     try:
         reader = transformers.AutoConfig if named else transformers.BertConfig  # the first published files do not say
-        config = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        config = getattr(config, "text_config", config)  # of a model that sees too
+        whole = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = getattr(whole, "text_config", whole)  # of a model that sees too
         for key, value in config.to_dict().items():
-            if "dropout" in key and "classif" not in key and isinstance(value, float | int):
-                setattr(config, key, dropout)
-        options = {"config": config, "dtype": torch.float32, "local_files_only": True}
+            if (
+                "drop" in key
+                and "classif" not in key
+                and isinstance(value, float | int)
+                and not isinstance(value, bool)
+            ):
+                setattr(config, key, 0.0 if re.search("layer_?drop|drop_?path", key) else dropout)
+        kind = _class_of(config) or transformers.AutoModel
+        within = config is not whole and hasattr(
+            kind, "_from_config"
+        )  # the library finds its weights as the whole's alone
+        options = {"config": whole if within else config, "dtype": torch.float32, "local_files_only": True}
         # Not to load them anyway, but to be told which they are.
         options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
         with _quiet(transformers):
-            model, found = _class_of(config).from_pretrained(folder, **options)
+            loaded, found = (transformers.AutoModel if within else kind).from_pretrained(folder, **options)
+        model = _text_part(loaded.text_model if within else loaded)
     except Exception as error:  # the library raises nearly anything on what it cannot read
         raise UserError(
             f"text.pretrained: the transformers library cannot load {folder} as a text encoder "
             f"({type(error).__name__}: {_first_line(error)})"
         ) from error
     wrong = {
-        "is missing": [key for key in found["missing_keys"] if "pooler" not in key],
+        "is missing": [
+            key
+            for key in found["missing_keys"]
+            if "pooler" not in key and (not within or key.startswith("text_model."))
+        ],
         "has another shape": list(found["mismatched_keys"]),
-        "is of a layer too many": _layers_left_over(model, found["unexpected_keys"]),
+        "is of a layer too many": _layers_left_over(loaded, found["unexpected_keys"]),
     }
     for what, keys in wrong.items():
         if keys:
@@ -175,8 +197,14 @@ def load_library_encoder(folder: Path, *, dropout: float) -> LibraryEncoder:
             raise UserError(
                 f"text.pretrained: the weights in {folder} do not fit its config.json: {some} {what}; copy the folder again"
             )
-    model = _text_part(model)
-    return LibraryEncoder(_examined(model, folder), model)
+    config, longest = _examined(model, folder, max_tokens)
+    decodes = model is loaded and getattr(model.config, "is_encoder_decoder", False)
+    if decodes or _class_of(transformers.AutoConfig.for_model(**config.library)) is None:
+        raise UserError(
+            f"text.pretrained: the {model.config.model_type!r} model in {folder} has a decoder, and the library cannot make its encoder "
+            "alone; choose another encoder"
+        )
+    return LibraryEncoder(config, model), longest
 
 
 def _layers_left_over(model: nn.Module, keys: Iterable[str]) -> list[str]:
@@ -212,64 +240,107 @@ def load_library_tokenizer(folder: Path, *, max_tokens: int) -> LibraryTokenizer
 # Finding out how an encoder may be run.
 
 
-def _examined(model: nn.Module, folder: Path) -> LibraryConfig:
-    """How the encoder is to be run; parameters that its hidden states do not depend on (a pooler) are frozen."""
-    size, padding = getattr(model.config, "vocab_size", 2), getattr(model.config, "pad_token_id", None)
-    # Longer than what a token looks at, where that is said.
-    longest = (getattr(model.config, "sliding_window", None) or 4) + 4
-    ids = torch.randint(size, (2, longest), generator=torch.Generator().manual_seed(0))
-    if padding is not None:
-        ids = torch.where(ids == padding, (padding + 1) % size, ids)
-    valid = torch.arange(longest) < torch.tensor([[longest], [4]])
-    ids = ids.where(valid, torch.tensor(0 if padding is None else padding))
-    packing = Packing.of(valid.sum(1), longest, ids.device)
+def _examined(model: nn.Module, folder: Path, max_tokens: int) -> tuple[LibraryConfig, int]:
+    """How the encoder is to be run, and the most tokens of a caption; what its hidden states do not depend on is frozen."""
     model.eval()
     try:
-        padded = padded_states(model, ids, valid)
-        padded.square().sum().backward()
+        ids, valid, padded = _long_and_short(model, max_tokens)
+        short = padded_states(model, ids[:, :_FEW], valid[:, :_FEW])
+        (short * torch.randn(short.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
         with torch.no_grad():
-            alone = padded_states(model, ids[1:, :4], valid[1:, :4])
+            alone = padded_states(model, ids[1:, :_FEWER], valid[1:, :_FEWER])
+            again = padded_states(model, ids, valid)
     except Exception as error:  # what models raise that want other inputs
         raise UserError(
             f"text.pretrained: the {model.config.model_type!r} model in {folder} does not read text alone "
             f"({type(error).__name__}: {_first_line(error)}); choose a text encoder"
         ) from error
-    padded = padded.detach()
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
-        parameter.grad = None
-    _freeze_key_biases(model, ids, valid, padded)
+    _freeze_what_is_not_read(model, ids[:, :_FEW], valid[:, :_FEW], short.detach())
     if not torch.isfinite(padded).all():
         raise UserError(
             f"text.pretrained: {folder} gives values that are not finite: its weights or config.json are damaged; copy it again"
         )
-    if padded.ndim != 3 or not _same(alone[0], padded[1, :4]):
+    if padded.ndim != 3 or not (_same(alone[0], padded[1, :_FEWER]) and _same(again, padded)):
         raise UserError(
             f"text.pretrained: what the {model.config.model_type!r} model in {folder} makes of a caption depends on the captions "
-            "beside it (padding is not masked); choose another encoder"
+            "beside it or before it (padding is not masked); choose another encoder"
         )
+    longest, padding = ids.shape[1], _padding(model)
+    said = getattr(model.config, "max_position_embeddings", None) or longest
+    packing = Packing.of(valid.sum(1), longest, ids.device)
     published = {"library": _plain(model.config), "hidden_size": padded.shape[2]}
-    firsts = (0,) if padding is None else (0, padding + 1)
-    for first in firsts:
+    for first in (0,) if padding is None or longest + padding >= said else (0, padding + 1):
         try:
             with attending(model, PACKED), torch.no_grad():
                 rows = _packed(model, ids, packing, first)
         except Exception:  # an encoder that cannot be packed may raise anything
             rows = None
         if rows is not None and _same(rows, padded[valid]):
-            return LibraryConfig(**published, packed=True, first_position=first)
-    # It counts positions by itself, from one of these.
-    return LibraryConfig(**published, packed=False, first_position=firsts[-1])
+            return LibraryConfig(**published, packed=True, first_position=first), longest
+    return LibraryConfig(**published, packed=False), longest
 
 
-def _freeze_key_biases(model: nn.Module, ids: Tensor, valid: Tensor, padded: Tensor) -> None:
-    """Where the softmax takes the shift of a key's bias back, its gradient is rounding, which AdamW would turn into steps."""
-    biases = [bias for name, bias in model.named_parameters() if bias.requires_grad and _KEY_BIAS.search(name)]
+_FEW, _FEWER = 8, 4  # tokens
+
+
+def _padding(model: nn.Module) -> int | None:
+    found = getattr(model.config, "pad_token_id", None)
+    return found if isinstance(found, int) else None
+
+
+def _pieces(model: nn.Module) -> int | None:
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (NotImplementedError, AttributeError):  # it has no table
+        return None
+
+
+@torch.no_grad()
+def _long_and_short(model: nn.Module, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids of a caption as long as can be and a short one, which of them are theirs, and their states.
+
+    How long that is is tried: configurations call their number of positions by many names, and some count from the padding on.
+    What a caption's length or its neighbour's decides about (windows, positions that scale) shows in the longest.
+    """
+    size, padding = _pieces(model) or getattr(model.config, "vocab_size", 2), _padding(model)
+    said = getattr(model.config, "max_position_embeddings", None)
+    most = min(max_tokens, said) if isinstance(said, int) and said > 0 else max_tokens
+    named = (value for key, value in model.config.to_dict().items() if "position" in key and type(value) is int)
+    lengths = {min(most, n - less) for n in (*named, most) for less in (0, 1 + (padding or 0))}
+    for longest in sorted((n for n in lengths if n >= _FEWER), reverse=True):
+        ids = torch.randint(size, (2, longest), generator=torch.Generator().manual_seed(0))
+        if padding is not None:
+            ids = torch.where(ids == padding, (padding + 1) % size, ids)
+        valid = torch.arange(longest) < torch.tensor([[longest], [_FEWER]])
+        ids = ids.where(valid, torch.tensor(padding or 0))
+        try:
+            return ids, valid, padded_states(model, ids, valid)
+        except Exception as error:  # there are fewer positions, if this is a text encoder at all
+            fault = error
+    raise fault
+
+
+def _freeze_what_is_not_read(model: nn.Module, ids: Tensor, valid: Tensor, states: Tensor) -> None:
+    """Parameters without the gradients that were just made (a pooler), and biases of keys whose shift the softmax takes back.
+
+    The latter's gradient is rounding, which AdamW would turn into steps. Both must show it: of weights that were just drawn little
+    has an effect, and where attention is all on one token, little has a gradient.
+    """
+    parameters = dict(model.named_parameters())
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    biases = []
+    for name, parameter in parameters.items():
+        parameter.grad = None
+        parameter.requires_grad_(name in gradients)
+        weight = gradients.get(f"{name.removesuffix('bias')}weight")
+        if name in gradients and _KEY_BIAS.search(name) and weight is not None:
+            small = gradients[name].abs().max() <= _ROUNDING * weight.abs().max()
+            biases += [parameter] if small else []
     with torch.no_grad():
         before = [bias.clone() for bias in biases]
         for bias in biases:
             bias.add_(1.0)
-        without_effect = _same(padded_states(model, ids, valid), padded)
+        without_effect = _same(padded_states(model, ids, valid), states)
         for bias, values in zip(biases, before, strict=True):
             bias.copy_(values).requires_grad_(not without_effect)
 
@@ -355,15 +426,27 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _class_of(config: Any) -> Any:
+    """The library's class of an encoder, if it has one. Its tables lack the text side of some models that see too (SigLIP)."""
     transformers = _library()
-    encoders = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING
-    return transformers.AutoModelForTextEncoding if type(config) in encoders else transformers.AutoModel
+    tables = transformers.models.auto.modeling_auto
+    if type(config) in tables.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        config.is_encoder_decoder = False  # some classes insist
+        return transformers.AutoModelForTextEncoding
+    if type(config) not in tables.MODEL_MAPPING:
+        module = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+        for name, found in vars(module).items():
+            if name.endswith("TextModel") and getattr(found, "config_class", None) is type(config):
+                return found
+        return None
+    return transformers.AutoModel
 
 
 def _new_model(config: Mapping[str, Any]) -> nn.Module:
     transformers = _library()
     own = transformers.AutoConfig.for_model(**config)
-    return _text_part(_class_of(own).from_config(own))
+    found = _class_of(own)
+    make = getattr(found, "_from_config", None) or found.from_config
+    return _text_part(make(own))
 
 
 def _text_part(model: nn.Module) -> nn.Module:
@@ -378,10 +461,11 @@ def _text_part(model: nn.Module) -> nn.Module:
 
 def _as_named_now(encoder: LibraryEncoder, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Version 0.1 wrote a BERT's weights without `model.`; poolers were written later, and are left out."""
+    known = {name for name, _ in encoder.named_parameters()}  # some encoders cannot do without theirs
     for key in [key for key in state if key.startswith(prefix)]:
         rest = key.removeprefix(prefix).removeprefix("model.")
         value = state.pop(key)
-        if not rest.startswith("pooler."):
+        if not rest.startswith("pooler.") or f"model.{rest}" in known:
             state[f"{prefix}model.{rest}"] = value
 
 

@@ -35,8 +35,7 @@ def load_encoder(name: str, *, dropout: float, max_tokens: int) -> tuple[Library
     folder = resolve_pretrained(name)
     if faults := list(folder_faults(folder)):
         raise UserError(f"text.pretrained: {'; '.join(faults)}")
-    encoder = load_library_encoder(folder, dropout=dropout)
-    longest, known = min(max_tokens, encoder.config.max_positions or max_tokens), encoder.config.vocabulary_size
+    encoder, longest = load_library_encoder(folder, dropout=dropout, max_tokens=max_tokens)
     if has_berts_tokenizer(folder):
         settings = tokenizer_settings(folder)
         longest = min(longest, settings.max_tokens or longest)
@@ -45,10 +44,10 @@ def load_encoder(name: str, *, dropout: float, max_tokens: int) -> tuple[Library
             print(f"note: text.pretrained: {doubt}", flush=True)
     else:
         tokenizer = load_library_tokenizer(folder, max_tokens=longest)
-    if len(tokenizer.vocabulary) > known:
+    if encoder.pieces is not None and len(tokenizer.vocabulary) > encoder.pieces:
         raise UserError(
-            f"text.pretrained: the tokenizer in {folder} has {len(tokenizer.vocabulary)} pieces, more than the {known} that the "
-            "weights know"
+            f"text.pretrained: the tokenizer in {folder} has {len(tokenizer.vocabulary)} pieces, more than the {encoder.pieces} that "
+            "the weights know"
         )
     return encoder, tokenizer
 
