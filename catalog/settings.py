@@ -17,7 +17,7 @@ from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, H5_IDS, array_path, layout_files
 from core.features import FEATURES, VISUAL, Feature
 from core.kinds import wrong_file
-from core.section import FilePath, GridKept, Name, Positive, RegionsKept, Section, canonical
+from core.section import FilePath, GridKept, Name, Positive, RegionsKept, Section, Seed, canonical
 
 if TYPE_CHECKING:
     from catalog.annotations import Annotations
@@ -32,7 +32,7 @@ class DatasetSection(Section):
     YOUNGER: ClassVar[frozenset[str]] = frozenset()
 
     source: str
-    shards: Positive = 1  # jobs per feature
+    shards: Annotated[int, Field(ge=1, le=100_000)] = 1  # jobs per feature
 
     def known_splits(self) -> set[str] | None:
         """The splits' names; None where only the data can tell."""
@@ -120,7 +120,7 @@ class ScenesDataset(DatasetSection):
 
     source: Literal["scenes"]
     style: Literal["day", "dusk"] = "day"
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Seed = 1
     splits: dict[Name, Positive]
 
     def known_splits(self) -> set[str]:
@@ -245,7 +245,7 @@ class FolderDataset(ImagesDataset):
     captions: FilePath | None = None
     splits: dict[Name, Annotated[float, Field(gt=0)]] | None = None
     split_files: dict[Name, FilePath] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     def mistakes(self) -> Iterator[str]:
         if self.splits and self.split_files:

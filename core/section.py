@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of datasets, runs, test sets and ensembles: they become folder names
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]  # torch takes no more
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

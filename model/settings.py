@@ -17,7 +17,7 @@ from core.console import UserError
 from core.features import Feature, Visual
 from core.kinds import wrong_file
 from core.messages import did_you_mean
-from core.section import FilePath, NameOrPath, Positive, Section, Share
+from core.section import FilePath, NameOrPath, Positive, Section, Seed, Share
 from published.registry import PREFIX
 
 #: The kinds of network: what `model.kind` calls each, and the file of its `RetrievalNetwork`.
@@ -277,7 +277,7 @@ class Recipe(Section):
     train_split: str = "train"
     val_split: str | None = "val"  # its rSum picks the weights that are kept; null: the last
     val_images: Positive | None = None  # the first so many of that split; the authors take 1,000
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Seed | None = None
     model: AnyModel = ThreeSHNetModel()
     text: AnyText = Text()
     training: Training = Training()

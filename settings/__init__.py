@@ -18,7 +18,7 @@ from core.console import UserError
 from core.features import FEATURES
 from core.files import keys_given_twice
 from core.messages import key_path
-from core.section import LATER, FilePath, Name, Section, folder_name
+from core.section import LATER, FilePath, Name, Section, Seed, folder_name
 from core.text import decode_text
 from evaluation.settings import Ensemble, Testset
 from exchange.settings import Export
@@ -28,7 +28,14 @@ from published.registry import resolve
 from published.settings import Published
 from search.settings import Search
 from settings.checks import CrossChecks
-from settings.given import as_wanted, check_readable, twice_on_command_line, with_command_line, with_exponents
+from settings.given import (
+    as_wanted,
+    check_readable,
+    odd_numbers,
+    twice_on_command_line,
+    with_command_line,
+    with_exponents,
+)
 from settings.salvage import Salvage
 
 __all__ = ["Settings", "check_readable", "load_settings", "used_weights"]
@@ -41,7 +48,7 @@ class Settings(Section):
     """The whole configuration."""
 
     results: FilePath = "results"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
     features: Features = Features()
     region_names: RegionNames = RegionNames()
@@ -124,7 +131,8 @@ def load_settings(
     config = with_exponents(with_command_line(config, given or {}))
     if given:
         config = as_wanted(config, given, words, _wrong(config))
-    twice = [line for file in files for line in keys_given_twice(decode_text(file), str(file))]
+    texts = [(decode_text(file), str(file)) for file in files]
+    twice = [line for text, place in texts for line in (*keys_given_twice(text, place), *odd_numbers(text, place))]
     twice += twice_on_command_line(words)
     salvage = Salvage(config, Settings)
     lines = [*twice, *salvage.lines, *CrossChecks(salvage, config, check_files)]

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from catalog.settings import DatasetSection
+from catalog.settings import DatasetSection, ImagesDataset
 from core import layout
 from core.features import FEATURES, Feature
 from core.messages import did_you_mean
@@ -37,6 +37,8 @@ class CrossChecks:
     def __iter__(self) -> Iterator[str]:
         if self.settings is None:
             return
+        for section in ("datasets", "runs", "testsets", "ensembles", "search"):
+            yield from _alike(section, self._names(section))
         for name, dataset in self.settings.datasets.items():
             yield from self._dataset(name, dataset)
         yield from self._section("published", self.settings.published)
@@ -57,8 +59,14 @@ class CrossChecks:
             yield from self._search(name, search)
 
     def _dataset(self, name: str, dataset: DatasetSection) -> Iterator[str]:
-        if name in layout.RESERVED:
+        if name.casefold() in layout.RESERVED:
             yield f"datasets.{name}: the workflow has a folder of this name; rename the dataset"
+        results = self.settings.results
+        if "://" not in results and isinstance(dataset, ImagesDataset) and _within(results, dataset.images):
+            yield (
+                f"datasets.{name}.images: {dataset.images!r} holds the results folder {results!r}, where pictures are made that would count as "
+                "images; set results, or images, to another folder"
+            )
         yield from self._section(f"datasets.{name}", dataset)
 
     def _run(self, name: str, run: Run) -> Iterator[str]:
@@ -207,6 +215,20 @@ class CrossChecks:
     def _published(self, where: str, value: str | None, kind: str) -> Iterator[str]:
         for line in self.settings.published.refusals(value, kind, self.check_files):
             yield f"{where}: {line}"
+
+
+def _alike(section: str, names: list[str]) -> Iterator[str]:
+    """Names that are one folder of the results on many systems."""
+    known: dict[str, str] = {}
+    for name in names:
+        if (first := known.setdefault(name.casefold(), name)) != name:
+            yield f"{section}.{name}: differs from {first!r} in capitals alone, and is the same folder on many systems; rename one"
+
+
+def _within(path: str, folder: str) -> bool:
+    """Whether a path is a folder, or lies in it, whatever links lead there."""
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.commonpath([path, folder]) == folder
 
 
 def unwritable(results: str) -> Iterator[str]:

@@ -50,6 +50,44 @@ def check_readable(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path}, line {line}: a second document begins above (---); one file holds one configuration")
     if not roots or not isinstance(roots[0], yaml.MappingNode):
         raise UserError(f"{path} holds no keys and values; begin with `datasets:`, see configs/")
+    if line := _within_itself(roots[0], set(), set()):
+        raise UserError(f"{path}, line {line}: an alias (*) stands within what it stands for; write out what is meant")
+
+
+def _within_itself(node: yaml.Node, above: set[int], known: set[int]) -> int | None:
+    """The line of a node that an alias repeats inside of itself. above: nodes around it. known: nodes without any."""
+    if id(node) in above:
+        return node.start_mark.line + 1
+    if id(node) in known or not isinstance(node.value, list):
+        return None
+    items = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+    found = next(filter(None, (_within_itself(item, above | {id(node)}, known) for item in items)), None)
+    known.add(id(node))
+    return found
+
+
+_ODD = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+
+
+def odd_numbers(text: str, place: str) -> list[str]:
+    """Numbers of a YAML text that are others than they look like, as YAML 1.1 counts `010` by eights and `1:30` in minutes: a line each."""
+    try:
+        nodes = [yaml.compose(text.replace("\t", " "), Loader=yaml.SafeLoader)]
+    except (yaml.YAMLError, RecursionError):
+        return []  # whoever reads it for its content says what is wrong with it
+    looked_into: set[int] = set()
+    found: dict[int, str] = {}  # by where it stands
+    for node in nodes:  # grows
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag.endswith((":int", ":float")) and _ODD.fullmatch(node.value):
+                found[node.start_mark.index] = (
+                    f"{place}, line {node.start_mark.line + 1}: {node.value} is {yaml.safe_load(node.value)} to YAML; write the number that is "
+                    "meant, or put it in quotes where it is text"
+                )
+        elif node is not None and id(node) not in looked_into:
+            looked_into.add(id(node))
+            nodes += itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+    return [found[at] for at in sorted(found)]
 
 
 def typed(value: Any) -> Any:
@@ -66,7 +104,8 @@ def typed(value: Any) -> Any:
     if _EXPONENT.fullmatch(value):
         return float(value)
     if re.fullmatch(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*|0x[0-9a-fA-F]+)|true|false|null|True|False|None|~|", value):
-        return None if value in ("None", "") else yaml.safe_load(value)
+        # In decimals: YAML 1.1 would count `010` by eights.
+        return None if value in ("None", "") else yaml.safe_load(re.sub(r"^([-+]?)0+(?=[0-9])", r"\1", value))
     return value
 
 

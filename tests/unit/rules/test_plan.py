@@ -484,8 +484,8 @@ def test_mistakes_in_a_kind_are_told(kinds, run, message):
 
 @pytest.mark.parametrize(("source", "flags"), [("scenes", []), ("folder", ["--photographs"])])
 def test_a_search_of_other_pictures_than_drawings_is_told_so(folder, source, flags):
-    photos(folder, "a.jpg", "b.jpg")
-    own = {"source": "folder", "images": str(folder)}
+    photos(folder / "photos", "a.jpg", "b.jpg")
+    own = {"source": "folder", "images": "photos"}
     runs = {"run": {"dataset": "drawn", "visual": "grids", **OWN_TEXT}}
     config = {"datasets": {"drawn": SCENES, "mine": SCENES if source == "scenes" else own}, "runs": runs}
     asked = plan(config | {"search": {"mine": {"dataset": "mine", "runs": ["run"]}}})

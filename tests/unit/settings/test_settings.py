@@ -7,7 +7,7 @@ import pytest
 
 from core.console import UserError
 from core.section import canonical
-from settings import check_readable, load_settings
+from settings import load_settings
 
 
 def mistakes(config) -> list[str]:
@@ -428,34 +428,6 @@ def test_mistakes_between_keys_hide_no_other(config):
         "testsets.scenes_test.split",
         "testsets.scenes_test.positives",
     ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"a: 1\n---\na: 2\n", "line 3: a second document begins above"),
-        (b"a:\n\tb: 1\n", "line 2: found character .* by blanks, not by tabs"),
-        (b"a: {b: 1\n", "line 2: expected ',' or '}'"),
-        (b"a: 1\n# caf\xe9\n", "line 2: byte 0xe9 is not UTF-8; .*iconv -f latin1"),
-        ("a: 1\n".encode("utf-16"), "iconv -f utf-16"),
-        (b"- a\n", "holds no keys and values"),
-        (b"", "holds no keys and values"),
-        (b"1", "holds no keys and values"),
-        (b"[" * 100_000, "is nested too deep"),
-        (b"<!DOCTYPE html>", "is a web page that was saved"),
-        (b"\xef\xbb\xbfa: &a {b: 1}\nc: *a\n", None),
-        (b'{\n\t"a": 1\n}', None),
-    ],
-    ids="documents tabs unclosed latin1 utf-16 list empty number deep page mark-and-anchor JSON".split(),
-)
-def test_files_that_are_no_configuration(tmp_path, content, message):
-    path = tmp_path / "config.yaml"
-    path.write_bytes(content)
-    if message is None:
-        check_readable(path)
-        return
-    with pytest.raises(UserError, match=message):
-        check_readable(path)
 
 
 def test_what_is_given_twice_on_the_command_line(config):
