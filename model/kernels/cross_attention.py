@@ -6,9 +6,10 @@
 
 The reference goes pair by pair, as the paper has it. The fast way never builds the weighted sums: with G the products of the
 attended items with each other, <query, sum> is the weighted sum of s and |sum|^2 is weights G weights^T. So all that is
-left per pair is the one product s, and everything else stays in a processor's cache. Items of one count are scored
-together: nothing is padded, nothing is masked. The product is of captions of several lengths at once, as those of one length are
-often few; G is of a whole side, once.
+left per pair is the one product s, and everything else stays in a processor's cache. Where attended items nearly cancel, as those
+of few dimensions or on one line may, |sum|^2 would be a small difference of large numbers: there, and there alone, the sum is
+built. Items of one count are scored together: nothing is padded, nothing is masked. The product is of captions of several
+lengths at once, as those of one length are often few; G is of a whole side, once.
 
 Source: "Stacked cross attention for image-text matching" (SCAN), `model.py`.
 """
@@ -29,6 +30,7 @@ Aggregate = Literal["LogSumExp", "Mean", "Max", "Sum"]
 
 SLOPE = 0.1  # of the leaky ReLU that the paper writes as [x]+
 _EPS = 1e-8
+_CANCELLED = 1e-3  # of |sum|^2, as a share of the longest attended item's: below it too few digits are left
 _VALUES_AT_ONCE = 1 << 17  # attention weights of a block: half a megabyte
 _WORDS_AT_ONCE = 1024  # of one matrix product
 _PRODUCTS_AT_ONCE = 1 << 21  # of s, computed by one matrix product: 8 MB
@@ -218,33 +220,72 @@ class _Pairs:
                     for start in range(0, len(band), low):
                         here = slice(top + start, min(top + start + low, top + len(band)))
                         attended = grams[i] if image_grams is None else image_grams[here]
-                        columns[i].append(
-                            self.block(s[:, :, start : start + low], attended, region_norms[here], word_norms[i])
-                        )
+                        norms = region_norms[here] if image_grams is None else word_norms[i]
+                        columns[i].append(self.block(s[:, :, start : start + low], attended, norms, images[here], part))
             for (run, _), cells in zip(block, columns, strict=True):
                 found[run].append(torch.cat(cells))
         return [torch.cat(cells, dim=1) for cells in found]
 
-    def cosines(self, inner: Tensor, squared: Tensor, norms: Tensor) -> Tensor:
+    def cosines(
+        self,
+        inner: Tensor,
+        weights: Tensor,
+        squared: Tensor,
+        *,
+        attended: Tensor,
+        grams: Tensor,
+        queries: Tensor,
+        norms: Tensor,
+    ) -> Tensor:
+        """Of every query and its weighted sum over each set of attended items.
+
+        Args:
+            inner: (S, Q) their products. weights: (S, Q, A). squared: (S, Q), of the sums' lengths.
+            attended: (S, A, E). grams: (S, A, A). queries: (Q, E). norms: of them, any shape of Q.
+
+        Returns:
+            (S, Q).
+        """
+        near = squared < _CANCELLED * grams.diagonal(dim1=1, dim2=2).amax(1)[:, None]
+        if near.any():
+            inner, squared = _built(inner, weights, squared, near, attended, queries)
         # The tiny number: the root's slope at 0 is infinite.
-        return inner / (norms * squared.clamp(min=1e-30).sqrt()).clamp(min=_EPS)
+        return inner / (norms.flatten() * squared.clamp(min=1e-30).sqrt()).clamp(min=_EPS)
+
+
+def _built(
+    inner: Tensor, weights: Tensor, squared: Tensor, near: Tensor, attended: Tensor, queries: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`inner` and `squared` with those of the sums that are `near` zero, (S, Q) bool, from the sums themselves."""
+    products, squares = [], []
+    for number in near.any(1).nonzero().squeeze(1).tolist():
+        own = near[number]
+        sums = weights[number, own] @ attended[number]
+        products.append((sums * queries[own]).sum(1))
+        squares.append(sums.square().sum(1))
+    places = near.nonzero(as_tuple=True)
+    return inner.index_put(places, torch.cat(products)), squared.index_put(places, torch.cat(squares))
 
 
 class _TextToImage(_Pairs):
-    def block(self, s: Tensor, grams: Tensor, region_norms: Tensor, word_norms: Tensor) -> Tensor:
-        """s (C, n, I, R), grams (I, R, R), word_norms (C, n) -> (I, C)."""
+    def block(self, s: Tensor, grams: Tensor, norms: Tensor, images: Tensor, words: Tensor) -> Tensor:
+        """s (C, n, I, R), grams (I, R, R), norms of words (C, n), images (I, R, E), words (C, n, E) -> (I, C)."""
         weights = self.norm(s, 1).mul(self.sharpness).softmax(3)
-        inner = (weights * s).sum(3)
+        inner = (weights * s).sum(3).flatten(0, 1).T  # (I, C*n)
         flat = weights.flatten(0, 1).transpose(0, 1)  # (I, C*n, R)
-        squared = ((flat @ grams) * flat).sum(2).T.unflatten(0, s.shape[:2])  # (C, n, I)
-        return self.aggregate(self.cosines(inner, squared, word_norms[:, :, None]), 1, self.lse).T
+        squared = ((flat @ grams) * flat).sum(2)
+        queries = words.flatten(0, 1)
+        found = self.cosines(inner, flat, squared, attended=images, grams=grams, queries=queries, norms=norms)
+        return self.aggregate(found.unflatten(1, s.shape[:2]), 2, self.lse)
 
 
 class _ImageToText(_Pairs):
-    def block(self, s: Tensor, grams: Tensor, region_norms: Tensor, word_norms: Tensor) -> Tensor:
-        """s (C, n, I, R), grams (C, n, n), region_norms (I, R) -> (I, C)."""
+    def block(self, s: Tensor, grams: Tensor, norms: Tensor, images: Tensor, words: Tensor) -> Tensor:
+        """s (C, n, I, R), grams (C, n, n), norms of regions (I, R), images (I, R, E), words (C, n, E) -> (I, C)."""
         weights = self.norm(s, 3).mul(self.sharpness).softmax(1)
-        inner = (weights * s).sum(1)  # (C, I, R)
+        inner = (weights * s).sum(1).flatten(1)  # (C, I*R)
         flat = weights.flatten(2)  # (C, n, I*R)
-        squared = ((grams @ flat) * flat).sum(1).unflatten(1, s.shape[2:])
-        return self.aggregate(self.cosines(inner, squared, region_norms), 2, self.lse).T
+        squared = ((grams @ flat) * flat).sum(1)
+        queries = images.flatten(0, 1)
+        found = self.cosines(inner, flat.mT, squared, attended=words, grams=grams, queries=queries, norms=norms)
+        return self.aggregate(found.unflatten(1, s.shape[2:]), 2, self.lse).T

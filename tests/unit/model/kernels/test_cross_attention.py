@@ -55,6 +55,30 @@ def test_vectors_that_are_all_zero_give_numbers(sets):
         assert not scores.any() and images.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(("direction", "norm"), list(itertools.product(("t2i", "i2t"), NORMS)))
+@pytest.mark.parametrize("width", [1, 64])
+def test_sums_that_nearly_cancel_keep_their_direction(direction, norm, width):
+    """Items on one line, to either side: of such a sum |sum|^2 alone would leave no digits, and cosines far beyond 1."""
+    generator = torch.Generator().manual_seed(1)
+    line = F.normalize(torch.randn(width, generator=generator, dtype=torch.float64), dim=0)
+    images, captions = (
+        torch.randn(24, items, 1, generator=generator, dtype=torch.float64).sign() * line for items in (6, 5)
+    )
+    # Lengths of which some sums nearly vanish: of equal attention weights the sum of these is 1e-9 of an item.
+    images[0, :, :] = torch.tensor([1, -1, 1, -1, 1, -1 + 1e-9], dtype=torch.float64)[:, None] * line
+    lengths = torch.full((24,), 6), torch.full((24,), 5)
+    choice = {"direction": direction, "norm": norm, "aggregate": "Mean", "sharpness": 1e-12}
+    leaves = [[part.clone().requires_grad_() for part in (images, captions)] for _ in range(2)]
+    found, formula = (
+        score(sides[0], lengths[0], sides[1], lengths[1], **choice)
+        for score, sides in zip((pair_scores, reference), leaves, strict=True)
+    )
+    torch.testing.assert_close(found, formula, rtol=1e-5, atol=1e-6)
+    assert found.abs().max() <= 1 + 1e-9
+    alone = pair_scores(images[:, :1], lengths[0].clamp(max=1), captions[:, :1], lengths[1].clamp(max=1), **choice)
+    torch.testing.assert_close(alone, (images[:, 0] @ captions[:, 0].T).sign(), rtol=1e-9, atol=1e-9)
+
+
 def test_a_set_of_nothing_is_refused(sets):
     images, image_lengths, captions, caption_lengths = sets
     image_lengths[2] = 0
