@@ -53,7 +53,9 @@ class Annotations:
         """Note captions that an earlier program or conversion seems to have spoilt."""
         found: dict[str, list[str]] = {}
         for caption_id, text in zip(self.caption_ids, self.texts, strict=True):
-            if (not text.isascii() or len(text) < 12) and (what := spoilt(text)):
+            # Of hundreds of thousands few can be.
+            odd = not text.isascii() or len(text) < 12 or text[-1] in "]'\"" or "&" in text
+            if odd and (what := spoilt(text)):
                 found.setdefault(what, []).append(caption_id)
         self.notes += [listing(what, ids) for what, ids in found.items()]
 

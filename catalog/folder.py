@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from catalog.index import check_image_ids, listing
 from catalog.names import Names, as_name
 from catalog.tables import read_table
 from core.console import UserError
-from core.text import decode_text, has_control, one_line
+from core.text import decode_text, has_control, is_list, one_line
 
 _UNREAD = "files that are there, but of a type that is not read (convert them, to JPEG or PNG say)"
+_SPLIT = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,63}")  # files of an export begin with it
 _SET_MISSING_IMAGES = "to go on without those images, set missing_images: drop"
 
 
@@ -113,7 +115,9 @@ def _read_captions(
             ambiguous.append(name)
         elif not image_id:
             (unread if names.unread(name) else unknown).append(name)
-        elif text is not None and not isinstance(text, str) and text == text:  # NaN is how pandas writes nothing
+        elif text is not None and (
+            is_list(text) if isinstance(text, str) else text == text
+        ):  # NaN is how pandas writes nothing
             no_text.append(where)
         elif not isinstance(text, str) or not one_line(text):
             empty.append(where)
@@ -153,7 +157,11 @@ def _read_captions(
         ("rows with an open quote, to which the rows behind it were added (close it)", swallowed),
         ("caption ids that occur twice", duplicate),
         ("images with captions in two splits", moved),
-        ("splits that differ in capitals alone (write each in one way)", _alike(found.splits.values())),
+        ("splits that differ in capitals or Unicode form alone (write each in one way)", _alike(found.splits.values())),
+        (
+            "splits whose names cannot be part of a file's name (no slashes, no dot in front, 64 characters at most)",
+            [name for name in dict.fromkeys(found.splits.values()) if not _SPLIT.fullmatch(name)],
+        ),
     ):
         if wrong:
             found.problems.append(listing(what, wrong) + (names.hint(wrong[0]) if wrong is unknown else ""))
@@ -171,10 +179,10 @@ def _read_captions(
 
 
 def _alike(names: Iterable[str]) -> list[str]:
-    """Names that differ from another in capitals alone."""
+    """Names that differ from another in capitals, or in Unicode form, alone."""
     known: dict[str, set[str]] = {}
     for name in names:
-        known.setdefault(name.casefold(), set()).add(name)
+        known.setdefault(unicodedata.normalize("NFKC", name).casefold(), set()).add(name)
     return [name for own in known.values() if len(own) > 1 for name in sorted(own)]
 
 

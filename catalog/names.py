@@ -90,7 +90,10 @@ class Names:
                 return found
         # Leading zeros are lost where a table is read as numbers, and by programs that name files by them.
         whole = re.fullmatch(r"(\d+)(?:\.0+)?(|\.[a-z]\w*)", name.lower())
-        return self._numbers.get((int(whole[1]), whole[2]), "") if whole else ""
+        if whole:
+            return self._numbers.get((int(whole[1]), whole[2]), "")
+        numbered = re.fullmatch(r"(.+)#\d+", name)  # as Flickr numbers captions
+        return self.find(numbered[1]) if numbered else ""
 
     def unread(self, value: object) -> str:
         """The file of this name, with or without suffix, that is there but no image to us; "" if there is none."""
@@ -99,6 +102,8 @@ class Names:
     def hint(self, value: object) -> str:
         """Why an image is not found, as far as that can be said: "" or a clause in brackets."""
         name = normal(as_name(value))
+        if re.fullmatch(r"\d(\.\d+)?[eE]\+\d+", name):
+            return " (a long number, of which a spreadsheet has kept the first digits; write names as text)"
         stem = self._folded.get(PurePosixPath(name).name.rsplit(".", 1)[0].casefold())
         if stem:
             return f" (there is {stem!r} with another suffix or in another folder)"

@@ -14,6 +14,9 @@ _ESCAPED = re.compile(r"\x1b\$[@AB()]")
 _CONTROL = re.compile("[\x80-\x84\x86-\x9f]")  # U+0085 is a line end of old systems
 # A quote or a letter with an accent of UTF-8 that was read as cp1252; words of other alphabets that were read as it.
 _TWICE = re.compile("\u00e2\u20ac[\u0080-\u00ff\u0152-\u2122]|\u00c3[\u0080-\u00bf\u0152-\u2122]|[\u00a1-\u00ff]{5}")
+_LIST = re.compile(r"""\[\s*(["']).*\1\s*\]""", re.DOTALL)
+_BYTES = re.compile(r"""b(["']).*\1""", re.DOTALL)
+_ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|nbsp|#\d+|#x[0-9a-fA-F]+);")
 _BETWEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 _UNSEEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
@@ -49,8 +52,19 @@ def has_control(text: str) -> bool:
     return _UNSEEN.search(text) is not None
 
 
+def is_list(text: str) -> bool:
+    """Whether a text is a list of texts, as Python or JSON writes it."""
+    return _LIST.fullmatch(text.strip()) is not None
+
+
 def spoilt(text: str) -> str:
     """What an earlier program or conversion seems to have done to a text; "" where nothing."""
+    if is_list(text):
+        return "captions are lists, as Python or JSON writes them; write each caption by itself"
+    if _BYTES.fullmatch(text):
+        return "captions are bytes as Python writes them (b'...'); decode them when they are written"
+    if "&" in text and _ENTITY.search(text):
+        return "captions hold characters as HTML writes them (&amp; &#39; ...); write the characters themselves"
     if "\ufffd" in text:
         return "captions hold U+FFFD, which stands for letters that were lost when the file was converted; convert the original again"
     if text.strip().lower() in ("nan", "none", "null", "<na>", "undefined"):
@@ -107,7 +121,7 @@ def decode_text(path: str | Path, data: bytes | None = None) -> str:
                 f"iconv -f cp1252 -t utf-8 {path.name} > new.{path.name}"
             )
         else:
-            return text
+            return text.removesuffix("\x1a")  # how DOS ended texts
     line = data.count(b"\n", 0, at) + 1
     raise UserError(f"{path}, line {line}: {what}; save the file as UTF-8 {_advice(path, data, at)}")
 

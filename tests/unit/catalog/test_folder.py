@@ -288,11 +288,21 @@ def test_splits_by_file(folder, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("a", "x", "Train"), ("b", "y", "train")], "2 splits that differ in capitals alone .*: 'Train', 'train'"),
+        (
+            [("a", "x", "Train"), ("b", "y", "train")],
+            "2 splits that differ in capitals or Unicode form alone .*: 'Train', 'train'",
+        ),
+        ([("a", "x", "e\u0301"), ("b", "y", "\u00e9")], "2 splits that differ in capitals or Unicode form alone"),
+        (
+            [("a", "x", "../up"), ("b", "y", ".x")],
+            r"2 splits whose names cannot be part of a file's name .*: '\.\./up', '\.x'",
+        ),
+        ([("a", "['one dog', 'a dog']", "train")], "1 captions that are not text .*: 'line 1 .a.'"),
+        ([("a", '["one dog"]', "train")], "1 captions that are not text .*: 'line 1 .a.'"),
         ([("a", "\u200b\u202e", "train")], "no caption of an image is left: .* 1 empty captions left out"),
         ([({"bytes": "..."}, "x", "train")], "1 captions that name no image: 'line 1'"),
     ],
-    ids=["capitals", "nothing to be seen", "an image in the table"],
+    ids=["capitals", "forms", "paths", "list", "list of JSON", "nothing to be seen", "an image in the table"],
 )
 def test_rows_that_look_right(folder, rows, message):
     rows = [dict(zip(("image", "caption", "split"), row, strict=True)) for row in rows]

@@ -41,6 +41,10 @@ def names(tmp_path):
         ("d", None),
         ("else/d.jpg", ""),
         ("elsewhere/0.jpg", ""),
+        ("0.jpg#0", "0"),
+        ("more/d.jpg#12", "more/d"),
+        ("d.jpg#1", None),
+        ("0.jpg#x", ""),
         (7, ""),
         (None, ""),
         ("  ", ""),
@@ -71,6 +75,7 @@ def test_composed_and_decomposed_names_are_one():
 
 
 def test_hints(names):
+    assert "has kept the first digits" in names.hint("1.23457E+11")
     assert (names.unread("raw.heic"), names.unread("RAW"), names.unread("notes")) == (
         "more/raw.heic",
         "more/raw.heic",

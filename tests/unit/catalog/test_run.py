@@ -73,7 +73,7 @@ def test_captions_that_a_conversion_has_spoilt_are_noted(tmp_path, capsys):
     texts = {
         "a": "a dog’s ball in a café, Ça va, ÉTÉ, naïve Ångström", "b": "a dog’s".encode().decode("cp1252"),
         "c": "собака".encode("cp1251").decode("latin1"), "d": "一只狗".encode("gb18030").decode("latin1"), "e": "caf\ufffd", "f": "一只狗",
-        "g": "nan", "h": "None", "i": "a nan bread",
+        "g": "nan", "h": "None", "i": "a nan bread", "j": "b'a dog'", "k": "dogs &amp; cats", "l": "AT&T; a dog's", "m": "[a dog's]",
     }  # fmt: skip
     for name in texts:
         (tmp_path / "images" / f"{name}.png").write_bytes(b"x")
@@ -82,7 +82,9 @@ def test_captions_that_a_conversion_has_spoilt_are_noted(tmp_path, capsys):
     found = index(
         tmp_path, {"source": "folder", "images": str(tmp_path / "images"), "captions": str(tmp_path / "c.json")}
     )
-    twice, lost, nothing = found.notes
+    twice, lost, nothing, raw, entities = found.notes
+    assert raw.startswith("1 captions are bytes as Python writes them") and raw.endswith("'j#0'")
+    assert entities.startswith("1 captions hold characters as HTML writes them") and entities.endswith("'k#0'")
     assert nothing.startswith("2 captions are what programs write for nothing") and nothing.endswith("'g#0', 'h#0'")
     assert twice.startswith("3 captions look as if they had been converted") and twice.endswith(
         "before: 'b#0', 'c#0', 'd#0'"
