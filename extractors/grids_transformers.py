@@ -8,6 +8,8 @@ imported only when this engine is asked for.
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from core.console import UserError
+from core.parameters import left_over
 from extractors.networks.rcnn import Meta
 from extractors.panoptic_transformers import (
     AS_IN_THE_FILE,
@@ -41,8 +44,15 @@ class VisionBackbone(nn.Module):
         super().__init__()
         self.model, self.processor, self.name = model, processor, name
         self.meta = Meta(input=AS_IN_THE_FILE)
-        self._resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-        (blank,) = self.grid(torch.zeros(1, 3, 48, 64))
+        self._options = inspect.signature(model.forward).parameters
+        if "noise" in self._options:  # of masked autoencoders, whose published share would be left out at random
+            model.config.mask_ratio = 0.0
+        blank, again = (self.grid(torch.zeros(1, 3, 48, 64))[0] for _ in range(2))
+        if not torch.equal(blank, again):
+            raise UserError(
+                f"{_PLACE}: the {model.config.model_type!r} model {name} makes something else of one image each time; choose another "
+                "vision backbone"
+            )
         self.grid_size = blank.shape[0]
 
     @torch.inference_mode()
@@ -50,29 +60,50 @@ class VisionBackbone(nn.Module):
         """The maps (B, D, h, w) of upright images of one size, RGB 0..255, (B, 3, H, W) on the CPU."""
         images = [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy()]
         inputs = self.processor(images=images, return_tensors="pt").to(self.model.device)
-        options = {}
-        side = getattr(self.model.config, "image_size", None)
-        if self._resizes and isinstance(side, int) and inputs["pixel_values"].shape[-2:] != (side, side):
+        if "spatial_shapes" in inputs:  # of patches in place of pixels, with padding behind them
+            rows, columns = inputs["spatial_shapes"][0].tolist()
+            return _as_map(self.model(**inputs).last_hidden_state[:, : rows * columns], rows, columns)
+        size, options = inputs["pixel_values"].shape[-2:], {}
+        side = getattr(self.model.config, "image_size", size)
+        if "interpolate_pos_encoding" in self._options and tuple(size) != _pair(side):
             options["interpolate_pos_encoding"] = True
+        if "noise" in self._options:  # tokens are sorted by it
+            cells = math.prod(self._cells(size))
+            options["noise"] = torch.arange(cells, device=self.model.device).float().repeat(len(images), 1)
         states = self.model(**inputs, **options).last_hidden_state
-        return states if states.ndim == 4 else self._map(states, inputs["pixel_values"].shape[-2:])
+        return states if states.ndim == 4 else self._map(states, size)
+
+    def _cells(self, size: tuple[int, int], *, padded: bool = False) -> tuple[int, int]:
+        """Rows and columns of patches. padded: what is left of a patch at the border is one too."""
+        config = self.model.config
+        patch = _pair(getattr(config, "patch_stride", getattr(config, "patch_size", 1)))
+        return tuple(-(-pixels // cell) if padded else pixels // cell for pixels, cell in zip(size, patch, strict=True))
 
     def _map(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, N, D) tokens of images of `size` -> (B, D, h, w), without those that are no patch."""
         config, count = self.model.config, tokens.shape[1]
-        patch = getattr(config, "patch_size", 1)
-        patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
-        rows, columns = (pixels // cell for pixels, cell in zip(size, patch, strict=True))
-        while rows * columns > count and rows * columns > 1:  # a hierarchical network merges four cells into one
-            rows, columns = -(-rows // 2), -(-columns // 2)
-        before = count - rows * columns
-        known = (0, 1, 2, 1 + getattr(config, "num_register_tokens", 0))
-        if before not in known or getattr(config, "num_detection_tokens", 0):
-            raise UserError(
-                f"{_PLACE}: what the {config.model_type!r} model {self.name} makes of an image is no map ({count} tokens of "
-                f"{size[0]} x {size[1]} pixels); choose a vision backbone"
-            )
-        return tokens[:, before:].transpose(1, 2).unflatten(2, (rows, columns))
+        classes = getattr(config, "n_cls_tokens", 1)
+        known = (0, 1, 2, classes, classes + getattr(config, "num_register_tokens", 0))
+        for padded in (False, True):
+            rows, columns = self._cells(size, padded=padded)
+            while rows * columns > count and rows * columns > 1:  # a hierarchical network merges four cells into one
+                rows, columns = -(-rows // 2), -(-columns // 2)
+            before = count - rows * columns
+            if before in known and not getattr(config, "num_detection_tokens", 0):
+                return _as_map(tokens[:, before:], rows, columns)
+        raise UserError(
+            f"{_PLACE}: what the {config.model_type!r} model {self.name} makes of an image is no map ({count} tokens of "
+            f"{size[0]} x {size[1]} pixels); choose a vision backbone"
+        )
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _as_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, rows * columns, D) -> (B, D, rows, columns)."""
+    return tokens.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 def load_backbone(folder: Path, name: str) -> VisionBackbone:
@@ -81,21 +112,22 @@ def load_backbone(folder: Path, name: str) -> VisionBackbone:
     Raises:
         UserError: no vision backbone, or weights that do not fit.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoImageProcessor
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        config = getattr(config, "vision_config", config)
-        model, report = AutoModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model, wrong = _loaded(folder, whole)
+        processor = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
         )
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UserError(f"{_PLACE}: {name} cannot be loaded by transformers: {error}") from error
-    # The pooled vector is not read, and many checkpoints come without its weights.
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and ".head." not in f".{key}")
-    if missing:
-        raise UserError(f"{_PLACE}: the weights of {name} do not fit its config.json; missing: {', '.join(missing)}")
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        detail = (str(error).strip().splitlines() or ["no details"])[0]
+        raise UserError(f"{_PLACE}: {name} cannot be loaded by transformers: {detail}") from error
+    for what, keys in wrong.items():
+        if keys:
+            raise UserError(
+                f"{_PLACE}: the weights of {name} do not fit its config.json; {what}: {', '.join(sorted(keys)[:5])}; copy it again"
+            )
     try:
         return VisionBackbone(model.eval(), processor, name)
     except UserError:
@@ -105,6 +137,31 @@ def load_backbone(folder: Path, name: str) -> VisionBackbone:
             f"{_PLACE}: the {model.config.model_type!r} model {name} does not read images alone ({type(error).__name__}: {error}); "
             "choose a vision backbone"
         ) from error
+
+
+def _loaded(folder: Path, whole: Any) -> tuple[nn.Module, dict[str, list[str]]]:
+    """The model of a configuration, or its vision side, and the keys of weights that are missing or too many.
+
+    Some vision sides the library cannot make alone, or finds no weights for: those are taken from the whole model.
+    """
+    from transformers import AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    config = getattr(whole, "vision_config", whole)
+    tries = [one for one in ((config,) if config is whole else (config, whole)) if type(one) in MODEL_MAPPING]
+    for one in tries or [config]:
+        model, report = AutoModel.from_pretrained(
+            folder, config=one, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+        over = left_over(model.state_dict(), report["unexpected_keys"], model.base_model_prefix)
+        missing, prefix = report["missing_keys"], ""
+        if one is not config:
+            model, prefix = model.vision_model, "vision_model."
+        # The pooled vector is not read, and many checkpoints come without its weights.
+        missing = [k for k in missing if k.startswith(prefix) and "pooler" not in k and ".head." not in f".{k}"]
+        if not missing:
+            break
+    return model, {"missing": missing, "of a layer too many": over}
 
 
 def transformers_runner(*, weights: str, revision: str | None = None) -> TransformersRunner:

@@ -15,7 +15,7 @@ import inspect
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from core.console import UserError
+from core.parameters import left_over
 from model.encoder_folder import read_object
 from model.library_tokenizer import LibraryTokenizer
 from model.packing import Packing
@@ -189,7 +190,7 @@ def load_library_encoder(folder: Path, *, dropout: float, max_tokens: int = 512)
             if "pooler" not in key and (not within or key.startswith("text_model."))
         ],
         "has another shape": list(found["mismatched_keys"]),
-        "is of a layer too many": _layers_left_over(loaded, found["unexpected_keys"]),
+        "is of a layer too many": left_over(loaded.state_dict(), found["unexpected_keys"], loaded.base_model_prefix),
     }
     for what, keys in wrong.items():
         if keys:
@@ -205,16 +206,6 @@ def load_library_encoder(folder: Path, *, dropout: float, max_tokens: int = 512)
             "alone; choose another encoder"
         )
     return LibraryEncoder(config, model), longest
-
-
-def _layers_left_over(model: nn.Module, keys: Iterable[str]) -> list[str]:
-    """Those of weights that found no place that differ in a number from one that did; heads of a pretraining do not."""
-
-    def unnumbered(key: str) -> str:
-        return re.sub(r"\d+", "#", key.removeprefix(f"{model.base_model_prefix}."))
-
-    known = {unnumbered(key) for key in model.state_dict()}
-    return [key for key in keys if unnumbered(key) in known]
 
 
 def load_library_tokenizer(folder: Path, *, max_tokens: int) -> LibraryTokenizer:

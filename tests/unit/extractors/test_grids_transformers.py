@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,31 @@ KINDS = {
         {"size": {"shortest_edge": 64}, "crop_pct": 0.875},
         None,
     ),
+    # Of 64 patches it would read 16 in any order, and these look like a map of 4 x 4.
+    "vit_mae": ("ViTMAEModel", lambda: transformers.ViTMAEConfig(image_size=64, **VIT), "ViTImageProcessor", SQUARE, (1, 8, 8)),
+    "hiera": (
+        "HieraModel",
+        lambda: transformers.HieraConfig(
+            image_size=[64, 64], embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 2], num_query_pool=2
+        ),
+        "BitImageProcessor",
+        SHORTEST | {"crop_size": {"height": 64, "width": 64}},
+        (0, 4, 4),
+    ),
+    "siglip2": (  # of patches; how many of them an image has depends on its shape
+        "Siglip2Model",
+        lambda: transformers.Siglip2Config(text_config=TEXT, vision_config=VIT | {"num_patches": 16}),
+        "Siglip2ImageProcessor",
+        {"patch_size": 8, "max_num_patches": 16},
+        "spatial_shapes",
+    ),
+    "blip": (  # whose vision side the library cannot make alone
+        "BlipModel",
+        lambda: transformers.BlipConfig(text_config=TEXT, vision_config=VIT | {"image_size": 64}),
+        "BlipImageProcessor",
+        SQUARE,
+        (1, 8, 8),
+    ),
 }  # fmt: skip
 
 
@@ -107,11 +134,16 @@ def test_the_librarys_own_outputs(tmp_path, photos, kind):
     assert extractor.attributes["model"] in (kind, f"{kind}_vision_model") and len(extractor.weights_digest) == 64
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     more = {"interpolate_pos_encoding": True} if kind == "vit" else {}
+    if kind == "vit_mae":
+        model.config.mask_ratio, more = 0.0, {"noise": torch.arange(64.0)[None]}
     for path, own, three in zip(photos, native, pooled, strict=True):
         inputs = processor(images=Image.open(path), return_tensors="pt")
         with torch.no_grad():
             (states,) = model(**inputs, **more).last_hidden_state
-        if places is not None:
+        if places == "spatial_shapes":
+            rows, columns = inputs["spatial_shapes"][0].tolist()
+            states = states[: rows * columns].T.unflatten(1, (rows, columns))
+        elif places is not None:
             before, rows, columns = places
             assert len(states) == before + rows * columns
             states = states[before:].T.unflatten(1, (rows, columns))
@@ -134,4 +166,22 @@ def test_what_gives_no_map_is_refused(tmp_path):
         extract([], weights=str(tmp_path))
     with pytest.raises(UserError, match=r"features.grids.weights: .* holds no model.safetensors"):
         (tmp_path / "model.safetensors").unlink()
+        extract([], weights=str(tmp_path))
+
+
+def test_weights_of_more_or_fewer_layers_than_the_configuration(tmp_path):
+    make_checkpoint(tmp_path, "vit")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for layers, what in ((1, "of a layer too many: .*layer"), (3, "missing: .*layer")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+        with pytest.raises(UserError, match=f"do not fit its config.json; {what}"):
+            extract([], weights=str(tmp_path))
+
+
+def test_what_is_drawn_anew_each_time_is_refused(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path, "vit")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.5}))
+    monkeypatch.setattr(transformers.ViTModel, "eval", transformers.ViTModel.train)
+    with pytest.raises(UserError, match="something else of one image each time"):
         extract([], weights=str(tmp_path))
