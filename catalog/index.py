@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -200,10 +201,10 @@ def read_index(path: str | os.PathLike[str]) -> Index:
 _heard = threading.local()  # what Pillow warns of while a thread looks at an image
 
 
-def _describe(path: str) -> tuple[int, int, str, str | None, list[str]]:
-    """(upright width, height, sha256, error, warnings) of one file; only the header is decoded."""
-    _heard.warnings = []
-    return *_looked_at(path), _heard.warnings
+def _describe(path: str) -> tuple[int, int, str, str | None, list[str], int]:
+    """(upright width, height, sha256, error, warnings, frames) of one file; only the header is decoded."""
+    _heard.warnings, _heard.frames = [], 1
+    return *_looked_at(path), _heard.warnings, _heard.frames
 
 
 def _hear(message: Warning | str, category: type[Warning], *_: object) -> None:
@@ -236,6 +237,10 @@ def _fault(path: str, error: Exception) -> str:
 def _upright_size(file: BinaryIO) -> tuple[int, int]:
     with Image.open(file) as image:
         width, height = image.size
+        if image.format != "MPO":  # whose further frames are what the camera adds
+            with contextlib.suppress(Exception):  # whoever decodes the image says what is wrong with it
+                _heard.frames = getattr(image, "n_frames", 1)
+                image.seek(0)
         # Of a TIFF Pillow tells the upright size already; what it read of the file is in the tags.
         turned = image.format == "TIFF" and (image.tag_v2.get(256), image.tag_v2.get(257)) != (width, height)
         upright = turned or image.getexif().get(0x0112, 1) not in (5, 6, 7, 8)
@@ -252,7 +257,7 @@ def describe_images(
     """The images table: sizes and content hashes read in parallel; an unreadable file gets an `error`, not a stop.
 
     Args:
-        notes: what Pillow warns of is added to them.
+        notes: what Pillow warns of, and which files hold more than one image, is added to them.
     """
     # Some at a time: handing one image to a thread takes as long as looking at it.
     parts = [paths[start : start + _IMAGES_AT_ONCE] for start in range(0, len(paths), _IMAGES_AT_ONCE)]
@@ -264,6 +269,9 @@ def describe_images(
     doubtful = [f"{path}: {fact[4][0]}" for path, fact in zip(paths, facts, strict=True) if fact[4]]
     if doubtful and notes is not None:
         notes.append(listing("images with damaged metadata, which are taken as far as they can be read", doubtful))
+    moving = [path for path, fact in zip(paths, facts, strict=True) if fact[5] > 1]
+    if moving and notes is not None:
+        notes.append(listing("files of several frames or pages, of which the first is the image", moving))
     return pa.Table.from_pydict(
         {
             "image_id": list(image_ids),

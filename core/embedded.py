@@ -22,6 +22,11 @@ def _digests() -> frozenset[str]:
     return frozenset(digest_file(path) for path in _WEIGHTS.glob("scenes_*.safetensors"))
 
 
+def is_ours(weights: str | None) -> bool:
+    """Whether a path leads to such weights."""
+    return weights is not None and Path(weights).resolve().parent == _WEIGHTS.resolve()
+
+
 def warning(dataset: str, features: Iterable[str]) -> str:
     """What to say where such weights made features of another dataset."""
     *others, last = features

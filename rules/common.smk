@@ -100,7 +100,9 @@ for name in PLAN.pooled_cells():
         file=sys.stderr,
     )
 
-for note in leaks(PLAN.settings) if workflow.is_main_process else ():
+for note in (
+    (*leaks(PLAN.settings), *PLAN.unfamiliar()) if workflow.is_main_process else ()
+):
     print(f"note: {note}", file=sys.stderr)
 
 SETTINGS, RESULTS, WORK = PLAN.settings, PLAN.results, PLAN.work

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from core import layout
-from core.embedded import SOURCE
+from core.embedded import SOURCE, is_ours
 from core.features import FEATURES
 from settings import Settings
 
@@ -61,6 +61,25 @@ class Shown:
         """Files of the names of regions' classes."""
         files = self.settings.region_names.files()
         return [file if self._is_published(file) else self.ancient(file) for file in files]
+
+    # --- what is said at the start
+
+    def unfamiliar(self) -> list[str]:
+        """A sentence for each dataset of other pictures than drawings whose features the embedded detectors are asked for."""
+        found = []
+        for name, dataset in self.settings.datasets.items():
+            wanted = set(self.needed_features(name)) & set(dataset.extracted()) if dataset.source != SOURCE else ()
+            ours = [
+                feature
+                for feature in FEATURES
+                if feature in wanted and is_ours(self.settings.features[feature].weights)
+            ]
+            if ours:
+                found.append(
+                    f"datasets.{name}: weights/ has seen nothing but the renderer's drawings, so its {' and '.join(ours)} of other pictures show "
+                    "that the pipeline runs, not what is in them; docs/detectors.md says how to take detectors for photographs"
+                )
+        return found
 
     # --- tables and report
 

@@ -153,3 +153,18 @@ def test_what_pillow_warns_of_is_told_with_the_files_name(tmp_path, capsys):
     )
     assert paths[2] in note and paths[1] not in note
     assert capsys.readouterr().err.count("Warning") == 0
+
+
+def test_files_of_several_images_are_told(tmp_path):
+    frames = [Image.new("RGB", (4, 2), (k, 0, 0)) for k in range(0, 200, 90)]
+    names = ("a.gif", "a.png", "a.webp", "a.tif", "one.gif", "one.tif", "photo.mpo", "cut.gif")
+    for name in names:
+        more = {} if name.startswith("one") else {"save_all": True, "append_images": frames[1:]}
+        frames[0].save(tmp_path / name, **more)
+    with open(tmp_path / "cut.gif", "r+b") as file:
+        file.truncate(40)
+    paths, notes = [str(tmp_path / name) for name in names], []
+    table = describe_images(names, paths, ["x"] * len(names), workers=1, notes=notes)
+    assert list(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)) == [(4, 2)] * len(names)
+    shown = ", ".join(map(repr, paths[:4]))
+    assert notes == [f"4 files of several frames or pages, of which the first is the image: {shown}"]

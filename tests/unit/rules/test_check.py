@@ -17,6 +17,7 @@ from core.console import UserError
 from core.kinds import stated_architecture
 from rules import check as module
 from rules.check import Check, engine_faults, how_long, leaks, main, notes
+from rules.plan import Plan
 from settings import load_settings
 from settings.checks import unwritable
 from tests.unit.model.test_checkpoint_kinds import grid_cnn, write
@@ -218,3 +219,19 @@ def test_a_results_folder_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="results: nothing can be written"):
         load_settings({"datasets": {"s": {"source": "scenes", "splits": {"test": 1}}}})
     assert Path.cwd() == tmp_path
+
+
+def test_features_of_photographs_by_detectors_of_drawings_are_told_at_the_start(config, folder, repository):
+    def told(**features):
+        return Plan(load_settings(config | {"features": features})).unfamiliar()
+
+    (note,) = told()
+    assert note.startswith(
+        "datasets.mine: weights/ has seen nothing but the renderer's drawings, so its panoptic of other pictures"
+    )
+    shutil.copy(repository / "weights/scenes_panoptic.safetensors", folder / "mine.safetensors")
+    assert told(panoptic={"engine": "native", "architecture": "scenes_panoptic", "weights": "mine.safetensors"}) == []
+    config["datasets"]["mine"].pop("imports")
+    assert "so its regions and panoptic of" in told()[0]
+    config["datasets"]["mine"] = {"source": "scenes", "splits": {"train": 2, "val": 2}}
+    assert told() == []
