@@ -20,10 +20,12 @@ from catalog.categories import BY_NAME, NUM_CATEGORIES
 from core.console import UserError
 from core.features import Feature
 from core.files import digest_file, digest_json
+from core.hub import fetch
 from extractors.images import ImageBatch, InputSpec
 from extractors.loading import EngineRunner
 from extractors.networks.rcnn import Meta
 from extractors.panoptic import Segments, map_segments
+from extractors.settings import folder_faults
 
 MODELS = ("mask2former", "maskformer", "oneformer")
 # Images as they are in their files: the processor resizes.
@@ -54,14 +56,8 @@ def resolve_checkpoint(weights: str, revision: str | None = None, *, feature: Fe
     """
     folder = Path(weights)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
         try:
-            patterns = [*_DESCRIPTIONS, "model*.safetensors"]
-            folder = Path(snapshot_download(weights, revision=revision, allow_patterns=patterns))
-            if not list(folder.glob("*.safetensors")):
-                patterns = [*_DESCRIPTIONS, "pytorch_model*.bin"]
-                folder = Path(snapshot_download(weights, revision=revision, allow_patterns=patterns))
+            folder = fetch(weights, revision=revision, descriptions=_DESCRIPTIONS)
         except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
             detail = str(error).splitlines()[0] if str(error) else "no details"
             raise UserError(
@@ -69,8 +65,8 @@ def resolve_checkpoint(weights: str, revision: str | None = None, *, feature: Fe
                 f"Face hub ({type(error).__name__}: {detail}); correct the name, or give a folder with config.json, "
                 "preprocessor_config.json and model.safetensors"
             ) from error
-    if not _weight_files(folder):
-        raise UserError(f"features.{feature}.weights: {folder} holds no model.safetensors (or pytorch_model.bin)")
+    if faults := list(folder_faults(folder)):
+        raise UserError(f"features.{feature}.weights: {'; '.join(faults)}")
     return folder
 
 
@@ -201,7 +197,7 @@ def load_segmenter(folder: Path, weights: str, threshold: float) -> UniversalSeg
     )
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type not in MODELS:
             raise UserError(f"{weights} is a {config.model_type!r} model; choose a checkpoint of {', '.join(MODELS)}")
         categories = category_order(config.id2label, weights)
@@ -211,7 +207,7 @@ def load_segmenter(folder: Path, weights: str, threshold: float) -> UniversalSeg
         oneformer = config.model_type == "oneformer"
         # The class list that OneFormer's processor would fetch from the hub serves training only.
         unneeded = {"class_info_file": None} if oneformer else {}
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **unneeded)
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False, **unneeded)
         if oneformer:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             processor = OneFormerProcessor(processor, tokenizer, task_seq_length=config.task_seq_len)
@@ -232,6 +228,7 @@ def runner_of(network: nn.Module, folder: Path, weights: str) -> TransformersRun
         "engine": "transformers",
         "model": network.model.config.model_type,
         "weights": weights,
+        **({} if Path(weights).is_dir() else {"revision": folder.name}),  # of the hub
         "transformers": transformers.__version__,
     }
     return runner

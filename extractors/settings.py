@@ -6,14 +6,18 @@ A section is an engine and what a feature keeps; each answers for itself, so tha
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from core.console import UserError
 from core.features import Compression, Feature
-from core.kinds import stated_architecture, wrong_file
+from core.files import parse_json
+from core.hub import COPY, no_name, reads, weight_faults
+from core.kinds import other_kind, stated_architecture, wrong_file
 from core.messages import did_you_mean
 from core.section import FilePath, GridKept, NameOrPath, OwnPath, Positive, RegionsKept, Section
 from published.registry import PREFIX
@@ -228,7 +232,40 @@ class Transformers(Extractor):
 
     def files(self) -> list[str]:
         names = sorted(os.listdir(self.weights)) if os.path.isdir(self.weights) else []
-        return [path for path in (os.path.join(self.weights, name) for name in names) if os.path.isfile(path)]
+        paths = (os.path.join(self.weights, name) for name in names if _DECIDING.fullmatch(name))
+        return [path for path in paths if os.path.isfile(path)]
+
+    def missing(self) -> Iterator[str]:
+        """What is wrong with the folder that it names; names on the hub are looked up when they are fetched."""
+        if os.path.isdir(self.weights):
+            yield from (f"weights: {line}" for line in folder_faults(Path(self.weights)))
+        else:
+            yield from no_name("weights", self.weights, "model, with its config.json and preprocessor_config.json")
+
+
+def folder_faults(folder: Path) -> Iterator[str]:
+    """Everything about the folder of a model that reads images which can be seen without the library: lines."""
+    path = folder / "config.json"
+    try:
+        config = parse_json(path.read_text(encoding="utf-8-sig"))
+    except OSError:
+        yield f"{folder} lacks config.json"
+    except ValueError as error:
+        yield f"{path} is {other_kind(path) or f'not valid JSON ({error}); {COPY}'}"
+    else:
+        if not isinstance(config, dict):
+            yield f"{path} holds no object of settings; {COPY}"
+        elif reads(config) == "text":
+            yield f"{folder} is a {config.get('model_type')!r} model, which reads text; choose one that reads images"
+            return
+    if not any((folder / name).is_file() for name in _PROCESSORS):
+        yield f"{folder} lacks {_PROCESSORS[0]}, which says how images are brought to the model; {COPY}"
+    yield from weight_faults(folder)
+
+
+#: Files of a model's folder that its results depend on.
+_DECIDING = re.compile(r".*\.(json|txt)|(model|pytorch_model).*\.(safetensors|bin)")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def _no_weights(path: str) -> Iterator[str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from core.console import UserError
 from core.files import parse_json
+from core.hub import COPY, reads, weight_faults
 from core.kinds import other_kind
 from model.vocabulary import SPECIAL_TOKENS, read_vocabulary, vocabulary_fault
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 _DECIDING = re.compile(
     r"(config|tokenizer_config|special_tokens_map|added_tokens|tokenizer|vocab)\.json|merges\.txt|vocab\.txt|.*\.model|"
@@ -65,14 +65,11 @@ def read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"text.pretrained: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:
-        what = other_kind(path) or f"not valid JSON ({error}); {_COPY}"
+        what = other_kind(path) or f"not valid JSON ({error}); {COPY}"
         raise UserError(f"text.pretrained: {path} is {what}") from error
     if not isinstance(content, dict):
-        raise UserError(f"text.pretrained: {path} holds no object of settings; {_COPY}")
+        raise UserError(f"text.pretrained: {path} holds no object of settings; {COPY}")
     return content
-
-
-_COPY = "copy it again from where the encoder is published"
 
 
 def tokenizer_settings(folder: Path) -> TokenizerSettings:
@@ -133,7 +130,7 @@ def _described(folder: Path) -> list[dict[str, Any]]:
         for key, kind in _KINDS.get(name, {}).items():
             if content.get(key) is not None and not isinstance(content[key], kind):
                 raise UserError(
-                    f"text.pretrained: {folder / name}: {key} is a {type(content[key]).__name__}, not a {kind.__name__}; {_COPY}"
+                    f"text.pretrained: {folder / name}: {key} is a {type(content[key]).__name__}, not a {kind.__name__}; {COPY}"
                 )
     return found
 
@@ -230,14 +227,7 @@ def folder_faults(folder: Path) -> Iterator[str]:
             yield f"{folder / name} is {what}"
     if not berts and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         yield f"{folder} lacks its tokenizer ({TOKENIZER_FILES[0]}, or {', '.join(TOKENIZER_FILES[1:])})"
-    weights = (*WEIGHTS, *(f"{name}.index.json" for name in WEIGHTS))
-    found = next((folder / name for name in weights if (folder / name).is_file()), None)
-    if found is None:
-        yield f"{folder} lacks {WEIGHTS[0]} (or {WEIGHTS[1]})"
-    elif what := other_kind(found):
-        yield f"{found} is {what}"
-    elif found.name.endswith(".index.json"):
-        yield from _part_faults(found)
+    yield from weight_faults(folder)
     # Of the library's own it reads these, and whatever they are it fails at them late.
     for name in ("merges.txt", *TOKENIZER_FILES) if not berts else ():
         if (folder / name).is_file() and (what := other_kind(folder / name)):
@@ -251,35 +241,22 @@ def folder_faults(folder: Path) -> Iterator[str]:
             yield str(error).removeprefix("text.pretrained: ")
 
 
-def _part_faults(index: Path) -> Iterator[str]:
-    """What is wrong with the parts of weights that an index names."""
-    try:
-        parts = read_object(index).get("weight_map")
-    except UserError as error:
-        yield str(error).removeprefix("text.pretrained: ")
-        return
-    if not isinstance(parts, dict) or not parts or not all(isinstance(name, str) for name in parts.values()):
-        yield f"{index} names no parts of weights; {_COPY}"
-        return
-    for part in sorted(set(parts.values())):
-        if not (index.parent / part).is_file():
-            yield f"{index.parent} lacks {part}, which {index.name} names; {_COPY}"
-        elif what := other_kind(index.parent / part):
-            yield f"{index.parent / part} is {what}"
-
-
 def _vocabulary_faults(folder: Path) -> Iterator[str]:
     vocabulary, known = read_vocabulary(folder / "vocab.txt"), read_object(folder / "config.json").get("vocab_size")
     if what := vocabulary_fault(vocabulary):
-        yield f"{folder / 'vocab.txt'} {what}; {_COPY}"
+        yield f"{folder / 'vocab.txt'} {what}; {COPY}"
         return
     tokenizer_settings(folder)
     if isinstance(known, int) and len(vocabulary) > known:
-        yield f"{folder / 'vocab.txt'} has {len(vocabulary)} pieces, more than the {known} of config.json; {_COPY}"
+        yield f"{folder / 'vocab.txt'} has {len(vocabulary)} pieces, more than the {known} of config.json; {COPY}"
 
 
 def check_config(published: dict[str, Any], folder: str | Path) -> None:
     """UserError: a config.json describes what is not run as it was published."""
+    if reads(published) == "images":
+        raise UserError(
+            f"text.pretrained: {folder} is a {published.get('model_type')!r} model, which reads images; choose a text encoder"
+        )
     positions = str(published.get("position_embedding_type", "absolute"))
     if positions.startswith("relative"):
         kind = published.get("model_type", "bert")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from core.console import UserError
 from core.files import digest_file
+from core.hub import fetch
 from model.encoder_folder import (
     TOKENIZER_FILES,
-    WEIGHTS,
     doubts,
     folder_faults,
     has_berts_tokenizer,
@@ -76,35 +75,19 @@ def provenance(name: str) -> dict[str, Any]:
 
 
 def _fetched(name: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
     repository, _, revision = name.partition("@")
-    wanted = [[*_DESCRIPTIONS, *(["model*.safetensors", "model.safetensors.index.json"] if weights else [])]]
-    if weights:  # in the older format where there is no other
-        wanted.append([*_DESCRIPTIONS, "pytorch_model*.bin", "pytorch_model.bin.index.json"])
-    tries = [(patterns, offline) for offline in (True, False) for patterns in wanted]
-    for patterns, offline in tries:
-        try:
-            folder = Path(
-                snapshot_download(
-                    repository, revision=revision or None, allow_patterns=patterns, local_files_only=offline
-                )
-            )
-        except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
-            if offline:
-                continue
-            raise UserError(
-                f"text.pretrained: {name!r} is not a local folder and could not be fetched from the Hugging Face hub "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}). "
-                "Give a folder with config.json, the tokenizer's files and model.safetensors, or set text.pretrained: null to "
-                "train a small encoder from scratch"
-            ) from error
-        if _complete(folder, weights):
-            break
-    return folder
-
-
-def _complete(folder: Path, weights: bool) -> bool:
-    names = set(os.listdir(folder))
-    there = "config.json" in names and not names.isdisjoint(TOKENIZER_FILES)
-    return there and (not weights or not names.isdisjoint([*WEIGHTS, *(f"{file}.index.json" for file in WEIGHTS)]))
+    try:
+        return fetch(
+            repository,
+            revision=revision or None,
+            descriptions=_DESCRIPTIONS,
+            weights=weights,
+            whole=lambda folder: any((folder / file).is_file() for file in TOKENIZER_FILES),
+        )
+    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+        raise UserError(
+            f"text.pretrained: {name!r} is not a local folder and could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}). "
+            "Give a folder with config.json, the tokenizer's files and model.safetensors, or set text.pretrained: null to "
+            "train a small encoder from scratch"
+        ) from error

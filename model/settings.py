@@ -15,6 +15,7 @@ from pydantic import Discriminator, Field, Tag, model_serializer, model_validato
 
 from core.console import UserError
 from core.features import Feature, Visual
+from core.hub import no_name
 from core.kinds import wrong_file
 from core.messages import did_you_mean
 from core.section import FilePath, NameOrPath, Positive, Section, Seed, Share
@@ -183,11 +184,8 @@ class Text(Section):
             from model.encoder_folder import folder_faults
 
             yield from (f"pretrained: {line}" for line in folder_faults(Path(self.pretrained)))
-        elif self.pretrained is not None and os.path.isfile(self.pretrained):
-            yield f"pretrained: {self.pretrained!r} is a file; name the folder of the encoder, with its config.json and tokenizer"
-        elif self.pretrained is not None and (self.pretrained.startswith((".", "/")) or self.pretrained.count("/") > 1):
-            # No name on a hub.
-            yield f"pretrained: folder {self.pretrained!r} does not exist; correct the path"
+        elif self.pretrained is not None:
+            yield from no_name("pretrained", self.pretrained, "encoder, with its config.json and tokenizer")
 
     @model_serializer(mode="wrap")
     def _without_kind(self, dump: Any) -> dict[str, Any]:

@@ -162,9 +162,10 @@ def test_what_gives_no_map_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"features.grids.weights: .*'yolos' model .* is no map"):
         extract([], weights=str(tmp_path))
     transformers.BertModel(transformers.BertConfig(**TEXT)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"'bert' model .* does not read images alone"):
+    with pytest.raises(UserError, match=r"'bert' model, which reads text"):
         extract([], weights=str(tmp_path))
-    with pytest.raises(UserError, match=r"features.grids.weights: .* holds no model.safetensors"):
+    with pytest.raises(UserError, match=r"features.grids.weights: .* lacks model.safetensors"):
+        make_checkpoint(tmp_path, "vit")
         (tmp_path / "model.safetensors").unlink()
         extract([], weights=str(tmp_path))
 

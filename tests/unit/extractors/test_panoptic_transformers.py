@@ -204,7 +204,9 @@ def test_what_the_store_says(checkpoints, tmp_path):
 def test_a_hub_name_is_fetched(checkpoints, photos, monkeypatch):
     asked = []
 
-    def snapshot_download(name, revision=None, allow_patterns=None):
+    def snapshot_download(name, revision=None, allow_patterns=None, local_files_only=False):
+        if local_files_only:
+            raise FileNotFoundError(name)
         asked.append((name, revision))
         return str(checkpoints["mask2former"])
 
@@ -242,12 +244,10 @@ def test_mistakes(checkpoints, tmp_path):
         f"2 of the 133 classes .* categories: 3 'carpet', 9 '{NAMES[8]}'",
         edited(folder, tmp_path / "labels", id2label=labels),
     )
-    refused(
-        "is a 'bert' model; choose a checkpoint of mask2former", edited(folder, tmp_path / "bert", model_type="bert")
-    )
+    refused("is a 'vit' model; choose a checkpoint of mask2former", edited(folder, tmp_path / "vit", model_type="vit"))
     refused("cannot be loaded by transformers", edited(folder, tmp_path / "width", fpn_feature_size=24))
     (tmp_path / "empty").mkdir()
-    refused("holds no model.safetensors", str(tmp_path / "empty"))
+    refused("lacks config.json; .*lacks preprocessor_config.json.*lacks model.safetensors", str(tmp_path / "empty"))
 
     from safetensors.torch import load_file, save_file
 

@@ -212,7 +212,7 @@ def test_all_parts_of_the_weights_are_looked_at(tmp_path):
     assert f"{parts[1]} is a git-lfs pointer" in pointer and f"{parts[2]} is cut off" in cut
     (tmp_path / parts[1]).unlink(), (tmp_path / parts[2]).write_bytes(whole)
     assert [*folder_faults(tmp_path)] == [
-        f"{tmp_path} lacks {parts[1]}, which {index.name} names; copy it again from where the encoder is published"
+        f"{tmp_path} lacks {parts[1]}, which {index.name} names; copy it again from where it is published"
     ]
     for content, message in (
         ("{}", "names no parts of weights"),

@@ -289,7 +289,8 @@ def test_names_of_the_hub_are_fetched_once_at_their_revision(weights, tmp_path, 
     """A stand-in for the hub's client, with a cache of its own."""
     import huggingface_hub
 
-    online, published = [], {"config.json": b"{}", "tokenizer.json": b"{}", weights: b"weights", "README.md": b"text"}
+    content = (2).to_bytes(8, "little") + b"{}"
+    online, published = [], {"config.json": b"{}", "tokenizer.json": b"{}", weights: content, "README.md": b"text"}
 
     def client(name, *, revision, allow_patterns, local_files_only):
         folder = tmp_path / name / (revision or "0123abcd")
@@ -308,7 +309,7 @@ def test_names_of_the_hub_are_fetched_once_at_their_revision(weights, tmp_path, 
     for _ in range(2):
         assert (resolve_pretrained("some/encoder@feed") / weights).is_file()
     found = provenance("some/encoder@feed")
-    assert found["revision"] == "feed" and found["weights"] == {weights: hashlib.sha256(b"weights").hexdigest()}
+    assert found["revision"] == "feed" and found["weights"] == {weights: hashlib.sha256(content).hexdigest()}
     assert set(online) == {"feed"} and len(online) == (2 if weights.endswith("safetensors") else 3)
     assert not (tmp_path / "some/encoder/feed/README.md").exists()
     assert provenance("some/encoder")["revision"] == "0123abcd"

@@ -13,7 +13,12 @@ from core.console import UserError
 from model.pretrained import provenance, resolve_pretrained
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILES = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"weights", "tf_model.h5": b"others"}
+FILES = {
+    "config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "model.safetensors": (2).to_bytes(8, "little") + b"{}",
+    "tf_model.h5": b"others",
+}
 
 
 @pytest.fixture

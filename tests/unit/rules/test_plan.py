@@ -206,9 +206,11 @@ def test_an_index_names_what_it_is_made_from():
 def test_other_engines_name_their_files():
     """A checkpoint folder's files and a local configuration are inputs; names in a hub or a zoo are not."""
     files = ("mine.yaml", "mine.pkl", "mask2former/config.json", "mask2former/model.safetensors")
+    files = (*files, "mask2former/preprocessor_config.json")
     Path("mask2former").mkdir()
     for name in files:
-        Path(name).write_bytes(b"x")
+        weights = (2).to_bytes(8, "little") + b"{}"
+        Path(name).write_bytes({".json": b"{}", ".safetensors": weights}.get(Path(name).suffix, b"x"))
     asked = plan(
         {
             "datasets": {"tiny": SCENES},

@@ -317,7 +317,10 @@ def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
     for name in ("mine.yaml", "mine.pkl"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "mask2former" / "cache").mkdir(parents=True)
-    (tmp_path / "mask2former" / "config.json").touch()
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / "mask2former" / name).write_text("{}")
+    (tmp_path / "mask2former/model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (tmp_path / "mask2former/README.md").touch()
     zoo = {"engine": "detectron2", "config": "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml"}
 
     def files(feature, section):
@@ -330,7 +333,9 @@ def test_files_of_other_engines(config, tmp_path, monkeypatch, repository):
         "mine.yaml",
     ]
     assert files("panoptic", {"engine": "transformers", "weights": "facebook/mask2former"}) == []
-    assert files("panoptic", {"engine": "transformers", "weights": "mask2former"}) == ["mask2former/config.json"]
+    assert files("panoptic", {"engine": "transformers", "weights": "mask2former"}) == [
+        f"mask2former/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")
+    ]
     assert files("grids", config["features"]["grids"]) == ["weights/scenes_grids.safetensors"]
     with pytest.raises(UserError, match="features.grids.weights: file 'nowhere.pkl' does not exist"):
         files("grids", zoo | {"weights": "nowhere.pkl"})
