@@ -8,6 +8,7 @@ they exist, `{split}_ids.txt`, `{split}_capids.txt`, `{split}_boxes.npy`; 3SHNet
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from core.kinds import other_kind
 from core.text import decode_text
 
 _BLOCK_BYTES = 32 << 20
+_FEW_EQUAL = 0.05  # of the images of a split; a few pictures are there twice in every dataset
 
 
 def open_array(path: Path) -> np.ndarray:
@@ -37,12 +39,20 @@ def open_array(path: Path) -> np.ndarray:
             raise ValueError("it is a .npz archive")
         if not array.ndim:
             raise ValueError("it is a single number")
+        if rest := _behind(path, array):
+            raise UserError(
+                f"{path} holds {rest:,} bytes behind its array {array.shape}, as of several that were saved into one file; save each to a file"
+            )
         return array
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; complete the folder or correct the dataset's splits") from error
     except Exception as error:  # a damaged header raises errors of every kind
+        # numpy would advise to unpickle them, which runs what a stranger wrote.
         objects = (
-            "Python objects" in str(error) and "an array of Python objects, which are never opened; save plain numbers"
+            re.search("Python objects|pickle", str(error))
+            and "an array of Python objects, which are never opened; save plain numbers with numpy.save"
         )
         what = (
             other_kind(path)
@@ -50,6 +60,18 @@ def open_array(path: Path) -> np.ndarray:
             or f"not an array of numbers in .npy format, or cut off ({error}); copy it again"
         )
         raise UserError(f"{path} is {what}") from error
+
+
+def _behind(path: Path, array: np.ndarray) -> int:
+    """How many bytes a file has behind its array; zeros, as disks and tools append, do not count."""
+    end = getattr(array, "offset", 0) + array.nbytes
+    rest = path.stat().st_size - end
+    if rest > 0:
+        with open(path, "rb") as file:
+            file.seek(end)
+            if any(file.read(_BLOCK_BYTES)):
+                return rest
+    return 0
 
 
 @dataclass(frozen=True)
@@ -164,6 +186,19 @@ def read_precomputed(
         problems.append(listing("caption ids that occur twice", twice))
     for part in parts.values() if not problems else ():
         digests, differing = _hash_rows(folder, part, workers)
+        seen = set()
+        again = [
+            i
+            for i, digest in zip(found.image_ids[len(hashes) :], digests, strict=False)
+            if digest in seen or seen.add(digest)
+        ]
+        if len(again) > len(digests) * _FEW_EQUAL:
+            found.notes.append(
+                listing(
+                    f"images of {part.prefix}_*.npy have the very features of one above them; were rows written twice?",
+                    again,
+                )
+            )
         hashes += digests
         problems += [
             listing(f"images whose five rows in {part.prefix}_{name}.npy are not equal", rows)

@@ -21,6 +21,7 @@ from core.files import digest_json
 from stores.schema import ArraySpec
 
 T = TypeVar("T")
+_SMALLEST = 2.0**-14  # below, numbers of float16 lose digits
 _EXAMPLES = 5  # files that are looked into for what is usual
 Rows = dict[str, np.ndarray]
 Failures = list[tuple[int, str]]
@@ -41,6 +42,10 @@ class Rounding:
             result = values.astype(np.float16)
         if not np.isfinite(result).all():
             raise UserError(f"{place} holds values that are not finite in float16 (NaN, infinite or beyond 65504)")
+        if 0 < (largest := np.abs(values).max(initial=0)) < _SMALLEST:
+            raise UserError(
+                f"{place} holds values of {largest:.3g} at most, of which float16 keeps hardly a digit; scale them"
+            )
         error = np.abs(result.astype(np.float64 if values.dtype == np.float64 else np.float32) - values)
         self.values += error.size
         self.rounded += int(np.count_nonzero(error))

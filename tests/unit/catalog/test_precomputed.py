@@ -1,6 +1,7 @@
 """SCAN's and 3SHNet's files as a dataset: rows, ids and captions; everything wrong at once; nothing is unpickled."""
 
 import hashlib
+import pickle
 import re
 
 import numpy as np
@@ -105,6 +106,34 @@ def test_pickles_are_refused(folder):
     np.save(folder / "train_ims.npy", np.array([{"a": 1}] * 3, dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="train_ims.npy is an array of Python objects, which are never opened"):
         read_precomputed(str(folder), SPLITS, ["regions"])
+
+
+def test_a_pickle_under_the_name_of_an_array_comes_without_advice_to_open_it(folder):
+    (folder / "train_ims.npy").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(UserError, match="is an array of Python objects, which are never opened") as error:
+        read_precomputed(str(folder), SPLITS, ["regions"])
+    assert "allow_pickle" not in str(error.value)
+
+
+def test_what_lies_behind_an_array_is_not_lost_in_silence(folder):
+    with open(folder / "train_ims.npy", "ab") as file:
+        file.write(bytes(512))  # zeros say nothing
+    assert len(read_precomputed(str(folder), SPLITS, ["regions"]).image_ids) == 5
+    with open(folder / "train_ims.npy", "ab") as file:
+        np.save(file, np.ones((2, 3, 4), np.float32))
+    with pytest.raises(
+        UserError, match=r"train_ims.npy holds 736 bytes behind its array \(3, 3, 4\), as of several that were saved"
+    ):
+        read_precomputed(str(folder), SPLITS, ["regions"])
+
+
+def test_rows_that_were_written_again_and_again_are_noted(folder):
+    assert read_precomputed(str(folder), SPLITS, ["regions"]).notes == []
+    np.save(folder / "train_ims.npy", np.ones((3, 3, 4), np.float32))
+    (note,) = read_precomputed(str(folder), SPLITS, ["regions"]).notes
+    assert (
+        note.startswith("2 images of train_*.npy have the very features of one above them") and "'train-000002'" in note
+    )
 
 
 def test_maps_are_recognised_by_their_range(tmp_path):

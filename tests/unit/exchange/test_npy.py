@@ -68,6 +68,7 @@ def test_what_cannot_be(tmp_path):
         (np.ones((40, 8), np.float32), "raise imports.regions.num_regions"),
         (np.array([{"features": 1}], object), "an array of Python objects, which are never opened"),
         (np.ones(8, np.float32), "instead of (regions, width)"),
+        (np.full((3, 8), 1e-6, np.float32), "holds values of 1e-06 at most, of which float16 keeps hardly a digit"),
     ):
         np.save(tmp_path / "7.npy", values, allow_pickle=True)
         _, _, failures = read(tmp_path)
