@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, H5_IDS, array_path, layout_files
+from core.console import UserError
 from core.features import FEATURES, VISUAL, Feature
 from core.kinds import wrong_file
 from core.section import FilePath, GridKept, Name, Positive, RegionsKept, Section, Seed, canonical
@@ -75,6 +76,14 @@ class DatasetSection(Section):
     def import_source(self, feature: Feature) -> str:
         """Format and options of a feature's import, as JSON."""
         raise NotImplementedError
+
+    def origin(self, feature: Feature) -> str:
+        """In words, whose an imported feature is, as the configuration says."""
+        raise NotImplementedError
+
+    def width(self, feature: Feature) -> int | None:
+        """How many numbers a visual token of an imported feature has; None where that takes more than a look at one file's head."""
+        return None
 
     @property
     def makes(self) -> Literal["scenes", "images"] | None:
@@ -217,6 +226,9 @@ class ImagesDataset(DatasetSection):
 
     def import_source(self, feature: Feature) -> str:
         return canonical(self.imports[feature])
+
+    def origin(self, feature: Feature) -> str:
+        return self.imports[feature].provenance
 
     def missing(self) -> Iterator[str]:
         if self.archive:
@@ -406,6 +418,20 @@ class PrecomputedDataset(DatasetSection):
     def feature_files(self, feature: Feature) -> list[str]:
         optional = [BOXES_FILE] if feature == "regions" else []
         return self._arrays(layout_files(feature).values()) + _existing(self._arrays(optional))
+
+    def origin(self, feature: Feature) -> str:
+        return self.provenance
+
+    def width(self, feature: Feature) -> int | None:
+        from catalog.precomputed import open_array
+
+        for file in self._arrays(layout_files(feature).values()) if feature in VISUAL else ():
+            try:
+                shape = open_array(Path(file)).shape
+            except UserError:  # which the index tells
+                continue
+            return shape[2] if len(shape) == 3 else None
+        return None
 
     def import_source(self, feature: Feature) -> str:
         usual = {"captions_per_image"} if self.captions_per_image == 5 else set()

@@ -5,6 +5,7 @@ A section is an engine and what a feature keeps; each answers for itself, so tha
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -25,29 +26,31 @@ from stores.class_names import names_in
 
 #: Architectures whose weights lie in a retrieval model's checkpoint: its head reads their cells alone.
 CHECKPOINT_CNNS = ("vse_grid_detector", "vse_grid_wsl")
-#: The features that each architecture of `extractors.networks.architectures` makes; importing that would load torch.
-ARCHITECTURES: dict[str, tuple[Feature, ...]] = {
+#: The features that each architecture of `extractors.networks.architectures` makes, and how many numbers a region, a cell or (classes)
+#: a segmentation has; importing that would load torch.
+ARCHITECTURES: dict[str, dict[Feature, int]] = {
     **dict.fromkeys(
         (
-            *(
-                "faster_rcnn_r50_c4",
-                "faster_rcnn_r101_c4",
-                "faster_rcnn_r50_fpn",
-                "faster_rcnn_r101_fpn",
-                "faster_rcnn_x101_fpn",
-            ),
+            *("faster_rcnn_r50_c4", "faster_rcnn_r101_c4"),
             *("vg_r101_c4_caffe", "vg_r101_c4_caffe_attr", "vg_r101_c4_caffe_milvlg", "vg_r50_c4_d2", "vg_r101_c4_d2"),
-            *("grid_r50", "grid_x101", "grid_x152", "grid_x152_challenge", "scenes_regions", "scenes_grids"),
         ),
-        ("regions", "grids"),
+        {"regions": 2048, "grids": 2048},
     ),
-    **dict.fromkeys(CHECKPOINT_CNNS, ("grids",)),
+    **dict.fromkeys(
+        (
+            *("faster_rcnn_r50_fpn", "faster_rcnn_r101_fpn", "faster_rcnn_x101_fpn"),
+            *("grid_r50", "grid_x101", "grid_x152", "grid_x152_challenge"),
+        ),
+        {"regions": 1024, "grids": 2048},
+    ),
+    **dict.fromkeys(("scenes_regions", "scenes_grids"), {"regions": 512, "grids": 512}),
+    **dict.fromkeys(CHECKPOINT_CNNS, {"grids": 2048}),
     **dict.fromkeys(
         (
             *("panoptic_fpn_r50", "panoptic_fpn_r101", "panoptic_fpn_r101_dconv_cascade"),
             *("upsnet_r50", "upsnet_r101_dcn", "scenes_panoptic"),
         ),
-        ("panoptic",),
+        {"panoptic": 133},
     ),
 }
 
@@ -148,6 +151,14 @@ class Extractor(Section):
         """Why its network cannot make a feature, as far as its settings say it: `KEY: what and how to mend it`."""
         yield from ()
 
+    def width(self, feature: Feature) -> int | None:
+        """How many numbers a visual token of its network has; None where only building it tells."""
+        return None
+
+    def shown(self) -> str:
+        """What its network is called in messages."""
+        raise NotImplementedError
+
 
 class Native(Extractor):
     """Our own network of a detector, without detectron2."""
@@ -177,6 +188,12 @@ class Native(Extractor):
     def fits(self, architecture: str) -> bool:
         return architecture == self.architecture
 
+    def width(self, feature: Feature) -> int | None:
+        return ARCHITECTURES.get(self.architecture, {}).get(feature)
+
+    def shown(self) -> str:
+        return f"architecture {self.architecture}"
+
     def unfit(self, feature: Feature) -> Iterator[str]:
         makes, able = ARCHITECTURES.get(self.architecture), [a for a, made in ARCHITECTURES.items() if feature in made]
         if makes is None:
@@ -201,6 +218,9 @@ class Detectron2(Extractor):
     weights: NameOrPath | None = None
     options: list[bool | int | float | str] = []
     batch_size: Positive = 8
+
+    def shown(self) -> str:
+        return f"detectron2's {self.config}"
 
     def files(self) -> list[str]:
         weights = [] if self.weights is None else [self.weights]
@@ -229,6 +249,19 @@ class Transformers(Extractor):
     weights: PathOrName
     revision: str | None = None
     batch_size: Positive = 8
+
+    def shown(self) -> str:
+        return self.weights
+
+    def width(self, feature: Feature) -> int | None:
+        try:
+            with open(os.path.join(self.weights, "config.json"), encoding="utf-8") as file:
+                config = json.load(file)
+            config = config.get("vision_config", config)
+            found = config["hidden_sizes"][-1] if "hidden_sizes" in config else config.get("hidden_size")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None  # of a name on a hub, or of a folder of which the extractor says what is wrong
+        return found if isinstance(found, int) and feature == "grids" else None
 
     def files(self) -> list[str]:
         names = sorted(os.listdir(self.weights)) if os.path.isdir(self.weights) else []

@@ -19,7 +19,8 @@ from core.features import VISUAL
 from core.files import digest_file
 from core.flags import add_mapping
 from core.layout import HISTORY, VOCABULARY
-from model.checkpoints.reading import family, word_tokenizer_of, wrong_family
+from model.checkpoints.heads import AUTHORS, family
+from model.checkpoints.reading import word_tokenizer_of, wrong_family
 from model.checkpoints.scan import load_scan
 from model.checkpoints.three_shnet import load_reference
 from model.checkpoints.vse_infinity import load_vse_infinity
@@ -129,7 +130,7 @@ def recognise(
     Raises:
         UserError: it is no checkpoint, of another kind, or on other visual tokens.
     """
-    image, _, options = read_checkpoint(path, "3SHNet's, VSE-infinity's or SCAN's authors")
+    image, _, options = read_checkpoint(path, AUTHORS)
     found, digest = family(image), digest_file(path)
     if found is None or kind not in (None, found):
         raise wrong_family(path, kind or "3shnet, vse_infinity or scan", found)

@@ -351,7 +351,8 @@ def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 def _with_published(given: dict[str, Any]) -> dict[str, Any]:
     kind, text = _network_kind(given.get("model", {})), given.get("text", {})
-    if kind == DEFAULT_KIND and given.get("checkpoint") is not None and isinstance(given.get("model", {}), dict):
+    checkpoint = given.get("checkpoint") is not None
+    if kind == DEFAULT_KIND and checkpoint and isinstance(given.get("model", {}), dict):
         return given | {"model": {"class_order": "upsnet"} | given.get("model", {})}  # as its authors number classes
     if kind not in PUBLISHED:
         return given
@@ -365,7 +366,7 @@ def _with_published(given: dict[str, Any]) -> dict[str, Any]:
         grids, words = given.get("visual") == "grids", _kind(text) == "bigru"
         recipe |= (_VSE_GRIDS if grids else {}) | (_VSE_BIGRU_REGIONS if words and not grids else {})
     training = given.get("training", {})
-    whole = {"training": recipe | training} if isinstance(training, dict) else {}
+    whole = {"training": recipe | training} if isinstance(training, dict) and not checkpoint else {}
     return given | ({"text": text} if text else {}) | whole
 
 

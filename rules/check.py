@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 from catalog.settings import DatasetSection
 from core import layout
 from core.console import UserError, run_cli
-from core.features import Feature
+from core.features import VISUAL, Feature
 from core.flags import add_mapping, command
 from core.machine import snakemake_command
 from model.settings import Run
 from reporting.words import duration
 from rules.checkpoints import cells_for
 from settings import Settings, load_settings
+from settings.checks import under
+from settings.fits import checkpoint_faults, other_features
 
 if TYPE_CHECKING:
     from catalog.annotations import Annotations
@@ -80,6 +82,7 @@ class Check:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.faults: list[str] = []
+        self.widths: dict[tuple[str, Feature], int] = {}  # of visual tokens in files
 
     def run(self) -> None:
         """Look into everything."""
@@ -92,7 +95,9 @@ class Check:
             with self._listing(f"features.{feature}"):
                 self._extractor(feature)
         for name, run in self.settings.runs.items():
-            if run.checkpoint is not None and os.path.isfile(run.checkpoint):
+            if run.checkpoint is None:
+                self.faults += other_features(self.settings, name, self.widths)
+            elif os.path.isfile(run.checkpoint):
                 with self._listing():
                     self._checkpoint(name, run)
         self._splits(splits)
@@ -132,6 +137,8 @@ class Check:
                 print(f"datasets.{name}: {note}")
             arrays = ", ".join(f"{array} {spec.shape}" for array, spec in reader.arrays.items())
             print(f"datasets.{name}: {feature} of files: {arrays}", flush=True)
+            if feature in VISUAL:
+                self.widths[name, feature] = reader.arrays["features"].shape[-1]
         self._broken(name, dataset)
         return found
 
@@ -190,6 +197,8 @@ class Check:
         known = None if grids is None else grids.model_dump()
         recognise(run.checkpoint, run.model.kind, run=name, visual=run.visual, grids=known)
         print(f"runs.{name}: {run.checkpoint} is a checkpoint of kind {run.model.kind}", flush=True)
+        told = checkpoint_faults(self.settings, name, run.checkpoint, self.widths)
+        self.faults += under(f"runs.{name}", told)
 
     def _splits(self, splits: dict[str, Counter]) -> None:
         """Splits that runs and test sets name, where the data alone could tell."""

@@ -14,6 +14,7 @@ from extractors.settings import CHECKPOINT_CNNS, Extractor
 from model.runs import imported_by_hand, read_config
 from model.settings import DEFAULT_KIND
 from settings import Settings
+from settings.fits import folder_faults, reads
 
 Wildcards = Any
 
@@ -58,15 +59,18 @@ class Checkpoints:
         return {run for run in self.settings.runs if imported_by_hand(layout.run_folder(self.results, run))}
 
     def kept_runs(self) -> list[str]:
-        """Runs that somebody imported. UserError if one is of another kind than the configuration says."""
+        """Runs that somebody imported. UserError if one is of another kind than the configuration says, or cannot read its test sets."""
         kept = [run for run in self.settings.runs if self._origin(run) == "kept"]
         for run in kept:
             folder = layout.run_folder(self.results, run)
-            found, said = read_config(folder).get("kind", DEFAULT_KIND), self.settings.runs[run].model.kind
+            config, visual = read_config(folder), self.settings.runs[run].visual
+            found, said = config.get("kind", DEFAULT_KIND), self.settings.runs[run].model.kind
             if found != said:
                 raise UserError(
                     f"runs.{run}.model.kind: {said!r}, but {folder} holds a network of kind {found!r}; write that"
                 )
+            for line in folder_faults(self.settings, reads(self.settings, run), visual, folder, config):
+                raise UserError(f"runs.{run}.{line}")
         return kept
 
     def checkpoint_inputs(self, wildcards: Wildcards) -> dict[str, str]:

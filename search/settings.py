@@ -25,11 +25,18 @@ class ImportedRun(Section):
     def features(self) -> tuple[Feature, ...]:
         """What its network takes of an image; where that cannot be said, as 3SHNet."""
         try:
-            config = json.loads(Path(self.folder, layout.CONFIG).read_text(encoding="utf-8"))
-            needs = kind_needs(config.get("kind", DEFAULT_KIND))
-        except (OSError, ValueError, AttributeError, UserError):
+            needs = kind_needs(self.content().get("kind", DEFAULT_KIND))
+        except UserError:
             needs = kind_needs(DEFAULT_KIND)
         return tuple(self.visual if need == "visual" else need for need in needs)
+
+    def content(self) -> dict[str, Any]:
+        """Its `config.json`; nothing where it cannot be read."""
+        try:
+            found = json.loads(Path(self.folder, layout.CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        return found if isinstance(found, dict) else {}
 
     def missing(self) -> Iterator[str]:
         for name in (layout.CONFIG, layout.WEIGHTS):

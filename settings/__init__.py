@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
@@ -69,42 +69,48 @@ class Settings(Section):
 
 def used_weights(settings: Settings) -> list[str]:
     """What the extractors and text encoders start from, and files of names of classes: paths, names on a hub or `published:NAME`, each once."""
-    named = (section.get(key) for section, key in _publishable(settings.model_dump()))
-    return [value for value in dict.fromkeys(named) if value is not None]
+    return list(dict.fromkeys(_publishable(settings).values()))
 
 
 def _with_paths(settings: Settings) -> Settings:
     """The settings with paths instead of `published:NAME`."""
-    published, content = settings.published, settings.model_dump()
-    for section, key in _publishable(content):
-        if section.get(key) is not None:
-            section[key] = resolve(section[key], published.folder, published.files)
-    return Settings.model_validate(content)
+    published = settings.published
+    for keys, value in _publishable(settings).items():
+        settings = _with(settings, keys, resolve(value, published.folder, published.files))
+    return settings
 
 
-def _publishable(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Where a dumped configuration may say `published:NAME`: sections and keys."""
-    for feature in FEATURES:
-        yield content["features"][feature], "weights"
-    for run in content["runs"].values():
-        # Nothing is trained of a checkpoint, so no text encoder is started from.
-        yield (run, "checkpoint") if run.get("checkpoint") is not None else (run["text"], "pretrained")
-    for key in content["region_names"]:
-        yield content["region_names"], key
-
-
-def _with_captions(settings: Settings, config: dict[str, Any]) -> Settings:
-    """The settings with as many captions an image in training as the run's dataset has, where a run does not say it."""
-    content = settings.model_dump()
-    changed = False
+def _publishable(settings: Settings) -> dict[tuple[str, ...], str]:
+    """Values that may be `published:NAME`, by the keys that lead to them."""
+    found = {("features", feature, "weights"): settings.features[feature].weights for feature in FEATURES}
     for name, run in settings.runs.items():
-        limit = getattr(settings.datasets[run.dataset], "captions_per_image", 5)
-        said = (config["runs"][name].get("training") or {}).get("captions_per_image")
-        if said is None and limit != run.training.captions_per_image:
+        # Nothing is trained of a checkpoint, so no text encoder is started from.
+        trained = run.checkpoint is None
+        keys = ("text", "pretrained") if trained else ("checkpoint",)
+        found["runs", name, *keys] = run.text.pretrained if trained else run.checkpoint
+    found |= {("region_names", key): getattr(settings.region_names, key) for key in RegionNames.model_fields}
+    return {keys: value for keys, value in found.items() if value is not None}
+
+
+def _with_captions(settings: Settings) -> Settings:
+    """The settings with as many captions an image in training as the run's dataset has, where a run does not say it."""
+    for name, run in settings.runs.items():
+        limit = getattr(settings.datasets[run.dataset], "captions_per_image", 5) if run.checkpoint is None else 5
+        said = "captions_per_image" in run.training.model_fields_set
+        if not said and limit != run.training.captions_per_image:
             # Of a dataset with all of its captions none are too many.
-            content["runs"][name]["training"]["captions_per_image"] = limit or ALL_CAPTIONS
-            changed = True
-    return Settings.model_validate(content) if changed else settings
+            keys = ("runs", name, "training", "captions_per_image")
+            settings = _with(settings, keys, limit or ALL_CAPTIONS)
+    return settings
+
+
+def _with(section: Any, keys: Sequence[str], value: Any) -> Any:
+    """A section (or a dictionary of them) with another value behind these keys. What was said in the configuration stays known."""
+    key, *within = keys
+    if isinstance(section, dict):
+        return section | {key: _with(section[key], within, value) if within else value}
+    changed = _with(getattr(section, key), within, value) if within else value
+    return section.model_copy(update={key: changed})
 
 
 def load_settings(
@@ -138,7 +144,7 @@ def load_settings(
     lines = [*twice, *salvage.lines, *CrossChecks(salvage, config, check_files)]
     if lines:
         raise UserError(_report(lines))
-    return _with_paths(_with_captions(salvage.settings, config))
+    return _with_paths(_with_captions(salvage.settings))
 
 
 def _wrong(config: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:

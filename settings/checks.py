@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from catalog.settings import DatasetSection, ImagesDataset
 from core import layout
 from core.features import FEATURES, Feature
+from core.kinds import wrong_file
 from core.messages import did_you_mean
 from core.section import Section
 from evaluation.settings import Ensemble, Testset
 from model.settings import Run
-from published.registry import named_entry, resolve
+from published.registry import PREFIX, named_entry, resolve
 from search.settings import Search
+from settings.fits import checkpoint_faults, folder_faults, other_features
 
 if TYPE_CHECKING:
     from settings.salvage import Salvage
@@ -32,6 +34,7 @@ class CrossChecks:
 
     def __init__(self, salvage: Salvage, config: dict[str, Any], check_files: bool) -> None:
         self.settings, self.doubtful, self.check_files = salvage.settings, salvage.doubtful, check_files
+        self.lines = salvage.lines
         self.config = config
 
     def __iter__(self) -> Iterator[str]:
@@ -77,6 +80,7 @@ class CrossChecks:
             yield from self._section(where, run)
             yield from self._published(f"{where}.checkpoint", run.checkpoint, "checkpoint")
             yield from under(where, self._read_by(run))
+            yield from under(where, self._fits(name, run))
             made = [
                 layout.run_file(self.settings.results, f, name)
                 for f in (layout.WEIGHTS, layout.CONFIG, layout.VOCABULARY)
@@ -95,6 +99,21 @@ class CrossChecks:
         yield from self._features(where, run.dataset, run.features())
         yield from self._section(where, run)
         yield from self._published(f"{where}.text.pretrained", run.text.pretrained, "text")
+        if self._all_right():
+            yield from other_features(self.settings, name)
+
+    def _fits(self, name: str, run: Run) -> Iterator[str]:
+        """What its checkpoint says of the settings beside it, and of what it is scored on."""
+        if run.checkpoint.startswith(PREFIX) and named_entry(run.checkpoint) is None:
+            return  # told beside this
+        published = self.settings.published
+        file = resolve(run.checkpoint, published.folder, published.files)
+        if self.check_files and not list(wrong_file("checkpoint", file)) and self._all_right():
+            yield from checkpoint_faults(self.settings, name, file)
+
+    def _all_right(self) -> bool:
+        """Whether each value by itself is right: else what is compared may be a stand-in for a mistake."""
+        return not self.lines
 
     def _batch(self, where: str, run: Run) -> Iterator[str]:
         """A batch of more pairs than there are."""
@@ -155,6 +174,11 @@ class CrossChecks:
             reads = search.reads(self.settings.runs).values()
             for features in dict.fromkeys(tuple(read.values()) for read in reads):
                 yield from self._features(where, search.dataset, features)
+            if self.check_files and self._all_right() and search.dataset in self.settings.datasets:
+                for run, imported in search.imported.items():
+                    own, read = f"{where}.imported.{run}", [(where, search.dataset)]
+                    content = imported.content()
+                    yield from under(own, folder_faults(self.settings, read, imported.visual, imported.folder, content))
 
     def _extractor(self, feature: Feature) -> Iterator[str]:
         if self.doubtful("features", feature):

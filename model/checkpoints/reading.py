@@ -25,24 +25,11 @@ BERT_PREFIXES = {"bert": "bert.model", "linear": "projection", "gpool.gru": "poo
 WORD_PREFIXES = {"embed": "embedding", "rnn": "gru", "gpool.gru": "pool.gru", "gpool.linear": "pool.score"}
 BERT_UNUSED = re.compile(r"(pooler\.|embeddings\.position_ids$)")  # its hidden states do not depend on them
 _OLD_NORM = {"gamma": "weight", "beta": "bias"}
-#: How families of checkpoints tell, in this order: a key's beginning in the image encoder's state, and whose it is.
-FAMILIES = (
-    ("crossmodalfusion_s", "3shnet"),
-    ("backbone.", "vse_infinity"),
-    ("image_encoder.", "vse_infinity"),
-    ("gpool.", "vse_infinity"),
-    ("fc.", "scan"),
-)
 
 
 def read_states(path: str | Path, authors: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The states of `core.checkpoints.read_checkpoint`."""
     return read_checkpoint(path, authors)[:2]
-
-
-def family(image: Mapping[str, Tensor]) -> str | None:
-    """The kind of network (see `model.settings.KINDS`) whose image encoder's state this is; None if no kind's."""
-    return next((kind for start, kind in FAMILIES if any(key.startswith(start) for key in image)), None)
 
 
 def renamed(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:

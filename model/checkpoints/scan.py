@@ -9,14 +9,13 @@ from typing import Any
 from core.checkpoints import read_checkpoint
 from core.console import UserError
 from core.messages import validated
-from model.checkpoints.reading import family, loaded, read_text, renamed, sizes_told, wrong_family
+from model.checkpoints.heads import SCORE, family
+from model.checkpoints.reading import loaded, read_text, renamed, sizes_told, wrong_family
 from model.scan import SCAN
 from model.settings import ScanModel
 
 IMAGE_PREFIXES = {"fc": "projection"}
 WEIGHT_NORM = {"projection.weight_g": "original0", "projection.weight_v": "original1"}
-#: Options that decide about the score and leave no trace in the weights.
-SCORE = ("cross_attn", "raw_feature_norm", "agg_func", "lambda_lse", "lambda_softmax")
 
 
 def load_scan(

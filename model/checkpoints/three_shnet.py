@@ -6,8 +6,8 @@ from pathlib import Path
 
 from catalog.categories import NUM_CATEGORIES, UPSNET_TO_COCO
 from core.console import UserError
+from model.checkpoints.heads import family
 from model.checkpoints.reading import (
-    family,
     loaded,
     pool_sizes,
     read_states,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.checkpoints import read_checkpoint, split_cnn
-from model.checkpoints.reading import family, loaded, pool_sizes, read_text, renamed, sizes_told, wrong_family
+from model.checkpoints.heads import family
+from model.checkpoints.reading import loaded, pool_sizes, read_text, renamed, sizes_told, wrong_family
 from model.vse_infinity import VSEInfinity
 
 # Prefixes of the authors' image encoder -> ours. Source: their `lib/encoders.py`.

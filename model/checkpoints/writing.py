@@ -16,6 +16,7 @@ from core.checkpoints import cnn_architecture, read_checkpoint, split_cnn
 from core.console import UserError
 from core.files import atomic_path, digest_file
 from model.checkpoints import scan, three_shnet, vse_infinity
+from model.checkpoints.heads import SCORE
 from model.checkpoints.reading import BERT_PREFIXES, MLP_PARTS, WORD_PREFIXES
 from model.network import RetrievalNetwork
 from model.runs import load_run
@@ -209,5 +210,5 @@ def _options(kind: str, network: RetrievalNetwork) -> dict[str, Any]:
     if words:
         options |= {"word_dim": text["word_size"], "num_layers": 1, "bi_gru": text["bidirectional"]}
     if kind == "scan":
-        options |= {name: getattr(sizes, name) for name in scan.SCORE}
+        options |= {name: getattr(sizes, name) for name in SCORE}
     return options

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from torch.nn import functional as F
 
 from benchmarks.detectors import seed_weights
@@ -71,4 +72,14 @@ def test_the_settings_know_every_architecture_and_what_it_makes():
     for name, features in MADE.items():
         made = build(name, **small)
         able = {"regions": "regions", "grid": "grids", "panoptic": "panoptic"}
-        assert tuple(f for method, f in able.items() if hasattr(made, method)) == features, name
+        assert tuple(f for method, f in able.items() if hasattr(made, method)) == tuple(features), name
+
+
+def test_the_settings_know_how_wide_every_architecture_is(monkeypatch):
+    for draw in ("normal_", "uniform_"):  # nothing is computed
+        monkeypatch.setattr(torch.Tensor, draw, lambda tensor, *_, **__: tensor)
+    for name, widths in MADE.items():
+        if "panoptic" not in widths:
+            made = build(name)
+            sizes = {"regions": getattr(made, "region_size", None), "grids": made.grid_size}
+            assert {feature: sizes[feature] for feature in widths} == widths, name

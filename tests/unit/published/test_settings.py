@@ -80,6 +80,7 @@ def test_a_run_names_a_published_checkpoint(config, tmp_path, monkeypatch, repos
     with pytest.raises(UserError, match=f"runs.paper.checkpoint: {name} is published on a share page only"):
         load_settings(config)
     (tmp_path / "mine.pth").write_bytes(b"x")
+    monkeypatch.setattr("settings.checks.checkpoint_faults", lambda *_: ())
     assert load_settings(config | {"published": {"files": {name: "mine.pth"}}}).runs["paper"].checkpoint == "mine.pth"
     mirrored = config | {"published": {"mirror": "https://mirror.example.org"}}
     assert f"{name}/model_best.pth" in Plan(load_settings(mirrored)).published.replace("\\", "")
@@ -126,6 +127,7 @@ def test_a_file_that_the_import_would_remove_is_refused(config, tmp_path, monkey
     file.parent.mkdir(parents=True)
     file.write_text("word\n")
     (tmp_path / "mine.pth").write_bytes(b"x")
+    monkeypatch.setattr("settings.checks.checkpoint_faults", lambda *_: ())
     run = {key: config["runs"]["region"][key] for key in ("dataset", "visual")}
     config["runs"] = {"paper": run | {"checkpoint": "mine.pth", "vocabulary": str(file)}}
     config["ensembles"] = {}

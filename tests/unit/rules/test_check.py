@@ -15,12 +15,13 @@ from PIL import Image
 
 from core.console import UserError
 from core.kinds import stated_architecture
+from model.words import write_word_vocabulary
 from rules import check as module
 from rules.check import Check, engine_faults, how_long, leaks, main, notes
 from rules.plan import Plan
 from settings import load_settings
 from settings.checks import unwritable
-from tests.unit.model.test_checkpoint_kinds import grid_cnn, write
+from tests.unit.model.test_checkpoint_kinds import grid_cnn, region, words, write
 
 
 @pytest.fixture(autouse=True)
@@ -82,17 +83,34 @@ def test_checkpoints_are_looked_into_and_not_trained(config, tmp_path, capsys):
     write(tmp_path / "grid.pth", grid_cnn(), {})
     paper = {"dataset": "mine", "visual": "regions", "model": {"kind": "vse_infinity"}, "checkpoint": "grid.pth"}
     config["runs"] = {"paper": paper | {"train_split": "nowhere"}}
-    (line,) = faults(config)
+    (line,) = faults(config, check_files=False)
     assert line.startswith("runs.paper.visual: 'regions', but grid.pth is a grid checkpoint")
     paper = config["runs"]["paper"] = paper | {"visual": "grids"}
-    (line,) = faults(config)
+    (line,) = faults(config, check_files=False)
     assert line.startswith("runs.paper.checkpoint: grid.pth reads the cells") and "those of scenes_grids" in line
     config["runs"]["paper"] = paper | {"model": {"kind": "scan"}}
-    (line,) = faults(config)
+    (line,) = faults(config, check_files=False)
     assert "is a checkpoint of kind vse_infinity, not scan" in line
+    with pytest.raises(
+        UserError, match=r"runs\.paper\.checkpoint: grid\.pth is a checkpoint of kind vse_infinity, not scan"
+    ):
+        faults(config)
     config["runs"], config["testsets"] = {"paper": paper}, {}
     assert faults(config) == []
     assert "runs.paper: grid.pth is a checkpoint of kind vse_infinity" in capsys.readouterr().out
+
+
+def test_imported_files_of_another_width_than_a_checkpoints_are_met(config, tmp_path):
+    vocabulary = ["<pad>", "<start>", "<end>", "<unk>", "a", "b", "c", "d"]
+    write_word_vocabulary(tmp_path / "vocab.json", vocabulary)
+    write(tmp_path / "vse.pth", region(), words(pooled=True))
+    paper = {"dataset": "mine", "visual": "regions", "model": {"kind": "vse_infinity"}, "checkpoint": "vse.pth"}
+    config["runs"] = {"paper": paper}
+    (line,) = faults(config)  # what lies in the files only reading them tells
+    assert line.startswith(
+        "runs.paper.checkpoint: vse.pth takes visual tokens of 7 numbers, but testsets.t has regions of"
+    )
+    assert "of 8; set datasets.mine to" in line
 
 
 def test_broken_images_and_files_are_met(config, tmp_path, capsys):

@@ -131,7 +131,13 @@ def test_images_need_no_more_than_their_folder(repository):
     assert asked.receipts(mine) == ["results/mine/mine/features/regions.receipts/0.json"]
 
 
-def test_an_index_knows_which_splits_are_read(default):
+@pytest.fixture
+def any_checkpoint(monkeypatch):
+    """What is in a checkpoint is of no account."""
+    monkeypatch.setattr("settings.checks.checkpoint_faults", lambda *_: ())
+
+
+def test_an_index_knows_which_splits_are_read(default, any_checkpoint):
     Path("theirs.pth").write_bytes(b"x")
     default["runs"]["region"] = {"dataset": "scenes", "visual": "regions", "checkpoint": "theirs.pth"}
     default["runs"]["grid"] |= {"train_split": "learn", "val_split": None}
@@ -387,7 +393,7 @@ def test_a_constraint_matches_its_names_only():
 
 
 @pytest.fixture
-def kinds(tmp_path):
+def kinds(tmp_path, any_checkpoint):
     """A trained SCAN beside two checkpoints."""
     for name in ("paper.pth", "paper_vocab.json"):
         Path(name).write_bytes(b"x")

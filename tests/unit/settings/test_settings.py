@@ -222,6 +222,8 @@ def test_precomputed_datasets_have_what_their_files_have():
         "runs.pre.train_split: dataset 'pre' has no split 'train' (it has test); choose one of them or add it to datasets.pre.splits",
         "runs.pre.val_split: dataset 'pre' has no split 'val' (it has test); choose one of them or add it to datasets.pre.splits",
         "runs.pre.dataset: dataset 'pre' has no panoptic features (it has regions); add the files and the name to datasets.pre.features",
+        "testsets.coco.dataset: 'coco' cannot be read by run 'pre': it is trained on regions of dataset 'pre' (files), and this has regions "
+        "of dataset 'coco' (architecture scenes_regions), imported, provenance 'unknown' and extracted; give both datasets features of one origin",
         "testsets.coco.split: dataset 'coco' has no split 'test' (it has train, val); choose one of them or add it to datasets.coco.splits",
         "testsets.pre.dataset: dataset 'pre' has no grids and no panoptic features (it has regions); add the files and the name to datasets.pre.features",
         "testsets.pre.dataset: dataset 'pre' has no panoptic features (it has regions); add the files and the name to datasets.pre.features",

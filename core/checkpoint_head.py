@@ -1,0 +1,168 @@
+"""What a `.pth` of the retrieval models that descend from VSE++ says of itself, before anything is done with it: names and shapes of its
+tensors, and its options. Without torch, so that a configuration can be checked in milliseconds; nothing in a file is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from core.console import UserError
+from core.kinds import wrong_file
+
+_MODULE = re.compile(r"^(module\.)+")  # one for each DataParallel around the network
+_LEGACY = 0x1950A86A20F9469CFC6C  # what torch wrote first, before it wrote zips
+# Types of plain data, of which torch itself takes fewer: what it refuses beyond is told when the file is read.
+_PLAIN = {
+    ("builtins", name)
+    for name in ("set", "frozenset", "complex", "bytearray", "bytes", "slice", "range", "int", "float", "str", "bool")
+} | {("_codecs", "encode"), *((module, "Vocabulary") for module in ("vocab", "lib.vocab", "__main__"))}
+_PLAIN_MODULES = ("torch", "numpy", "collections")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Attributes: image, text: shapes of each encoder's tensors, by name without `module.`. options: plain values, by name."""
+
+    image: dict[str, tuple[int, ...]]
+    text: dict[str, tuple[int, ...]]
+    options: dict[str, Any]
+
+
+def read_head(path: str | os.PathLike[str], authors: str) -> Head:
+    """The head of a checkpoint.
+
+    Args:
+        authors: whose checkpoint it should be, for messages.
+
+    Raises:
+        UserError: there is no such file, it asks for more than plain data, or it holds something else.
+    """
+    if faults := list(wrong_file("the checkpoint", os.fspath(path))):
+        raise UserError(faults[0])
+    try:
+        with _pickle_of(path) as file:
+            content = _Reader(file).load()
+            if content == _LEGACY:  # then a version, the machine, and what was saved
+                content = [_Reader(file).load() for _ in range(3)][2]
+    except UserError:
+        raise
+    except _NotPlainError as error:
+        raise UserError(
+            f"{path} holds more than weights: it asks for {error}; get one of tensors and plain values alone (nothing in it was run)"
+        ) from error
+    except Exception as error:  # unpickling raises nearly anything on a broken file
+        raise UserError(
+            f"{path} is no file that PyTorch wrote, or cut off ({type(error).__name__}: {error}); copy or download it again "
+            "(nothing in it was run)"
+        ) from error
+    states = content.get("model") if isinstance(content, dict) else None
+    if not (isinstance(states, list | tuple) and len(states) == 2 and all(isinstance(s, dict) for s in states)):
+        raise UserError(f"{path} is no checkpoint of {authors}: it has no `model` with two encoders' states")
+    image, text = ({_MODULE.sub("", str(key)): _shape(value) for key, value in state.items()} for state in states)
+    options = content.get("opt")
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    known = dict(options) if isinstance(options, Mapping) else {}
+    return Head(image, text, {key: value for key, value in known.items() if not isinstance(value, _Any)})
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return value.shape if isinstance(value, _Tensor) else ()  # what no weights are is told when they are read
+
+
+@contextmanager
+def _pickle_of(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """The file from where its pickle begins."""
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            yield file
+            return
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
+            if len(names) != 1:
+                raise UserError(
+                    f"{path} is a zip archive, but none that PyTorch wrote; unpack it, or get the file itself"
+                )
+            with archive.open(names[0]) as inner:
+                yield inner
+
+
+class _NotPlainError(Exception):
+    """What a pickle asks for that is no plain data."""
+
+
+@dataclass
+class _Tensor:
+    shape: tuple[int, ...]
+
+
+class _Any:
+    """Stands for all else that may be named; whatever is done to it changes nothing."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> _Any:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+    def __call__(self, *arguments: Any, **options: Any) -> _Any:
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """As lists do."""
+
+    def extend(self, values: Any) -> None:
+        """As lists do."""
+
+
+class _Namespace(argparse.Namespace):
+    """Options: their values, and nothing that a file could have called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, *others: Any) -> _Tensor:
+    return _Tensor(tuple(int(side) for side in shape))
+
+
+def _inner(tensor: Any, *others: Any) -> Any:
+    return tensor
+
+
+_READ = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("argparse", "Namespace"): _Namespace,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _inner,
+    ("torch._utils", "_rebuild_parameter_with_state"): _inner,
+}
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = {"__builtin__": "builtins"}.get(module, module)  # as Python 2 called it
+        if (module, name) in _READ:
+            return _READ[module, name]
+        if module.split(".")[0] in _PLAIN_MODULES or (module, name) in _PLAIN:
+            return _Any
+        raise _NotPlainError(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        return _Any()

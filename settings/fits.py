@@ -1,0 +1,265 @@
+"""Whether what a run was made of fits what it is scored on, as far as configuration, checkpoints' heads and files' heads tell: before any job."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalog.categories import NUM_CATEGORIES
+from core import layout
+from core.console import UserError
+from core.features import VISUAL, Feature
+from core.section import Section
+from extractors.settings import CHECKPOINT_CNNS
+from model.checkpoints.heads import AUTHORS, Published, published
+from model.runs import imported_by_hand
+from model.settings import Run
+
+Settings = Any  # settings.Settings, which imports this file
+#: Numbers of a visual token by dataset and feature, where somebody knows more than the configuration.
+Widths = dict[tuple[str, Feature], int]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A feature of a dataset: where the configuration says it, what it is called, and its width, None where not known yet."""
+
+    place: str
+    name: str
+    width: int | None
+
+
+def tokens(settings: Settings, name: str, feature: Feature, known: Widths | None = None) -> Tokens:
+    """A feature of a dataset of the configuration."""
+    dataset = settings.datasets[name]
+    if feature in dataset.imported():
+        place, maker, width = f"datasets.{name}", "files", dataset.width(feature)
+        made = {"engine": "import", "provenance": dataset.origin(feature)}
+    else:
+        section = settings.features[feature]
+        place, maker, width = f"features.{feature}", section.shown(), section.width(feature)
+        made = section.model_dump(exclude={"batch_size"})
+    width = (known or {}).get((name, feature), width) or _sealed_width(
+        layout.sealed(settings.results, name, feature), made
+    )
+    return Tokens(place, f"{feature} of dataset {name!r} ({maker})", width)
+
+
+def _sealed_width(seal: str, made: dict[str, Any]) -> int | None:
+    """That of a store that is there and of this maker; what lies in a bucket is not asked for."""
+    try:
+        found = json.loads(Path(seal).read_text(encoding="utf-8"))["attributes"]
+        stored, width = found["extractor"], found["arrays"]["features"]["shape"][-1]
+        same = all(stored.get(key, value) == value for key, value in made.items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return width if same and isinstance(width, int) else None
+
+
+def reads(settings: Settings, run: str) -> Iterator[tuple[str, str]]:
+    """What a run encodes besides what it is trained on: the place that says so, and the dataset."""
+    yield from ((f"testsets.{name}", testset.dataset) for name, testset in settings.testsets.items())
+    yield from ((f"search.{name}", s.dataset) for name, s in settings.search.items() if run in s.runs)
+
+
+def other_widths(
+    settings: Settings,
+    read: Iterable[tuple[str, str]],
+    visual: Feature,
+    width: int | None,
+    whose: str,
+    known: Widths | None = None,
+) -> Iterator[str]:
+    """Datasets whose visual tokens are not as wide as a network takes them.
+
+    Args:
+        read: as from `reads`. width: what it takes. whose: what says so, in words: "FILE takes".
+    """
+    told = set()
+    for where, dataset in read:
+        if dataset in told or visual not in _available(settings, dataset):
+            continue
+        found = tokens(settings, dataset, visual, known)
+        if None not in (width, found.width) and found.width != width:
+            told.add(dataset)
+            yield (
+                f"{whose} visual tokens of {width} numbers, but {where} has {found.name} of {found.width}; set {found.place} to what "
+                f"the run was trained on, or name another run"
+            )
+
+
+def _available(settings: Settings, dataset: str) -> tuple[Feature, ...]:
+    found = settings.datasets.get(dataset)
+    return found.available() if found is not None else ()
+
+
+def other_features(settings: Settings, name: str, known: Widths | None = None) -> Iterator[str]:
+    """Test sets and searches whose features a run that is trained could not read: other widths, or another program's.
+
+    `evaluation.encode` refuses them, after the training.
+    """
+    run = settings.runs[name]
+    folder = layout.run_folder(settings.results, name)
+    if "://" not in folder and imported_by_hand(folder):  # and not trained, whatever its dataset
+        return
+    told = set()
+    for where, dataset in reads(settings, name):
+        if dataset == run.dataset or dataset in told:
+            continue
+        for feature in run.features():
+            if not all(feature in _available(settings, one) for one in (run.dataset, dataset)):
+                continue
+            ours, theirs = (tokens(settings, one, feature, known) for one in (run.dataset, dataset))
+            own, other = (_origin(settings, one, feature) for one in (run.dataset, dataset))
+            wide = feature in VISUAL and None not in (ours.width, theirs.width) and ours.width != theirs.width
+            if not wide and own == other:
+                continue
+            told.add(dataset)
+            what = f"{ours.width} and {theirs.width} numbers wide" if wide else f"{own} and {other}"
+            yield (
+                f"{where}.dataset: {dataset!r} cannot be read by run {name!r}: it is trained on {ours.name}, and this has "
+                f"{theirs.name}, {what}; give both datasets features of one origin"
+            )
+            break
+
+
+def _origin(settings: Settings, dataset: str, feature: Feature) -> str:
+    section = settings.datasets[dataset]
+    return f"imported, provenance {section.origin(feature)!r}" if feature in section.imported() else "extracted"
+
+
+# --- checkpoints of authors
+
+
+def checkpoint_faults(settings: Settings, name: str, file: str, known: Widths | None = None) -> Iterator[str]:
+    """What of a run contradicts its checkpoint: `KEY: what and how to mend it`.
+
+    Args:
+        file: where the checkpoint lies.
+    """
+    run = settings.runs[name]
+    try:
+        found = published(file)
+    except UserError as error:
+        yield f"checkpoint: {error}"
+        return
+    if found.kind != run.model.kind:
+        yield _of_another_kind(file, run, found)
+        return
+    yield from _contradicted(file, run, found)
+    if found.categories not in (None, NUM_CATEGORIES):
+        yield f"checkpoint: {file} has {found.categories} classes, but panoptic stores have {NUM_CATEGORIES}; get the one of that many"
+    yield from _cells(settings, name, file) if found.cells else ()
+    if not (found.cells and run.visual != "grids"):
+        read = reads(settings, name)
+        yield from (
+            f"checkpoint: {x}" for x in other_widths(settings, read, run.visual, found.img_dim, f"{file} takes", known)
+        )
+    yield from _words(file, run, found)
+
+
+def _of_another_kind(file: str, run: Run, found: Published) -> str:
+    if found.kind is None:
+        return f"checkpoint: {file} is no checkpoint of {AUTHORS}: its image encoder is of no kind that is known"
+    return f"checkpoint: {file} is a checkpoint of kind {found.kind}, not {run.model.kind}; write model: {{kind: {found.kind}}}"
+
+
+def _cells(settings: Settings, name: str, file: str) -> Iterator[str]:
+    """The head of a grid checkpoint on other tokens than the cells of its own CNN, as far as that is said: `model.checkpoint.recognise` is exact."""
+    grids = settings.features.grids
+    fix = f"features.grids: {{architecture: {' or '.join(CHECKPOINT_CNNS)}, weights: {file}, grid: native}}"
+    if settings.runs[name].visual != "grids":
+        yield (
+            f"visual: {settings.runs[name].visual!r}, but {file} is a grid checkpoint, which reads the cells of its own CNN; write visual: "
+            f"grids and {fix}"
+        )
+        return
+    extracted = any(
+        "grids" in settings.datasets[dataset].extracted()
+        for _, dataset in reads(settings, name)
+        if dataset in settings.datasets
+    )
+    if extracted and getattr(grids, "architecture", "") not in CHECKPOINT_CNNS:
+        yield f"checkpoint: {file} reads the cells of its own CNN, but features.grids are those of {grids.shown()}; write {fix}"
+
+
+def _contradicted(file: str, run: Run, found: Published) -> Iterator[str]:
+    """Settings that the file decides, and that somebody set to something else."""
+    text_kind = found.text_kind
+    if text_kind is not None and run.text.model_fields_set and run.text.kind != text_kind:
+        yield f"text.kind: {run.text.kind!r}, but the text encoder in {file} is of kind {text_kind}; write that, or leave text out"
+    for key, value in found.says.items():
+        part, _, setting = key.partition(".")
+        section: Section = getattr(run, part)
+        if (
+            (part == "text" and run.text.kind != text_kind)
+            or setting not in section.model_fields_set
+            or setting == "kind"
+        ):
+            continue
+        said = getattr(section, setting)
+        if said != value:
+            yield f"{key}: {said!r}, but {file} was trained with {value!r}, which decides; write that, or leave it out"
+    if "vocabulary" in run.text.model_fields_set:
+        yield "text.vocabulary: is that of a run that is trained; of a checkpoint write vocabulary beside it"
+
+
+def _words(file: str, run: Run, found: Published) -> Iterator[str]:
+    """A vocabulary that is not the text encoder's, or none where only the user has it."""
+    from model.words import MASK, read_words
+
+    if found.words is None:
+        return
+    words = found.text_kind == "bigru"
+    given = run.vocabulary
+    if given is None:
+        beside = sorted(Path(file).parent.glob("*vocab.json" if words else layout.VOCABULARY))
+        given = str(beside[0]) if len(beside) == 1 else None
+    if given is None:
+        if words or found.words != 30522:
+            what = "words" if words else "word pieces"
+            example = "coco_precomp_vocab.json" if words else layout.VOCABULARY
+            yield f"vocabulary: missing; the text encoder in {file} knows {found.words} {what}, which the file does not hold: name theirs ({example})"
+        return
+    if not os.path.isfile(given):
+        return
+    try:
+        there = read_words(given)
+    except UserError as error:
+        yield f"vocabulary: {error}"
+        return
+    masked = found.kind != "scan" and words and MASK not in there
+    if len(there) + masked != found.words:
+        yield (
+            f"vocabulary: {given} has {len(there) + masked} {'words' if words else 'word pieces'}{' with <mask>' if masked else ''}, but the "
+            f"text encoder in {file} has {found.words}; name the one it was trained with"
+        )
+
+
+# --- run folders
+
+
+def folder_faults(
+    settings: Settings,
+    read: Iterable[tuple[str, str]],
+    visual: Feature,
+    folder: str | os.PathLike[str],
+    config: dict[str, Any],
+) -> Iterator[str]:
+    """What does not fit of a run that lies in a folder and is not trained here: `KEY: what and how to mend it`.
+
+    Args:
+        read: what it encodes, as from `reads`. config: its `config.json`.
+    """
+    image, features = (value if isinstance(value := config.get(key), dict) else {} for key in ("image", "features"))
+    trained = features.get("visual")
+    feature = trained.get("feature") if isinstance(trained, dict) else None
+    if feature in VISUAL and feature != visual:
+        yield f"visual: {visual!r}, but the run in {folder} reads {feature}; write visual: {feature}"
+        return
+    for line in other_widths(settings, read, visual, image.get("img_dim"), f"the run in {folder} takes"):
+        yield f"visual: {line}"

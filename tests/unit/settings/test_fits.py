@@ -1,0 +1,201 @@
+"""What a checkpoint, or a file's head, says against the configuration is known before any job, and without torch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from core.console import UserError
+from model.words import write_word_vocabulary
+from rules.plan import Plan
+from settings import load_settings
+from tests.unit.model.test_checkpoint import reference_checkpoint
+from tests.unit.model.test_checkpoint_kinds import SCORE, Exploit, grid_cnn, region, words, write
+
+WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "b", "c", "d"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(repository / "weights")
+    return tmp_path
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Precomputed regions of 7 numbers, which the checkpoints `vse.pth` and `scan.pth` read, and of 9."""
+    for name, width in (("seven", 7), ("nine", 9)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "test_ims.npy", np.ones((2, 3, width), "f4"))
+        (tmp_path / name / "test_caps.txt").write_text("text\n" * 10)
+    torch.manual_seed(0)
+    write("vse.pth", region(), words(pooled=True), "module.", no_txtnorm=True)
+    write("scan.pth", {"fc.weight": torch.randn(6, 7), "fc.bias": torch.randn(6)}, words(8, pooled=False), **SCORE)
+    write_word_vocabulary("vse_words.json", WORDS)
+    write_word_vocabulary("scan_words.json", WORDS)
+    dataset = {"source": "precomputed", "splits": {"test": "test"}, "features": ["regions"]}
+    run = {"dataset": "seven", "visual": "regions"}
+    return {
+        "datasets": {name: dataset | {"folder": name} for name in ("seven", "nine")},
+        "runs": {
+            "vse": run | {"model": {"kind": "vse_infinity"}, "checkpoint": "vse.pth", "vocabulary": "vse_words.json"},
+            "scan": run | {"model": {"kind": "scan"}, "checkpoint": "scan.pth", "vocabulary": "scan_words.json"},
+        },
+        "testsets": {"t": {"dataset": "seven"}},
+    }
+
+
+def mistakes(config):
+    with pytest.raises(UserError) as error:
+        load_settings(config)
+    return [line.strip() for line in str(error.value).splitlines()[1:]]
+
+
+def test_what_fits_is_loaded_without_torch(config, repository):
+    load_settings(config)
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[2]); from settings import load_settings; "
+        "load_settings(json.loads(sys.argv[1])); print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, json.dumps(config), str(repository)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_features_of_another_width_are_known_before_any_job(config):
+    config["testsets"]["other"] = {"dataset": "nine"}
+    vse, scan = mistakes(config)
+    assert vse.startswith(
+        "runs.vse.checkpoint: vse.pth takes visual tokens of 7 numbers, but testsets.other has regions of dataset 'nine'"
+    )
+    assert "(files) of 9; set datasets.nine to what" in vse and scan.startswith("runs.scan.checkpoint: scan.pth takes")
+    # Of images the extractor says it, and of one whose network nobody knows here the store that it made.
+    config["testsets"]["other"]["dataset"] = "scenes"
+    config["datasets"]["scenes"] = {"source": "scenes", "splits": {"test": 2}}
+    assert (
+        "regions of dataset 'scenes' (architecture scenes_regions) of 512; set features.regions to"
+        in mistakes(config)[0]
+    )
+    config["features"] = {"regions": {"engine": "detectron2", "config": "some.yaml", "weights": "vse.pth"}}
+    load_settings(config)
+
+
+@pytest.mark.parametrize(("width", "told"), [(512, True), (7, False)])
+def test_a_store_that_is_there_says_its_width(config, tmp_path, width, told):
+    section = {"engine": "detectron2", "config": "some.yaml", "weights": "vse.pth"}
+    config["features"] = {"regions": section}
+    config["datasets"]["scenes"] = {"source": "scenes", "splits": {"test": 2}}
+    config["testsets"]["t"]["dataset"] = "scenes"
+    store = tmp_path / "results/scenes/features/regions.zarr"
+    store.mkdir(parents=True)
+    for engine in ("detectron2", "native"):  # a store of another extractor says nothing
+        found = {"extractor": section | {"engine": engine, "recipe": 1}, "arrays": {"features": {"shape": [36, width]}}}
+        (store / "zarr.json").write_text(json.dumps({"attributes": found}))
+        if told and engine == "detectron2":
+            assert "(detectron2's some.yaml) of 512" in mistakes(config)[0]
+        else:
+            load_settings(config)
+
+
+def test_a_run_is_not_trained_on_what_its_test_sets_do_not_have(config):
+    config["datasets"]["seven"]["splits"] = {"train": "test", "test": "test2"}
+    recipe = {"train_split": "train", "val_split": None, "training": {"batch_size": 2}}
+    config["runs"] = {"mine": {"dataset": "seven", "visual": "regions", "model": {"kind": "vse_infinity"}} | recipe}
+    config["testsets"]["t"]["dataset"] = "nine"
+    (line,) = mistakes(config)
+    assert line.startswith("testsets.t.dataset: 'nine' cannot be read by run 'mine'") and "7 and 9 numbers wide" in line
+    config["datasets"]["nine"] |= {"folder": "seven", "provenance": "another detector"}
+    (line,) = mistakes(config)
+    assert "imported, provenance 'unknown' and imported, provenance 'another detector'; give both" in line
+    del config["datasets"]["nine"]["provenance"]
+    load_settings(config)
+
+
+def test_whose_a_checkpoint_is(config, tmp_path):
+    config["runs"]["vse"]["checkpoint"], config["runs"]["scan"]["checkpoint"] = "scan.pth", "vse.pth"
+    assert [line.partition(";")[0] for line in mistakes(config)] == [
+        "runs.vse.checkpoint: scan.pth is a checkpoint of kind scan, not vse_infinity",
+        "runs.scan.checkpoint: vse.pth is a checkpoint of kind vse_infinity, not scan",
+    ]
+    reference_checkpoint(tmp_path / "region.pth")
+    config["runs"] = {"scan": config["runs"]["scan"] | {"checkpoint": "region.pth"}}
+    assert mistakes(config)[0].startswith("runs.scan.checkpoint: region.pth is a checkpoint of kind 3shnet, not scan")
+    for content, told in (
+        (
+            {"model": [region(), words(pooled=True)], "opt": Exploit()},
+            "holds more than weights: it asks for builtins.print",
+        ),
+        ({"state_dict": {}}, "is no checkpoint of 3SHNet's, VSE-infinity's or SCAN's authors"),
+        ({"model": [{"conv.weight": torch.ones(1)}, {}]}, "its image encoder is of no kind that is known"),
+    ):
+        for whole in (True, False):
+            torch.save(content, "odd.pth", _use_new_zipfile_serialization=whole)
+            config["runs"] = {"scan": config["runs"]["scan"] | {"checkpoint": "odd.pth"}}
+            (line,) = mistakes(config)
+            assert line.startswith("runs.scan.checkpoint: odd.pth") and told in line
+    (line,) = mistakes(config | {"runs": {"scan": config["runs"]["scan"] | {"checkpoint": "scan_words.json"}}})
+    assert "scan_words.json is no file that PyTorch wrote" in line
+
+
+def test_a_vocabulary_that_does_not_fit(config):
+    write_word_vocabulary("more.json", [*WORDS, "e"])
+    config["runs"]["vse"]["vocabulary"] = config["runs"]["scan"]["vocabulary"] = "more.json"
+    assert mistakes(config) == [
+        "runs.vse.vocabulary: more.json has 10 words with <mask>, but the text encoder in vse.pth has 9; name the one it was trained with",
+        "runs.scan.vocabulary: more.json has 9 words, but the text encoder in scan.pth has 8; name the one it was trained with",
+    ]
+    for run in config["runs"].values():
+        del run["vocabulary"]
+    assert mistakes(config)[0].startswith("runs.vse.vocabulary: missing; the text encoder in vse.pth knows 9 words")
+    write_word_vocabulary("coco_precomp_vocab.json", WORDS)
+    load_settings(config)
+    config["runs"]["scan"]["vocabulary"] = "scan.pth"
+    assert mistakes(config)[0].startswith("runs.scan.vocabulary: cannot read the vocabulary scan.pth")
+
+
+def test_cells_of_another_network(config):
+    head = {f"image_encoder.{key}": value for key, value in region().items() if not key.startswith("mlp.")}
+    write("grid.pth", head | grid_cnn(), words(pooled=True))
+    config["runs"]["vse"]["checkpoint"] = "grid.pth"
+    assert mistakes(config)[0].startswith("runs.vse.visual: 'regions', but grid.pth is a grid checkpoint")
+    config["datasets"]["scenes"] = {"source": "scenes", "splits": {"test": 2}}
+    config["testsets"]["t"]["dataset"], config["runs"]["vse"]["visual"] = "scenes", "grids"
+    assert (
+        "features.grids are those of architecture scenes_grids; write features.grids: {architecture: vse_grid_d"
+        in mistakes(config)[0]
+    )
+
+
+def test_a_run_that_somebody_put_there(config, tmp_path):
+    run = tmp_path / "results/runs/kept"
+    run.mkdir(parents=True)
+    (run / "model.safetensors").touch()
+    content = {"format_version": 2, "kind": "vse_infinity", "image": {"img_dim": 9}}
+    (run / "config.json").write_text(json.dumps(content))
+    kept = {
+        "dataset": "seven",
+        "visual": "regions",
+        "train_split": "test",
+        "val_split": None,
+        "model": {"kind": "vse_infinity"},
+    }
+    config["runs"] = {"kept": kept | {"training": {"batch_size": 2}}}
+    with pytest.raises(
+        UserError,
+        match="runs.kept.visual: the run in results/runs/kept takes visual tokens of 9 numbers, but testsets.t has",
+    ):
+        Plan(load_settings(config)).kept_runs()
+    search = {"dataset": "seven", "imported": {"other": {"folder": "results/runs/kept", "visual": "regions"}}}
+    config |= {"search": {"mine": search}, "testsets": {}}
+    assert mistakes(config)[0].startswith(
+        "search.mine.imported.other.visual: the run in results/runs/kept takes visual tokens of 9 numbers"
+    )
+    content |= {"image": {"img_dim": 7}, "features": {"visual": {"feature": "grids"}}}
+    (run / "config.json").write_text(json.dumps(content))
+    assert "reads grids; write visual: grids" in mistakes(config)[0]
+    del content["features"]
+    (run / "config.json").write_text(json.dumps(content))
+    assert Plan(load_settings(config)).kept_runs() == ["kept"]
