@@ -296,8 +296,11 @@ def image_tensors(
     item, source = np.nonzero(kept)
     target = np.cumsum(kept, axis=1)[item, source] - 1
     longest = max(1, int(lengths.max(initial=0)) if longest is None else longest)
-    visual = np.zeros((len(features), longest, features.shape[2]), dtype=features.dtype)
-    visual[item, target] = features[item, source]
+    if longest == features.shape[1] and kept.all():
+        visual = features
+    else:
+        visual = np.zeros((len(features), longest, features.shape[2]), dtype=features.dtype)
+        visual[item, target] = features[item, source]
     others = [found[name] for name in ARRAYS["panoptic"] if name in found]
     return tuple(torch.from_numpy(part) for part in (visual, lengths, *others))
 

@@ -56,7 +56,7 @@ class RetrievalNetwork(nn.Module):
         Returns:
             (B, E) float32, L2-normalised; float64 of a network in float64.
         """
-        visual, *panoptic = self._here(visual, *panoptic)
+        (visual,), panoptic = self._here(visual, dtype=self._multiplied()), self._here(*panoptic)
         return self.image(visual, *self._mask(lengths, visual), *panoptic)
 
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -120,14 +120,19 @@ class RetrievalNetwork(nn.Module):
 
     # The one place where inputs move to the device.
 
-    def _here(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Inputs on the network's device, floats in its precision.
+    def _here(self, *inputs: Tensor, dtype: torch.dtype | None = None) -> Sequence[Tensor]:
+        """Inputs on the network's device, floats in its precision or in `dtype`.
 
         Moved as stored, widened there: half the bytes, and none of the copies waits for the one before.
         """
         weight = next(self.parameters())
         moved = [part.to(weight.device, non_blocking=True) for part in inputs]
-        return [part.to(weight.dtype) if part.is_floating_point() else part for part in moved]
+        return [part.to(dtype or weight.dtype) if part.is_floating_point() else part for part in moved]
+
+    def _multiplied(self) -> torch.dtype:
+        """What the factors of products are rounded to: done once, instead of by each layer that reads them."""
+        rounded = torch.is_autocast_enabled(self.device.type)
+        return torch.get_autocast_dtype(self.device.type) if rounded else next(self.parameters()).dtype
 
     def _mask(self, lengths: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Which places of `items` (B, L, ...) are valid, (B, L) bool on their device; and the lengths in host memory."""

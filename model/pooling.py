@@ -45,7 +45,7 @@ class GeneralizedPooling(nn.Module):
             (B, E) float32 (float64 of float64).
         """
         with torch.autocast(inputs.device.type, enabled=False):
-            return ranks.weighted_sum(at_least_single(inputs), valid, self.weights(lengths))
+            return ranks.weighted_sum(inputs, valid, self.weights(lengths))
 
     def shares(self, inputs: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
         """What each vector puts into the pooled one, arguments as `forward`: (B, L, E), which sums to it over L."""

@@ -4,6 +4,9 @@
 
 A CPU's matrix product first lays W out in blocks that fit its registers, for every batch anew. Laid out once, the same product
 takes 5 to 10 % less time. (Measured on an AMD EPYC with oneDNN, 768 and 3,072 wide: 96 GFLOP/s a core against 105.)
+
+Under autocast what layer norms give is rounded as well, like all else between a CPU's layers: the hidden states of a text encoder
+are no longer widened for every sum and rounded for every product, a twentieth of its time.
 """
 
 from __future__ import annotations
@@ -37,9 +40,12 @@ class Fixed(TorchFunctionMode):
         self._dtype = dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict | None = None) -> Any:
-        if func is F.linear and not torch.compiler.is_compiling():  # torch.compile lays out no weights that may change
+        if torch.compiler.is_compiling():  # torch.compile lays out no weights that may change
+            return func(*args, **(kwargs or {}))
+        if func is F.linear:
             return self._linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        found = func(*args, **(kwargs or {}))
+        return found.to(_dtype()) if func is F.layer_norm and found.dtype == torch.float32 else found
 
     def _linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         laid_out = self._weights.get(id(weight))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from model.layers import sinusoidal_positions
+from model.layers import at_least_single, sinusoidal_positions
 
 # Sorts after every real value. Finite, because it is multiplied with weights of exactly zero.
 PADDING_VALUE = 1e30
@@ -141,7 +141,7 @@ def weighted_sum(inputs: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
     """Sum of each feature's values from the largest to the smallest, weighted by rank.
 
     Args:
-        inputs: (B, L, E) floats.
+        inputs: (B, L, E) floats, read as float32 at least.
         valid: (B, L) bool, which of the L vectors belong to the set; in any order, only the set matters.
         weights: (B, R), of rank 1 first; R is at least 1 and at least the size of the largest set.
 
@@ -151,7 +151,9 @@ def weighted_sum(inputs: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
     # Sorted ascending with the padding last, rank r of n values (0 = the largest) is at position n - 1 - r.
     rank = valid.sum(1, keepdim=True) - 1 - torch.arange(inputs.shape[1], device=inputs.device)
     weights = weights.gather(1, rank.clamp(0, weights.shape[1] - 1)).masked_fill(rank < 0, 0)
-    return _SortedSum.apply(inputs.masked_fill(~valid[:, :, None], PADDING_VALUE), weights)
+    if inputs.device.type == "cpu" and not torch.is_grad_enabled():
+        return _set_by_set(inputs, valid, weights)
+    return _SortedSum.apply(at_least_single(inputs).masked_fill(~valid[:, :, None], PADDING_VALUE), weights)
 
 
 def shares(inputs: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
@@ -170,6 +172,20 @@ def shares(inputs: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
     count = torch.zeros_like(values).scatter_add_(1, run, torch.ones_like(values))
     mean = (total / count.clamp(min=1)).gather(1, run)
     return torch.zeros_like(values).scatter_(1, order, mean * values).masked_fill(~valid[:, :, None], 0)
+
+
+def _set_by_set(inputs: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+    """`_SortedSum` without a way back: one set at a time, whose columns stay in a CPU's cache."""
+    pooled = weights.new_empty(len(inputs), inputs.shape[2])
+    columns = weights.new_empty(inputs.shape[2], inputs.shape[1])
+    whole = valid.all(dim=1).tolist()
+    for k, vectors in enumerate(inputs):
+        columns.copy_(vectors.to(columns.dtype).T)
+        if not whole[k]:
+            columns.masked_fill_(~valid[k], PADDING_VALUE)
+        columns.numpy().sort(axis=1)
+        torch.mv(columns, weights[k], out=pooled[k])
+    return pooled
 
 
 class _SortedSum(torch.autograd.Function):

@@ -42,6 +42,19 @@ def test_rounding_is_that_of_autocast(layers):
 
 
 @torch.inference_mode()
+def test_so_are_norms(layers):
+    norm, inputs = nn.LayerNorm(64), torch.randn(5, 64)
+    exact = norm(inputs)
+    with torch.autocast("cpu", torch.bfloat16), Fixed(layers):
+        assert torch.equal(norm(inputs), exact.bfloat16())
+        assert norm.double()(inputs.double()).dtype == torch.float64
+        with torch.autocast("cpu", enabled=False):
+            assert torch.equal(norm.float()(inputs), exact)
+    with Fixed(layers):
+        assert torch.equal(norm(inputs), exact)
+
+
+@torch.inference_mode()
 def test_weights_are_those_of_the_start_and_other_layers_stay_themselves(layers):
     other = nn.Linear(32, 8)
     expected = other(outputs(layers))

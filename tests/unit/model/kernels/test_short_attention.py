@@ -42,8 +42,12 @@ def test_dropout_keeps_the_mean(tokens):
 
 def test_few_tokens_go_step_by_step(monkeypatch):
     taken = []
-    for name in ("reference", "_fused"):
+    for name in ("reference", "_stepwise", "_fused"):
         monkeypatch.setattr(short_attention, name, lambda *parts, name=name, **options: taken.append(name))
     for tokens in (12, 48, 49):
         short_attention.attend(*inputs([tokens], tokens))
     assert taken == ["reference", "reference", "_fused"]
+    with torch.no_grad():
+        short_attention.attend(*inputs([12], 12))
+        short_attention.attend(*inputs([12], 12), dropout=0.1)
+    assert taken[3:] == ["_stepwise", "reference"]
