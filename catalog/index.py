@@ -9,11 +9,11 @@ import os
 import threading
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,6 +50,25 @@ class Index:
     captions: pa.Table
     digest: str
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an index was made by.
+
+    Attributes:
+        settings: of the dataset. idle: those of them that changed nothing, whatever their values.
+        reason: what the workflow remembered as the reason to make it.
+    """
+
+    settings: Mapping[str, Any]
+    idle: Sequence[str]
+    reason: str
+
+    def same(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a dataset with these settings has the same index, as long as its files are the same."""
+        before, now = ({k: v for k, v in one.items() if k not in self.idle} for one in (self.settings, settings))
+        return before == now
 
 
 @dataclass(frozen=True)
@@ -106,14 +125,14 @@ def write_index(
     *,
     notes: Sequence[str] = (),
     limited: bool = False,
-    idle: Sequence[str] = (),
+    made: Made | None = None,
     refused: str = "",
 ) -> str:
     """Write both tables, atomically, captions first; returns the index digest.
 
     Args:
         notes: for whoever reads of the dataset. limited: every caption counts; those that do not have been left out.
-        idle: settings of the dataset that changed nothing, whatever their values.
+        made: what it is made by.
         refused: what is wrong with the captions, of which the table then has none and which nobody may read.
     """
     digest = index_digest(images.column("image_id").to_pylist(), images.column("content_hash").to_pylist())
@@ -122,7 +141,7 @@ def write_index(
         own = {"notes": json.dumps(list(notes))} if notes and path == images_path else {}
         own |= {"limited": "yes"} if limited and path == captions_path else {}
         own |= {"refused": refused} if refused and path == captions_path else {}
-        own |= {"idle": json.dumps(list(idle))} if idle and path == images_path else {}
+        own |= {"made": json.dumps(asdict(made))} if made and path == images_path else {}
         with atomic_path(path) as temporary:
             pq.write_table(table.replace_schema_metadata(metadata | own), temporary)
     return digest
@@ -147,12 +166,12 @@ def captions_refused(path: str | os.PathLike[str]) -> bool:
     return b"refused" in _metadata(path)
 
 
-def idle_settings(path: str | os.PathLike[str]) -> list[str]:
-    """Settings that changed nothing when this images.parquet was made; none of a file that does not say so, or is none."""
+def made_by(path: str | os.PathLike[str]) -> Made | None:
+    """What this images.parquet was made by; None of a file that does not say so, or is none."""
     try:
-        return list(json.loads(_metadata(path).get(b"idle", b"[]")))
-    except (ValueError, TypeError):
-        return []
+        return Made(**json.loads(_metadata(path)[b"made"]))
+    except (LookupError, ValueError, TypeError):
+        return None
 
 
 def _metadata(path: str | os.PathLike[str]) -> dict[bytes, bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from catalog.archives import unpack_images
 from catalog.copies import copies_between_splits, in_one_split, told
-from catalog.index import listing, write_index
+from catalog.index import Made, listing, write_index
 from catalog.settings import Dataset, DatasetSection
 from core.console import UserError, run_cli
 from core.flags import add_index, add_mapping, command
@@ -47,6 +47,7 @@ def index(
     captions: Path,
     threads: int,
     needed: Sequence[str] = (),
+    reason: str = "",
 ) -> None:
     """Write images.parquet and captions.parquet of a dataset."""
     section, refused = _section(settings), ""
@@ -85,7 +86,9 @@ def index(
     # What would be left out or kept apart was an error if there was any.
     idle = [key for key in ("missing_images", "missing_captions") if getattr(section, key, None) == "fail"]
     idle += ["copies"] if choice and not copies else []
-    write_index(images, captions, rows, texts, notes=found.notes, limited=True, idle=idle, refused=refused)
+    idle += ["splits"] if not section.draws else []
+    by = Made(dict(settings), idle, reason) if reason else None
+    write_index(images, captions, rows, texts, notes=found.notes, limited=True, made=by, refused=refused)
     broken = [f"{row['path']}: {row['error']}" for row in rows.select(["path", "error"]).to_pylist() if row["error"]]
     if broken:
         print(f"note: {listing('images that cannot be read', broken)}")
@@ -111,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own.add_argument("--unpacked", dest="made", type=Path, help="folder that `unpack` made (images in a zip)")
     add_index(own)
     own.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    own.add_argument("--reason", default="", help="what the workflow remembers as its reason")
     own.add_argument("--needed", nargs="+", default=[], help="splits that must have images")
     options = vars(parser.parse_args(argv))
     options.pop("function")(**options)

@@ -53,6 +53,11 @@ class DatasetSection(Section):
         return True
 
     @property
+    def draws(self) -> bool:
+        """Whether images are put into splits by chance, as far as that can be told in a moment."""
+        return True
+
+    @property
     def caption_limit(self) -> int | None:
         """How many captions of an image count; None: all that it has."""
         return None
@@ -289,9 +294,17 @@ class FolderDataset(ImagesDataset):
         # A row without a split is of the image's other rows, or of a split that is drawn.
         return written[0].get(split, 0) if written is not None and written[1] else None
 
+    @property
+    def draws(self) -> bool:
+        if not self.splits or self.captions is None or not os.path.isfile(self.captions):
+            return bool(self.splits)
+        from catalog.tables import table_splits
+
+        written = table_splits(self.captions)
+        return written is None or not written[1]
+
     def index_settings(self) -> str:
-        # Nothing is drawn without fractions.
-        drawn = self if self.splits else self.model_copy(update={"seed": type(self).model_fields["seed"].default})
+        drawn = self if self.draws else self.model_copy(update={"seed": type(self).model_fields["seed"].default})
         return super(FolderDataset, drawn).index_settings()
 
     @property

@@ -82,5 +82,6 @@ rule index_dataset:
             --threads {threads} \
             {params.annotations:q} \
             {params.needed:q} \
+            --reason {params.reason:q} \
             > {log:q} 2>&1
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -35,17 +36,16 @@ class Reasons:
         return self.settings.datasets[wildcards.dataset].index_settings()
 
     def index_reason(self, wildcards: Wildcards) -> str:
-        """The settings of an index without those that changed nothing when it was made, as there was nothing to leave out."""
-        dataset = self.settings.datasets[wildcards.dataset]
-        usual = {key: type(dataset).model_fields[key].default for key in dataset.YOUNGER}
-        unusual = {key for key, value in usual.items() if getattr(dataset, key) != value}
+        """The settings of an index; those that it was made by as long as others would change nothing, as there was nothing to leave out."""
+        reason = self.settings.datasets[wildcards.dataset].index_settings()
         images = layout.images(self.results, wildcards.dataset)
-        if unusual and not self.remote and os.path.exists(images):
-            from catalog.index import idle_settings
+        if not self.remote and os.path.exists(images):
+            from catalog.index import made_by
 
-            idle = unusual.intersection(idle_settings(images))
-            dataset = dataset.model_copy(update={key: usual[key] for key in idle})
-        return dataset.index_settings() + self._captions_wanted(wildcards.dataset)
+            made = made_by(images)
+            # As it was remembered, word by word.
+            reason = made.reason if made and made.same(json.loads(reason)) else reason
+        return reason + self._captions_wanted(wildcards.dataset)
 
     def _captions_wanted(self, dataset: str) -> str:
         """Why an index that was made for features alone, as its captions could not be used, is made again."""

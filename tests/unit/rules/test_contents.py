@@ -298,18 +298,33 @@ def test_what_an_index_had_nothing_to_leave_out_of_is_no_reason_to_make_it_again
         return Plan(load_settings({"datasets": {"mine": mine | setting}})).index_reason(job)
 
     def index(**setting):
-        own = Plan(load_settings({"datasets": {"mine": mine | setting}})).index_settings(job, None)
+        """As the workflow does it; its reason is the same afterwards, or all would be made again."""
+        own, remembered = (
+            Plan(load_settings({"datasets": {"mine": mine | setting}})).index_settings(job, None),
+            reason(**setting),
+        )
         files = ["--images", "results/mine/index/images.parquet", "--captions", "results/mine/index/captions.parquet"]
-        main(["index", "--dataset", "mine", "--settings", own, *files])
+        main(["index", "--dataset", "mine", "--settings", own, "--reason", remembered, *files])
+        assert reason(**setting) == remembered
 
     captions.write_text("image,caption,split\na,one,train\nb,two,test\n")
     assert reason() != reason(**lenient)
     index()
     assert reason() == reason(**lenient) != reason(captions_per_image=3)
+    assert len({reason(), reason(captions_per_image=None), reason(captions_per_image=5)}) == 2
+    assert reason() == reason(splits={"train": 0.5, "test": 0.5}, seed=4), "each row names its split"
+    index(**lenient)
+    assert reason() != reason(missing_images="drop") and reason(**lenient) == reason(**lenient | {"copies": "keep"})
     captions.write_text("image,caption,split\na,one,train\nc,two,test\n")
     index(**lenient)  # which leaves something out, so that each of them counts
     assert len({reason(), reason(missing_images="drop"), reason(missing_captions="keep")}) == 3
-    assert reason() == reason(copies="one_split")
+    assert reason(**lenient) == reason(**lenient | {"copies": "keep"})
+    captions.write_text("image,caption,split\na,one,train\nb,two,\n")
+    index(splits={"test": 1.0}, seed=3)
+    assert (
+        len({reason(splits={"test": 1.0}, seed=seed) for seed in (3, 4)} | {reason(splits={"val": 1.0}, seed=3)}) == 3
+    )
+    index()
     (tmp_path / "results/mine/index/images.parquet").write_text("damaged")
     assert reason() != reason(**lenient)
 
@@ -325,7 +340,10 @@ def test_an_index_without_captions_that_could_be_used_is_made_again_where_they_a
     before = plan.index_reason(job)
     monkeypatch.setenv(IMAGES_ALONE, "yes")
     files = ["--images", "results/mine/index/images.parquet", "--captions", "results/mine/index/captions.parquet"]
-    main(["index", "--dataset", "mine", "--settings", plan.index_settings(job, None), *files])
+    main(["index", "--dataset", "mine", "--settings", plan.index_settings(job, None), "--reason", before, *files])
     assert plan.index_reason(job) == before
     monkeypatch.delenv(IMAGES_ALONE)
-    assert plan.index_reason(job) != before
+    assert (wanted := plan.index_reason(job)) != before
+    (tmp_path / "captions.csv").write_text("image,caption\na,one\n")
+    main(["index", "--dataset", "mine", "--settings", plan.index_settings(job, None), "--reason", wanted, *files])
+    assert plan.index_reason(job) == wanted, "made for that reason, it is not made again"
