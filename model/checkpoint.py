@@ -49,8 +49,11 @@ def import_checkpoint(
     class_order: str = "upsnet",
     seg_map_encoding: str = "raw",
     heads: int | None = None,
+    void_value: int | None = None,
+    score: Mapping[str, Any] | None = None,
     vocabulary: str | Path | None = None,
-    max_tokens: int = 128,
+    lowercase: str | None = None,
+    max_tokens: int | None = None,
     visual: str | None = None,
     grids: Mapping[str, Any] | None = None,
     by_workflow: bool = False,
@@ -66,8 +69,10 @@ def import_checkpoint(
 
     Args:
         kind: whose it must be (see `model.settings.KINDS`); None: of any.
-        class_order, seg_map_encoding: see `load_reference`; of 3SHNet alone. heads: attention heads of its BERT.
-        max_tokens: longer captions are cut. by_workflow: made by the workflow, which then also needs a vocabulary.
+        class_order, seg_map_encoding, void_value: see `load_reference`; of 3SHNet alone. heads: attention heads of its BERT.
+        score: how SCAN scores, in place of what the file says; see `load_scan`.
+        lowercase: of words, see `model.settings.WordText`; None: as the kind's authors. max_tokens: longer captions are cut;
+            None: 128 word pieces, 512 words. by_workflow: made by the workflow, which then also needs a vocabulary.
         visual, grids: what it is to read, and the extractor of grids (config section `features.grids`), if that is known:
             what a grid checkpoint cannot be scored on is then told at once.
 
@@ -86,13 +91,16 @@ def import_checkpoint(
         raise UserError(f"{run_dir} holds {what}; import {path} into another folder")
     source: dict[str, Any] = {"imported": Path(path).name, "digest": digest}
     if found == "3shnet":
-        network = load_reference(path, class_order, seg_map_encoding, heads=heads)
+        network = load_reference(path, class_order, seg_map_encoding, heads=heads, void_value=void_value)
         source |= {"class_order": class_order, "seg_map_encoding": seg_map_encoding}
     else:
-        network = load_scan(path) if found == "scan" else load_vse_infinity(path, heads=heads)
+        network = load_scan(path, options=score) if found == "scan" else load_vse_infinity(path, heads=heads)
     if network.text.config().get("kind") == "none" and (by_workflow or vocabulary is not None):
         raise UserError(f"{path} holds no text encoder, which could read captions; get the checkpoint of both encoders")
-    tokenizer = _tokenizer_of(network, Path(path), vocabulary, found, max_tokens)
+    lowercase = lowercase or ("ascii" if found == "scan" else "text")
+    tokenizer = _tokenizer_of(
+        network, Path(path), vocabulary, masked=found != "scan", lowercase=lowercase, max_tokens=max_tokens
+    )
     if tokenizer is None:
         message = f"no vocabulary of {_vocabulary_size(network)} {_unit(network)} found"
         if by_workflow:
@@ -173,7 +181,13 @@ def _vocabulary_size(network: RetrievalNetwork) -> int:
 
 
 def _tokenizer_of(
-    network: RetrievalNetwork, path: Path, vocabulary: str | Path | None, kind: str, max_tokens: int
+    network: RetrievalNetwork,
+    path: Path,
+    vocabulary: str | Path | None,
+    *,
+    masked: bool,
+    lowercase: str,
+    max_tokens: int | None,
 ) -> Tokenizer | None:
     from model.pretrained import resolve_pretrained
     from model.tokenizer import CaptionTokenizer
@@ -182,8 +196,8 @@ def _tokenizer_of(
     if _unit(network) == "words":
         beside = sorted(path.parent.glob("*vocab.json"))
         vocabulary = vocabulary or (beside[0] if len(beside) == 1 else None)
-        how = "ascii" if kind == "scan" else "text"
-        return vocabulary and word_tokenizer_of(network, vocabulary, path, masked=kind != "scan", lowercase=how)
+        options = {"masked": masked, "lowercase": lowercase, "max_tokens": max_tokens or 512}
+        return vocabulary and word_tokenizer_of(network, vocabulary, path, **options)
     if vocabulary is None and (path.parent / VOCABULARY).exists():
         vocabulary = path.parent / VOCABULARY
     if vocabulary is None and size == 30522:
@@ -193,7 +207,7 @@ def _tokenizer_of(
             print(f"warning: {error}", file=sys.stderr)
     if vocabulary is None:
         return None
-    longest = min(max_tokens, network.text.bert.config.max_positions)
+    longest = min(max_tokens or 128, network.text.bert.config.max_positions)
     tokenizer = CaptionTokenizer.from_file(vocabulary, max_tokens=longest)
     if len(tokenizer.vocabulary) != size:
         raise UserError(
@@ -215,7 +229,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--seg-map-encoding", choices=("raw", "standardised"), default="raw")
     command.add_argument("--vocabulary", type=Path, help="vocab.txt or *_vocab.json of its text encoder")
     command.add_argument("--heads", type=int, help="attention heads of its BERT (default: 64 features each)")
-    command.add_argument("--max-tokens", type=int, default=128)
+    command.add_argument("--void-value", type=int, help="what a 3SHNet reads where a class map has none (default: 133)")
+    add_mapping(command, "--score", "how SCAN scores pairs, where its file does not say it: cross_attn, agg_func, ...")
+    command.add_argument("--lowercase", choices=("text", "ascii"), help="of words (default: as the kind's authors)")
+    command.add_argument("--max-tokens", type=int, help="longer captions are cut (default: 128 word pieces, 512 words)")
     command.add_argument(
         "--visual", choices=VISUAL, help="what it is to read, to be compared with what it was trained on"
     )

@@ -309,7 +309,8 @@ class Run(Recipe):
     """One model: which dataset, which visual tokens, and how it is trained.
 
     With a `checkpoint` of authors it is not trained: `model.kind` says whose it is, `vocabulary` is the file of its words or
-    word pieces, and `dataset` is one whose features are like those it was trained on, as far as is known.
+    word pieces, and `dataset` is one whose features are like those it was trained on, as far as is known. Other keys of `model`
+    and `text` count where the file does not say them, and are a mistake where it says something else.
     """
 
     dataset: str
@@ -331,6 +332,19 @@ class Run(Recipe):
                 yield from wrong_file(key, file)
         if self.checkpoint is None:
             yield from super().missing()
+
+    def idle(self) -> list[str]:
+        """Keys that somebody wrote beside a checkpoint, and that only a training reads."""
+        if self.checkpoint is None:
+            return []
+        own = {"train_split", "val_split", "val_images", "seed", "training"}
+        parts = {"model": {"dropout"}, "text": {"pretrained", "dropout", "min_frequency", "min_count"}}
+        found = sorted(self.model_fields_set & own)
+        return found + [
+            f"{part}.{key}"
+            for part, keys in parts.items()
+            for key in sorted(getattr(self, part).model_fields_set & keys)
+        ]
 
     def features(self) -> tuple[Feature, ...]:
         """What its network takes of an image; where that cannot be said, the visual tokens at least."""

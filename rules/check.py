@@ -49,7 +49,10 @@ def engine_faults(settings: Settings) -> Iterator[str]:
 
 def notes(settings: Settings) -> Iterator[str]:
     """What is no mistake but hardly meant."""
+    yield from idle(settings)
     for name, run in settings.runs.items():
+        if run.checkpoint is not None:
+            continue
         late = [epoch for epoch in run.training.lr_decay_epochs if epoch >= run.training.epochs]
         if late:
             yield (
@@ -57,6 +60,13 @@ def notes(settings: Settings) -> Iterator[str]:
                 "the rate does not fall then"
             )
     yield from leaks(settings)
+
+
+def idle(settings: Settings) -> Iterator[str]:
+    """Keys beside a checkpoint that only a training reads."""
+    for name, run in settings.runs.items():
+        if keys := run.idle():
+            yield f"runs.{name}: {', '.join(keys)}: without effect, as a checkpoint is not trained; leave it out"
 
 
 def leaks(settings: Settings) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -11,12 +12,14 @@ from core import layout
 from core.console import UserError
 from core.section import canonical
 from extractors.settings import CHECKPOINT_CNNS, Extractor
+from model.checkpoints.heads import SCORE
 from model.runs import imported_by_hand, read_config
 from model.settings import DEFAULT_KIND
 from settings import Settings
 from settings.fits import folder_faults, reads
 
 Wildcards = Any
+_LOWERCASE = {"scan": "ascii", "vse_infinity": "text", "3shnet": "text"}  # as the import has it by itself
 
 
 def alternatives(names: Iterable[str]) -> str:
@@ -82,7 +85,15 @@ class Checkpoints:
         flags = ["--kind", run.model.kind] + ([] if run.vocabulary is None else ["--vocabulary", run.vocabulary])
         if run.model.kind == "3shnet":
             flags += ["--class-order", run.model.class_order, "--seg-map-encoding", run.model.seg_map_encoding]
-        return flags
+        # What no file holds, where somebody said it.
+        said = [(run.model, "void_value"), (run.text, "heads"), (run.text, "max_tokens"), (run.text, "lowercase")]
+        for section, key in said:
+            if key in section.model_fields_set and (
+                key != "lowercase" or run.text.lowercase != _LOWERCASE[run.model.kind]
+            ):
+                flags += [f"--{key.replace('_', '-')}", str(getattr(section, key))]
+        score = {key: getattr(run.model, key) for key in SCORE if key in run.model.model_fields_set}
+        return flags + (["--score", json.dumps(score, sort_keys=True)] if score else [])
 
     def checkpoint_reads(self, wildcards: Wildcards, output: Any) -> list[str]:
         """What a run of a checkpoint is to be scored on: one that brings its own CNN is told at once from another's cells.

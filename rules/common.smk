@@ -22,7 +22,7 @@ from core.machine import (
     use_this_interpreter,
 )
 from published.download import LOCK_FILE
-from rules.check import leaks
+from rules.check import idle, leaks
 from rules.checkpoints import alternatives
 from rules.failed import show_failures, show_notes
 from rules.plan import Plan
@@ -101,7 +101,9 @@ for name in PLAN.pooled_cells():
     )
 
 for note in (
-    (*leaks(PLAN.settings), *PLAN.unfamiliar()) if workflow.is_main_process else ()
+    (*idle(PLAN.settings), *leaks(PLAN.settings), *PLAN.unfamiliar())
+    if workflow.is_main_process
+    else ()
 ):
     print(f"note: {note}", file=sys.stderr)
 

@@ -15,7 +15,7 @@ from core.console import UserError
 from core.features import VISUAL, Feature
 from core.section import Section
 from extractors.settings import CHECKPOINT_CNNS
-from model.checkpoints.heads import AUTHORS, Published, published
+from model.checkpoints.heads import AUTHORS, SCORE, Published, published
 from model.runs import imported_by_hand
 from model.settings import Run
 
@@ -204,6 +204,17 @@ def _contradicted(file: str, run: Run, found: Published) -> Iterator[str]:
         said = getattr(section, setting)
         if said != value:
             yield f"{key}: {said!r}, but {file} was trained with {value!r}, which decides; write that, or leave it out"
+    if found.kind == "scan":
+        lacking = [
+            f"model.{key}"
+            for key in SCORE
+            if f"model.{key}" not in found.says and key not in run.model.model_fields_set
+        ]
+        if lacking:
+            yield f"checkpoint: {file} does not say how SCAN scores pairs: name {', '.join(lacking)} as it was trained with"
+    heads, hidden = getattr(run.text, "heads", 1), found.says.get("text.hidden_size", 0)
+    if "heads" in run.text.model_fields_set and hidden % heads:
+        yield f"text.heads: {heads}, but the BERT in {file} is {hidden} wide, which is no multiple of it; write those it was trained with"
     if "vocabulary" in run.text.model_fields_set:
         yield "text.vocabulary: is that of a run that is trained; of a checkpoint write vocabulary beside it"
 

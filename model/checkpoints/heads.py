@@ -96,6 +96,7 @@ def _said(kind: str | None, image: dict[str, tuple[int, ...]], head: Head) -> It
             "text.hidden_size": _side(text, "bert.embeddings.LayerNorm.weight", 0),
             "text.intermediate_size": _side(text, "bert.encoder.layer.0.intermediate.dense.weight", 0),
             "text.layers": len(layers) or None,
+            "text.vocabulary_size": _side(text, "bert.embeddings.word_embeddings.weight", 0),
         }
         yield "text.kind", "bert"
     yield from ((key, value) for key, value in sizes.items() if value is not None)

@@ -109,7 +109,13 @@ def pool_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def word_tokenizer_of(
-    network: RetrievalNetwork, vocabulary: str | Path, path: str | Path, *, masked: bool, lowercase: str = "text"
+    network: RetrievalNetwork,
+    vocabulary: str | Path,
+    path: str | Path,
+    *,
+    masked: bool,
+    lowercase: str = "text",
+    max_tokens: int = 512,
 ) -> WordTokenizer:
     """The tokenizer of a loaded network that reads words; `masked`: `<mask>` comes after the words of the file.
 
@@ -126,7 +132,7 @@ def word_tokenizer_of(
             f"the vocabulary {vocabulary} has {len(words)} words{' with <mask>' if masked else ''}, but the text encoder in "
             f"{path} has {expected}: give the one it was trained with"
         )
-    return WordTokenizer(words, lowercase=lowercase, max_tokens=512)
+    return WordTokenizer(words, lowercase=lowercase, max_tokens=max_tokens)
 
 
 @contextmanager

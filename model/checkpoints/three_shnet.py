@@ -53,7 +53,12 @@ CATEGORY_LAYERS = (
 
 
 def load_reference(
-    path: str | Path, class_order: str = "upsnet", seg_map_encoding: str = "raw", *, heads: int | None = None
+    path: str | Path,
+    class_order: str = "upsnet",
+    seg_map_encoding: str = "raw",
+    *,
+    heads: int | None = None,
+    void_value: int | None = None,
 ) -> ThreeSHNet:
     """Load a checkpoint published by the authors of 3SHNet, without running anything that is in it.
 
@@ -64,6 +69,7 @@ def load_reference(
             inputs in our stores' COCO order. "coco": taken as they are.
         seg_map_encoding: "raw" or "standardised", what its spatial branch was trained to read.
         heads: attention heads of its BERT; they leave no trace in the weights, so by default 64 features each.
+        void_value: what it reads where a map has no class; see `model.settings.ThreeSHNetModel`.
 
     Returns:
         The network in eval mode on the CPU. All sizes are read from the weights.
@@ -93,6 +99,7 @@ def load_reference(
             **pool_sizes(image),
             "seg_map_encoding": seg_map_encoding,
             "class_order": class_order,
+            **({} if void_value is None else {"void_value": void_value}),
         }
         text_sizes, text, unknown_text = read_text(text_state, pooled=True, normalise=True, heads=heads)
         problems += [f"text encoder: unexpected {key}" for key in unknown_text]

@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from core.console import UserError
+from model.checkpoint import load_reference, main
+from model.runs import load_run
 from model.words import write_word_vocabulary
+from rules.check import notes
 from rules.plan import Plan
 from settings import load_settings
 from tests.unit.model.test_checkpoint import reference_checkpoint
@@ -138,6 +142,71 @@ def test_whose_a_checkpoint_is(config, tmp_path):
             assert line.startswith("runs.scan.checkpoint: odd.pth") and told in line
     (line,) = mistakes(config | {"runs": {"scan": config["runs"]["scan"] | {"checkpoint": "scan_words.json"}}})
     assert "scan_words.json is no file that PyTorch wrote" in line
+
+
+def test_settings_that_contradict_a_checkpoint_are_mistakes_and_defaults_are_none(config):
+    vse, scan = config["runs"]["vse"], config["runs"]["scan"]
+    vse["model"] |= {"embed_size": 8, "mlp": True, "normalise_captions": True}
+    scan["model"] |= {"cross_attn": "t2i", "lambda_lse": 5, "weight_norm": True}
+    scan["text"] = {"kind": "bigru", "word_size": 300, "vocabulary": "scan_words.json", "lowercase": "text"}
+    decides = "which decides; write that, or leave it out"
+    assert mistakes(config) == [
+        f"runs.vse.model.embed_size: 8, but vse.pth was trained with 6, {decides}",
+        f"runs.vse.model.normalise_captions: True, but vse.pth was trained with False, {decides}",
+        f"runs.scan.text.word_size: 300, but scan.pth was trained with 5, {decides}",
+        f"runs.scan.model.weight_norm: True, but scan.pth was trained with False, {decides}",
+        f"runs.scan.model.cross_attn: 't2i', but scan.pth was trained with 'i2t', {decides}",
+        "runs.scan.text.vocabulary: is that of a run that is trained; of a checkpoint write vocabulary beside it",
+    ]
+    vse["model"], scan["model"] = {"kind": "vse_infinity", "embed_size": 6}, {"kind": "scan", "agg_func": "Max"}
+    vse["text"], scan["text"] = {"pretrained": None, "layers": 2}, {"kind": "bigru", "bidirectional": True}
+    assert mistakes(config) == [
+        "runs.vse.text.kind: 'bert', but the text encoder in vse.pth is of kind bigru; write that, or leave text out"
+    ]
+    vse["text"] = {"kind": "bigru"}
+    load_settings(config)
+
+
+def test_what_a_checkpoint_does_not_hold_goes_on_to_work(config, tmp_path):
+    scan = config["runs"]["scan"]
+    write("scan.pth", {"fc.weight": torch.randn(6, 7), "fc.bias": torch.randn(6)}, words(8, pooled=False))
+    assert (
+        "scan.pth does not say how SCAN scores pairs: name model.cross_attn, model.raw_feature_norm"
+        in mistakes(config)[0]
+    )
+    scan["model"] |= SCORE | {"lambda_lse": 5.0}
+    scan["text"] = {"kind": "bigru", "lowercase": "text", "max_tokens": 9}
+    reference_checkpoint(tmp_path / "region.pth", bert_width=96)
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")))
+    region_run = {"dataset": "seven", "visual": "regions", "checkpoint": "region.pth", "vocabulary": "vocab.txt"}
+    config["runs"]["region"] = region_run | {"model": {"void_value": 0}, "text": {"heads": 7}}
+    lines = mistakes(config)
+    assert any(
+        line.startswith("runs.region.text.heads: 7, but the BERT in region.pth is 96 wide, which is no multiple")
+        for line in lines
+    )
+    config["runs"]["region"]["text"] = {"heads": 3}
+    config["testsets"] = {}
+    settings = load_settings(config, check_files=False)
+    flags = {run: Plan(settings).checkpoint_flags(SimpleNamespace(run=run)) for run in ("vse", "scan", "region")}
+    assert flags["vse"] == ["--kind", "vse_infinity", "--vocabulary", "vse_words.json"]
+    assert flags["scan"][4:9] == ["--max-tokens", "9", "--lowercase", "text", "--score"]
+    assert json.loads(flags["scan"][9]) == SCORE | {"lambda_lse": 5.0}
+    assert flags["region"][-4:] == ["--void-value", "0", "--heads", "3"]
+    main(["import", "scan.pth", "run", *flags["scan"], "--by-workflow"])
+    network, _, tokenizer = load_run("run")
+    assert network.image.sizes.agg_func == "Max" and (tokenizer.lowercase, tokenizer.max_tokens) == ("text", 9)
+    assert load_reference("region.pth", void_value=0).image.sizes.void_value == 0
+
+
+def test_settings_of_a_training_beside_a_checkpoint_are_noted_once(config):
+    settings = load_settings(config)
+    assert not list(notes(settings))
+    config["runs"]["scan"] |= {"val_images": 5, "training": {"epochs": 3}, "text": {"kind": "bigru", "min_count": 2}}
+    (note,) = notes(load_settings(config))
+    assert note.startswith(
+        "runs.scan: training, val_images, text.min_count: without effect, as a checkpoint is not trained"
+    )
 
 
 def test_a_vocabulary_that_does_not_fit(config):
