@@ -24,6 +24,11 @@ class UserError(Exception):
     """A mistake in the user's data or settings. The message names the value, the place and the fix; no traceback is shown."""
 
 
+def first_line(error: Exception) -> str:
+    """What another program's error says, without the rest of it."""
+    return (str(error).strip().splitlines() or ["no details"])[0]
+
+
 def run_cli(main: Callable[[], None]) -> None:
     """Run a command's `main`; a `UserError`, a full disk or a path that cannot be read or written ends it with its message on
     stderr and exit status 1; an interrupt (Ctrl-C) with status 130 and no traceback. Who stops reading its output ends it quietly.

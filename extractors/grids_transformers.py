@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from core.console import UserError
+from core.console import UserError, first_line
 from core.parameters import left_over
 from extractors.networks.rcnn import Meta
 from extractors.panoptic_transformers import (
@@ -121,8 +121,14 @@ def load_backbone(folder: Path, name: str) -> VisionBackbone:
             folder, backend="pil", local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-        detail = (str(error).strip().splitlines() or ["no details"])[0]
-        raise UserError(f"{_PLACE}: {name} cannot be loaded by transformers: {detail}") from error
+        raise UserError(f"{_PLACE}: {name} cannot be loaded by transformers: {first_line(error)}") from error
+    try:
+        processor(images=[Image.new("RGB", (64, 48))], return_tensors="pt")
+    except Exception as error:  # what processors raise whose settings contradict each other
+        raise UserError(
+            f"{_PLACE}: the processor of {name} cannot do what its preprocessor_config.json says ({type(error).__name__}: "
+            f"{first_line(error)}); copy it again"
+        ) from error
     for what, keys in wrong.items():
         if keys:
             raise UserError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from catalog.categories import BY_NAME, NUM_CATEGORIES
-from core.console import UserError
+from core.console import UserError, first_line
 from core.features import Feature
 from core.files import digest_file, digest_json
 from core.hub import fetch
@@ -59,10 +59,9 @@ def resolve_checkpoint(weights: str, revision: str | None = None, *, feature: Fe
         try:
             folder = fetch(weights, revision=revision, descriptions=_DESCRIPTIONS)
         except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
-            detail = str(error).splitlines()[0] if str(error) else "no details"
             raise UserError(
                 f"features.{feature}.weights: {weights!r} is not a local folder and could not be fetched from the Hugging "
-                f"Face hub ({type(error).__name__}: {detail}); correct the name, or give a folder with config.json, "
+                f"Face hub ({type(error).__name__}: {first_line(error)}); correct the name, or give a folder with config.json, "
                 "preprocessor_config.json and model.safetensors"
             ) from error
     if faults := list(folder_faults(folder)):

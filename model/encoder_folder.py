@@ -228,6 +228,9 @@ def folder_faults(folder: Path) -> Iterator[str]:
     if not berts and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         yield f"{folder} lacks its tokenizer ({TOKENIZER_FILES[0]}, or {', '.join(TOKENIZER_FILES[1:])})"
     yield from weight_faults(folder)
+    pairs = (folder / "vocab.json").is_file() and not (folder / "merges.txt").is_file()
+    if not berts and pairs and not any((folder / name).is_file() for name in TOKENIZER_FILES if name != "vocab.json"):
+        yield f"{folder} lacks merges.txt, which belongs to vocab.json; {COPY}"
     # Of the library's own it reads these, and whatever they are it fails at them late.
     for name in ("merges.txt", *TOKENIZER_FILES) if not berts else ():
         if (folder / name).is_file() and (what := other_kind(folder / name)):
@@ -251,11 +254,20 @@ def _vocabulary_faults(folder: Path) -> Iterator[str]:
         yield f"{folder / 'vocab.txt'} has {len(vocabulary)} pieces, more than the {known} of config.json; {COPY}"
 
 
+#: Kinds of models that loading would refuse whatever their weights: told before any job. Others are found out by a trial.
+_PADDING_IS_READ = ("canine", "convbert", "fnet", "funnel", "nystromformer", "yoso")
+
+
 def check_config(published: dict[str, Any], folder: str | Path) -> None:
     """UserError: a config.json describes what is not run as it was published."""
     if reads(published) == "images":
         raise UserError(
             f"text.pretrained: {folder} is a {published.get('model_type')!r} model, which reads images; choose a text encoder"
+        )
+    if published.get("model_type") in _PADDING_IS_READ:
+        raise UserError(
+            f"text.pretrained: what the {published['model_type']!r} model in {folder} makes of a caption depends on the captions beside "
+            "it (padding is not masked); choose another encoder"
         )
     positions = str(published.get("position_embedding_type", "absolute"))
     if positions.startswith("relative"):

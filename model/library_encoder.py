@@ -10,9 +10,6 @@ The library takes seconds to import: this module does so only where such an enco
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -24,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.console import UserError
+from core.console import UserError, first_line
 from core.parameters import left_over
 from model.encoder_folder import read_object
-from model.library_tokenizer import LibraryTokenizer
+from model.library import class_of, library, new_model, plain, quiet, text_part
 from model.packing import Packing
 
-INSTALL = "pip install --group transformers"
 PACKED = "packed_captions"
 _CLOSE = 1e-3  # of the hidden states; rounding is a hundred times less, another result a hundred times more
 _ROUNDING = 1e-2  # of a gradient
@@ -79,8 +75,9 @@ class LibraryEncoder(nn.Module):
         """model: the library's; None: one with random weights."""
         super().__init__()
         self.config = config
-        self.model = _new_model(config.library) if model is None else model
+        self.model = new_model(config.library) if model is None else model
         if config.packed:
+            _register()
             _set_attention(self.model, PACKED)
         self.register_load_state_dict_pre_hook(_as_named_now)
 
@@ -154,7 +151,7 @@ def load_library_encoder(folder: Path, *, dropout: float, max_tokens: int = 512)
     Raises:
         UserError: the library is not there, cannot read the folder, or the model does not read text alone.
     """
-    transformers = _library()
+    transformers = library()
     named = "model_type" in read_object(folder / "config.json")
     try:
         reader = transformers.AutoConfig if named else transformers.BertConfig  # the first published files do not say
@@ -168,20 +165,20 @@ def load_library_encoder(folder: Path, *, dropout: float, max_tokens: int = 512)
                 and not isinstance(value, bool)
             ):
                 setattr(config, key, 0.0 if re.search("layer_?drop|drop_?path", key) else dropout)
-        kind = _class_of(config) or transformers.AutoModel
+        kind = class_of(config) or transformers.AutoModel
         within = config is not whole and hasattr(
             kind, "_from_config"
         )  # the library finds its weights as the whole's alone
         options = {"config": whole if within else config, "dtype": torch.float32, "local_files_only": True}
         # Not to load them anyway, but to be told which they are.
         options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-        with _quiet(transformers):
+        with quiet(transformers):
             loaded, found = (transformers.AutoModel if within else kind).from_pretrained(folder, **options)
-        model = _text_part(loaded.text_model if within else loaded)
+        model = text_part(loaded.text_model if within else loaded)
     except Exception as error:  # the library raises nearly anything on what it cannot read
         raise UserError(
             f"text.pretrained: the transformers library cannot load {folder} as a text encoder "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     wrong = {
         "is missing": [
@@ -200,32 +197,12 @@ def load_library_encoder(folder: Path, *, dropout: float, max_tokens: int = 512)
             )
     config, longest = _examined(model, folder, max_tokens)
     decodes = model is loaded and getattr(model.config, "is_encoder_decoder", False)
-    if decodes or _class_of(transformers.AutoConfig.for_model(**config.library)) is None:
+    if decodes or class_of(transformers.AutoConfig.for_model(**config.library)) is None:
         raise UserError(
             f"text.pretrained: the {model.config.model_type!r} model in {folder} has a decoder, and the library cannot make its encoder "
             "alone; choose another encoder"
         )
     return LibraryEncoder(config, model), longest
-
-
-def load_library_tokenizer(folder: Path, *, max_tokens: int) -> LibraryTokenizer:
-    """The tokenizer that an encoder was published with. Masked words become its mask token, or for want of one its unknown token.
-
-    Raises:
-        UserError: the library cannot make it of the files in the folder, or not as one that runs without the library.
-    """
-    transformers = _library()
-    try:
-        with _quiet(transformers):
-            given = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        mask = given.mask_token_id if given.mask_token_id is not None else given.unk_token_id
-        longest = min(max_tokens, given.model_max_length)
-        return LibraryTokenizer(given.backend_tokenizer, mask=mask, padding=given.pad_token_id, max_tokens=longest)
-    except Exception as error:  # the library raises nearly anything on what it cannot read
-        raise UserError(
-            f"text.pretrained: the tokenizer in {folder} cannot be used ({type(error).__name__}: {_first_line(error)}); a folder with "
-            "the encoder's tokenizer.json is needed"
-        ) from error
 
 
 # Finding out how an encoder may be run.
@@ -244,7 +221,7 @@ def _examined(model: nn.Module, folder: Path, max_tokens: int) -> tuple[LibraryC
     except Exception as error:  # what models raise that want other inputs
         raise UserError(
             f"text.pretrained: the {model.config.model_type!r} model in {folder} does not read text alone "
-            f"({type(error).__name__}: {_first_line(error)}); choose a text encoder"
+            f"({type(error).__name__}: {first_line(error)}); choose a text encoder"
         ) from error
     _freeze_what_is_not_read(model, ids[:, :_FEW], valid[:, :_FEW], short.detach())
     if not torch.isfinite(padded).all():
@@ -259,9 +236,10 @@ def _examined(model: nn.Module, folder: Path, max_tokens: int) -> tuple[LibraryC
     longest, padding = ids.shape[1], _padding(model)
     said = getattr(model.config, "max_position_embeddings", None) or longest
     packing = Packing.of(valid.sum(1), longest, ids.device)
-    published = {"library": _plain(model.config), "hidden_size": padded.shape[2]}
+    published = {"library": plain(model.config), "hidden_size": padded.shape[2]}
     for first in (0,) if padding is None or longest + padding >= said else (0, padding + 1):
         try:
+            _register()
             with attending(model, PACKED), torch.no_grad():
                 rows = _packed(model, ids, packing, first)
         except Exception:  # an encoder that cannot be packed may raise anything
@@ -386,70 +364,6 @@ def _attend(
     return _packing.now.attend(query, key, value, window=sliding_window, dropout=dropout)[None], None
 
 
-# The library.
-
-
-def _library() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f"text.pretrained: this encoder needs the transformers library, which is not installed; {INSTALL}"
-        ) from error
-    transformers.AttentionInterface.register(PACKED, _attend)
-    transformers.AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
-    return transformers
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without its report of weights that are left over; what is missing is told by `load_library_encoder`."""
-    logging = transformers.logging
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _class_of(config: Any) -> Any:
-    """The library's class of an encoder, if it has one. Its tables lack the text side of some models that see too (SigLIP)."""
-    transformers = _library()
-    tables = transformers.models.auto.modeling_auto
-    if type(config) in tables.MODEL_FOR_TEXT_ENCODING_MAPPING:
-        config.is_encoder_decoder = False  # some classes insist
-        return transformers.AutoModelForTextEncoding
-    if type(config) not in tables.MODEL_MAPPING:
-        module = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
-        for name, found in vars(module).items():
-            if name.endswith("TextModel") and getattr(found, "config_class", None) is type(config):
-                return found
-        return None
-    return transformers.AutoModel
-
-
-def _new_model(config: Mapping[str, Any]) -> nn.Module:
-    transformers = _library()
-    own = transformers.AutoConfig.for_model(**config)
-    found = _class_of(own)
-    make = getattr(found, "_from_config", None) or found.from_config
-    return _text_part(make(own))
-
-
-def _text_part(model: nn.Module) -> nn.Module:
-    """What gives the hidden states: of a model with a decoder its encoder, and no pooler, which works on the first token alone."""
-    inner = getattr(model, "encoder", None)
-    if isinstance(inner, type(model).__mro__[1]) and hasattr(inner, "config"):
-        return inner
-    if "add_pooling_layer" in inspect.signature(type(model)).parameters:
-        model.pooler = None
-    return model
-
-
 def _as_named_now(encoder: LibraryEncoder, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Version 0.1 wrote a BERT's weights without `model.`; poolers were written later, and are left out."""
     known = {name for name, _ in encoder.named_parameters()}  # some encoders cannot do without theirs
@@ -460,10 +374,10 @@ def _as_named_now(encoder: LibraryEncoder, state: dict[str, Tensor], prefix: str
             state[f"{prefix}model.{rest}"] = value
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    """A configuration as JSON has it, without the place it was read from."""
-    content = json.loads(config.to_json_string(use_diff=False))
-    return {key: value for key, value in content.items() if key not in ("_name_or_path", "transformers_version")}
+def _register() -> None:
+    transformers = library()
+    transformers.AttentionInterface.register(PACKED, _attend)
+    transformers.AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
 
 
 def _set_attention(model: nn.Module, name: str) -> None:
@@ -482,7 +396,3 @@ def attending(model: nn.Module, name: str) -> Iterator[None]:
         yield
     finally:
         _set_attention(model, before)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no details"])[0]

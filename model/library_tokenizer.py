@@ -9,9 +9,36 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from core.console import UserError
+from core.console import UserError, first_line
 from core.files import atomic_path
+from model.library import library, quiet, sentencepiece_files
 from model.tokenizer import CaptionTokenizer, Pieces
+
+
+def load_library_tokenizer(folder: Path, *, max_tokens: int) -> LibraryTokenizer:
+    """The tokenizer that an encoder was published with. Masked words become its mask token, or for want of one its unknown token.
+
+    Raises:
+        UserError: the library cannot make it of the files in the folder, or not as one that runs without the library.
+    """
+    transformers = library()
+    try:
+        with quiet(transformers), sentencepiece_files():
+            given = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        mask = given.mask_token_id if given.mask_token_id is not None else given.unk_token_id
+        texts = ["a b", "A man's “café”, 漢字!"]
+        expected = given(texts)["input_ids"]
+        reader = LibraryTokenizer(given.backend_tokenizer, mask=mask, padding=given.pad_token_id)
+        ids, lengths = reader.encode(texts)
+        if [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)] != expected:
+            raise UserError(f"{type(given).__name__} does more than its tokenizer.json says")
+        reader.max_tokens = min(max_tokens, given.model_max_length)
+        return reader
+    except Exception as error:  # the library raises nearly anything on what it cannot read
+        raise UserError(
+            f"text.pretrained: the tokenizer in {folder} cannot be used ({type(error).__name__}: {first_line(error)}); a folder with "
+            "the encoder's tokenizer.json is needed"
+        ) from error
 
 
 class LibraryTokenizer(CaptionTokenizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.console import UserError
+from core.console import UserError, first_line
 from core.files import digest_file
 from core.hub import fetch
 from model.encoder_folder import (
@@ -15,7 +15,8 @@ from model.encoder_folder import (
     has_berts_tokenizer,
     tokenizer_settings,
 )
-from model.library_encoder import LibraryEncoder, load_library_encoder, load_library_tokenizer
+from model.library_encoder import LibraryEncoder, load_library_encoder
+from model.library_tokenizer import load_library_tokenizer
 from model.tokenizer import CaptionTokenizer
 
 _DESCRIPTIONS = ["config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZER_FILES]
@@ -87,7 +88,7 @@ def _fetched(name: str, weights: bool) -> Path:
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
         raise UserError(
             f"text.pretrained: {name!r} is not a local folder and could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}). "
+            f"({type(error).__name__}: {first_line(error)}). "
             "Give a folder with config.json, the tokenizer's files and model.safetensors, or set text.pretrained: null to "
             "train a small encoder from scratch"
         ) from error

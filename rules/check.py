@@ -107,6 +107,9 @@ class Check:
         for name, run in self.settings.runs.items():
             if run.checkpoint is None:
                 self.faults += other_features(self.settings, name, self.widths)
+                if run.text.pretrained is not None and os.path.isdir(run.text.pretrained):
+                    with self._listing(f"runs.{name}"):
+                        self._encoder(name, run)
             elif os.path.isfile(run.checkpoint):
                 with self._listing():
                     self._checkpoint(name, run)
@@ -190,6 +193,11 @@ class Check:
 
     def _extractor(self, feature: Feature) -> None:
         section = self.settings.features[feature]
+        if section.engine == "transformers" and os.path.isdir(section.weights) and find_spec(section.module):
+            from extractors.engines import build_extractor
+
+            attributes = build_extractor(feature, **section.model_dump()).attributes
+            print(f"features.{feature}: {section.weights} is a {attributes['model']} model that can be run", flush=True)
         if section.engine != "native":
             return
         if not os.path.isfile(section.weights):
@@ -199,6 +207,15 @@ class Check:
 
         load_network(section.architecture, section.weights)
         print(f"features.{feature}: {section.weights} fits {section.architecture}", flush=True)
+
+    def _encoder(self, name: str, run: Run) -> None:
+        from model.pretrained import load_encoder
+
+        text = run.text
+        encoder, tokenizer = load_encoder(text.pretrained, dropout=text.dropout, max_tokens=text.max_tokens)
+        how = "packed" if encoder.config.packed else "padded"
+        read = f"reads {tokenizer.max_tokens} tokens at most, {how}"
+        print(f"runs.{name}: {text.pretrained} {read}", flush=True)
 
     def _checkpoint(self, name: str, run: Run) -> None:
         from model.checkpoint import recognise
@@ -241,7 +258,8 @@ class _Listing:
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> bool:
         if isinstance(error, UserError | OSError | ValueError):
-            self.faults.append(f"{self.where}{error}")
+            where = "" if str(error).startswith(self.where.removesuffix(": ")) else self.where
+            self.faults.append(f"{where}{error}")
             return True
         return False
 

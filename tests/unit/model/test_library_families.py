@@ -110,3 +110,58 @@ def test_all_dropouts_are_replaced_and_layers_never_dropped(tmp_path):
 def test_what_depends_on_other_captions_or_decodes_is_refused(kind, sizes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         load_encoder(folder(tmp_path, kind, **sizes), dropout=0.0, max_tokens=50)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "name", "pieces"),
+    [
+        (
+            "AlbertConfig",
+            SIZES | {"embedding_size": 16},
+            "spiece.model",
+            ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"],
+        ),
+        ("DebertaV2Config", SIZES, "spm.model", ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]),
+        ("XLMRobertaConfig", SIZES, "sentencepiece.bpe.model", ["<unk>", "<s>", "</s>"]),
+    ],
+)
+def test_sentencepiece_files_alone_are_enough(kind, sizes, name, pieces, tmp_path):
+    from transformers.utils import sentencepiece_model_pb2_new as format
+
+    folder(tmp_path, kind, **sizes)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).unlink()
+    proto = format.ModelProto()
+    proto.trainer_spec.unk_id = next(i for i, piece in enumerate(pieces) if "unk" in piece.lower())
+    for piece in (*pieces, "▁", "▁dog", "▁runs", *"dogruns"):
+        added = proto.pieces.add()
+        added.piece, added.score = piece, -float(len(proto.pieces))
+        added.type = 1 if piece not in pieces else 2 if "unk" in piece.lower() else 3
+    (tmp_path / name).write_bytes(proto.SerializeToString())
+    _, reader = load_encoder(str(tmp_path), dropout=0.0, max_tokens=30)
+    ids, lengths = reader.encode(["dog runs"])
+    inside = [reader.vocabulary[i] for i in ids[0, len(reader.prefix) : lengths[0] - len(reader.suffix)]]
+    assert inside == ["▁dog", "▁runs"] and len(reader.prefix) == len(reader.suffix) == 1
+
+
+def test_a_tokenizer_that_does_more_than_its_file_says_is_refused(tmp_path, monkeypatch):
+    import transformers
+
+    path = folder(tmp_path, "RobertaConfig", **SIZES)
+    called = transformers.PreTrainedTokenizerBase.__call__
+    adds = lambda self, texts: called(self, [f"w9 {text}" for text in texts])  # noqa: E731
+    monkeypatch.setattr(transformers.PreTrainedTokenizerBase, "__call__", adds)
+    with pytest.raises(UserError, match="does more than its tokenizer.json says"):
+        load_encoder(path, dropout=0.0, max_tokens=60)
+
+
+def test_what_a_kind_of_model_never_does_is_known_before_any_job(tmp_path):
+    from model.settings import Text
+
+    folder(tmp_path, "FNetConfig", **SIZES)
+    (line,) = Text(pretrained=str(tmp_path)).missing()
+    assert "padding is not masked" in line
+    folder(tmp_path, "RobertaConfig", **SIZES)
+    (tmp_path / "tokenizer.json").unlink(), (tmp_path / "vocab.json").write_text("{}")
+    (line,) = Text(pretrained=str(tmp_path)).missing()
+    assert "lacks merges.txt" in line

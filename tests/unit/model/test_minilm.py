@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.library_encoder import load_library_tokenizer
+from model.library_tokenizer import load_library_tokenizer
 from model.pretrained import load_encoder
 from model.tokenizer import CaptionTokenizer
 

@@ -253,3 +253,25 @@ def test_features_of_photographs_by_detectors_of_drawings_are_told_at_the_start(
     assert "so its regions and panoptic of" in told()[0]
     config["datasets"]["mine"] = {"source": "scenes", "splits": {"train": 2, "val": 2}}
     assert told() == []
+
+
+def test_models_of_the_library_are_tried(config, tmp_path, capsys):
+    from tests.unit.extractors.test_grids_transformers import make_checkpoint
+    from tests.unit.model.test_library_families import FAMILIES, SIZES, folder
+
+    for name in ("vit", "encoder"):
+        (tmp_path / name).mkdir()
+    make_checkpoint(tmp_path / "vit", "vit")
+    config["datasets"]["s"] = {"source": "scenes", "splits": {"train": 4}}
+    config["features"] = {"grids": {"engine": "transformers", "weights": "vit"}}
+    kind, sizes, most = FAMILIES["roberta"]
+    config["runs"]["r"]["text"] = {"pretrained": folder(tmp_path / "encoder", kind, **sizes)}
+    assert not [line for line in faults(config) if "grids" in line or "runs.r" in line]
+    printed = capsys.readouterr().out
+    assert "vit is a vit model that can be run" in printed and f"reads {most} tokens at most, packed" in printed
+    folder(tmp_path / "encoder", "BigBirdConfig", **SIZES, block_size=4, num_random_blocks=1)
+    content = json.loads((tmp_path / "vit/preprocessor_config.json").read_text())
+    (tmp_path / "vit/preprocessor_config.json").write_text(json.dumps(content | {"resample": 9}))
+    grids, text = (line for line in faults(config) if "vit" in line or "runs.r" in line)
+    assert grids.startswith("features.grids.weights: the processor of vit cannot do what its preprocessor_config.json")
+    assert text.startswith("runs.r: text.pretrained: what the 'big_bird' model")
