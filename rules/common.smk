@@ -27,7 +27,7 @@ from rules.checkpoints import alternatives
 from rules.failed import show_failures, show_notes
 from rules.plan import Plan
 from rules.targets import check_targets, of_images_alone
-from rules.times import note_times, restore_times
+from rules.times import forget_records, note_times, restore_times
 from settings import check_readable, load_settings
 from settings.given import values_of
 
@@ -111,6 +111,7 @@ SETTINGS, RESULTS, WORK = PLAN.settings, PLAN.results, PLAN.work
 STARTED = time.time()
 # Before Snakemake looks at any; a job on a cluster, which reads this file too, must not.
 if workflow.is_main_process and not PLAN.remote:
+    forget_records(RESULTS, values_of(sys.argv, "--cleanup-metadata", "--cm"))
     restore_times(RESULTS)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rules import times as module
-from rules.times import note_times, restore_times
+from rules.records import read_record, write_record
+from rules.times import forget_records, note_times, restore_times
 
 #: In the order in which jobs made them, a second apart.
 MADE = ("a/index.parquet", "a/scenes/1.png", "runs/r/model.safetensors", "evaluation/embeddings.zarr/c/0")
@@ -77,6 +78,7 @@ def test_other_content_keeps_all_times(results, which, huge, monkeypatch):
     restore_times(str(copy))
     assert seconds(copy) == times
     before.write_text(MADE[which])  # as it was once, but who has read the other?
+    times = seconds(copy)
     restore_times(str(copy))
     assert seconds(copy) == times
 
@@ -98,6 +100,73 @@ def test_only_what_is_new_is_read(results, monkeypatch):
     (results / MADE[0]).write_text("another index")
     note_times(str(results), [str(results / name) for name in (*NAMED, "tables.csv")])
     assert read == [MADE[0], "tables.csv"]
+
+
+@pytest.fixture
+def remembered(results, monkeypatch):
+    """What Snakemake remembers of one of the files, which is noted."""
+    monkeypatch.chdir(results.parent)
+    record = {
+        "rule": "train_model",
+        "input": ["results/a/index.parquet"],
+        "params": ["'results'", '{"results": "results"}', "myresults/x"],
+    }
+    write_record(f"results/{MADE[2]}", record)
+    note_times("results", [f"results/{name}" for name in NAMED])
+    return record
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_what_snakemake_remembers_comes_back(results, remembered, copy):
+    """Its own folder was cleaned up, stayed behind, or is of other results."""
+    for other in (None, remembered | {"params": ["'other'"]}):
+        shutil.rmtree(results.parent / ".snakemake")
+        if other:
+            write_record(f"results/{MADE[2]}", other)
+        if copy:
+            copied(results, "moved").rename(results.parent / "new")
+            shutil.rmtree(results)
+            (results.parent / "new").rename(results)
+        restore_times("results")
+        assert read_record(f"results/{MADE[2]}") == remembered
+        assert (results.parent / ".snakemake/incomplete").is_dir()
+
+
+def test_in_a_folder_of_another_name_too(results, remembered):
+    results.rename(results.parent / "old (1)")
+    restore_times("old (1)")
+    found = read_record(f"old (1)/{MADE[2]}")
+    assert found["input"] == ["old (1)/a/index.parquet"]
+    assert found["params"] == ["'old (1)'", '{"results": "old (1)"}', "myresults/x"]
+    note_times("old (1)", [])
+    shutil.rmtree(results.parent / ".snakemake")
+    (results.parent / "old (1)").rename(results)
+    restore_times("results")
+    assert read_record(f"results/{MADE[2]}") == remembered
+
+
+def test_what_was_made_anew_or_is_to_be_forgotten_does_not_come_back(results, remembered):
+    forget_records("results", [f"results/{MADE[2]}", "results/none"])
+    shutil.rmtree(results.parent / ".snakemake")
+    restore_times("results")
+    assert read_record(f"results/{MADE[2]}") is None
+    write_record(f"results/{MADE[2]}", remembered)
+    note_times("results", [f"results/{MADE[2]}"])
+    newer = remembered | {"rule": "other"}
+    write_record(f"results/{MADE[2]}", newer)
+    (results / MADE[2]).write_text("made again by a workflow that was killed")
+    restore_times("results")
+    assert read_record(f"results/{MADE[2]}") == newer
+
+
+def test_records_lie_where_snakemake_looks_for_them(tmp_path, monkeypatch):
+    from snakemake.persistence.file import FilePersistence
+
+    monkeypatch.chdir(tmp_path)
+    for path in ("results/a.json", "results/" + "long/" * 120 + "a.json", "résultats/x"):
+        write_record(path, {"rule": "r", "params": ["'1'"]})
+        found = FilePersistence()._read_record(path)
+        assert (found.rule, found.params) == ("r", ["'1'"]) and read_record(path) == {"rule": "r", "params": ["'1'"]}
 
 
 def test_a_note_that_cannot_be_read_counts_as_none(results):
