@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.console import first_line
 from core.files import parse_json
 from core.kinds import other_kind
 
@@ -88,6 +90,13 @@ def _part_faults(index: Path) -> Iterator[str]:
             yield f"{index.parent} lacks {part}, which {index.name} names; {COPY}"
         elif what := other_kind(index.parent / part):
             yield f"{index.parent / part} is {what}"
+
+
+def why_not(error: Exception) -> str:
+    """Why the library could not load a folder. It advises to run the code in weights that hold some; that is never done."""
+    if isinstance(error, pickle.UnpicklingError):
+        return f"its weights hold more than arrays, or are damaged, and are not opened: {WEIGHTS[0]} cannot hold anything else"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def reads(config: dict[str, Any]) -> str:

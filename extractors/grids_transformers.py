@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from core.console import UserError, first_line
+from core.hub import why_not
 from core.parameters import left_over
 from extractors.networks.rcnn import Meta
 from extractors.panoptic_transformers import (
@@ -120,8 +121,8 @@ def load_backbone(folder: Path, name: str) -> VisionBackbone:
         processor = AutoImageProcessor.from_pretrained(
             folder, backend="pil", local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-        raise UserError(f"{_PLACE}: {name} cannot be loaded by transformers: {first_line(error)}") from error
+    except Exception as error:  # the library raises nearly anything on what it cannot read
+        raise UserError(f"{_PLACE}: {name} cannot be loaded by transformers ({why_not(error)})") from error
     try:
         processor(images=[Image.new("RGB", (64, 48))], return_tensors="pt")
     except Exception as error:  # what processors raise whose settings contradict each other

@@ -20,7 +20,7 @@ from catalog.categories import BY_NAME, NUM_CATEGORIES
 from core.console import UserError, first_line
 from core.features import Feature
 from core.files import digest_file, digest_json
-from core.hub import fetch
+from core.hub import fetch, why_not
 from extractors.images import ImageBatch, InputSpec
 from extractors.loading import EngineRunner
 from extractors.networks.rcnn import Meta
@@ -210,8 +210,10 @@ def load_segmenter(folder: Path, weights: str, threshold: float) -> UniversalSeg
         if oneformer:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             processor = OneFormerProcessor(processor, tokenizer, task_seq_length=config.task_seq_len)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UserError(f"{weights} cannot be loaded by transformers: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # the library raises nearly anything on what it cannot read
+        raise UserError(f"{weights} cannot be loaded by transformers ({why_not(error)})") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"]))
         raise UserError(f"the weights of {weights} do not fit its config.json; missing: {missing}")

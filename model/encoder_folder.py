@@ -258,11 +258,17 @@ def _vocabulary_faults(folder: Path) -> Iterator[str]:
 _PADDING_IS_READ = ("canine", "convbert", "fnet", "funnel", "nystromformer", "yoso")
 
 
-def check_config(published: dict[str, Any], folder: str | Path) -> None:
+def check_config(published: dict[str, Any], folder: Path) -> None:
     """UserError: a config.json describes what is not run as it was published."""
     if reads(published) == "images":
         raise UserError(
             f"text.pretrained: {folder} is a {published.get('model_type')!r} model, which reads images; choose a text encoder"
+        )
+    named = [name for name in published.get("architectures") or [] if isinstance(name, str)]
+    if "model_type" not in published and named and not named[0].startswith("Bert"):
+        raise UserError(
+            f"text.pretrained: {folder / 'config.json'} says no model_type, and that it is a {named[0]}; add the line of its published "
+            'configuration, such as "model_type": "roberta"'
         )
     if published.get("model_type") in _PADDING_IS_READ:
         raise UserError(

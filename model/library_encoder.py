@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from core.console import UserError, first_line
+from core.hub import why_not
 from core.parameters import left_over
 from model.encoder_folder import read_object
 from model.library import class_of, library, new_model, plain, quiet, text_part
@@ -165,6 +166,11 @@ def load_library_encoder(folder: Path, *, dropout: float, max_tokens: int = 512)
                 and not isinstance(value, bool)
             ):
                 setattr(config, key, 0.0 if re.search("layer_?drop|drop_?path", key) else dropout)
+        # How they were trained or run elsewhere: with less memory, by kernels that may not be here.
+        for key in ("gradient_checkpointing", "chunk_size_feed_forward"):
+            if getattr(config, key, 0):
+                setattr(config, key, 0)
+        config._attn_implementation = None
         kind = class_of(config) or transformers.AutoModel
         within = config is not whole and hasattr(
             kind, "_from_config"
@@ -177,8 +183,7 @@ def load_library_encoder(folder: Path, *, dropout: float, max_tokens: int = 512)
         model = text_part(loaded.text_model if within else loaded)
     except Exception as error:  # the library raises nearly anything on what it cannot read
         raise UserError(
-            f"text.pretrained: the transformers library cannot load {folder} as a text encoder "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"text.pretrained: the transformers library cannot load {folder} as a text encoder ({why_not(error)})"
         ) from error
     wrong = {
         "is missing": [

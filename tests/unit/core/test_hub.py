@@ -77,3 +77,27 @@ def test_folders_of_the_wrong_kind_are_known_before_any_job(tmp_path):
     (line,) = lines(GridsTransformers(engine="transformers", weights=f"{tmp_path}/config.json"))
     assert "is a file; name the folder" in line
     assert lines(GridsTransformers(engine="transformers", weights="facebook/dinov2-base")) == []
+
+
+class Runs:
+    def __reduce__(self):
+        return (pytest.fail, ("it ran",))
+
+
+def test_nobody_is_advised_to_run_what_weights_hold(tmp_path):
+    import torch
+
+    from core.console import UserError
+    from extractors.engines import build_extractor
+    from model.library_encoder import load_library_encoder
+
+    torch.save({"a": Runs()}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+    for kind, load in (
+        ("bert", lambda: load_library_encoder(tmp_path, dropout=0.0)),
+        ("vit", lambda: build_extractor("grids", engine="transformers", weights=str(tmp_path))),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(UserError, match="hold more than arrays") as caught:
+            load()
+        assert "trust" not in str(caught.value)

@@ -165,3 +165,26 @@ def test_what_a_kind_of_model_never_does_is_known_before_any_job(tmp_path):
     (tmp_path / "tokenizer.json").unlink(), (tmp_path / "vocab.json").write_text("{}")
     (line,) = Text(pretrained=str(tmp_path)).missing()
     assert "lacks merges.txt" in line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"gradient_checkpointing": True}, {"chunk_size_feed_forward": 7}, {"attn_implementation": "flash_attention_2"}],
+)
+def test_how_an_encoder_was_run_elsewhere_is_no_matter(changes, tmp_path):
+    path = folder(tmp_path, "RobertaConfig", **SIZES)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    encoder, reader = load_encoder(path, dropout=0.0, max_tokens=30)
+    ids, lengths = (torch.from_numpy(part) for part in reader.encode(CAPTIONS))
+    encoder.train()(ids, lengths).square().sum().backward()
+    assert encoder.config.packed and encoder.model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+
+def test_a_configuration_that_does_not_say_of_what_is_no_bert(tmp_path):
+    path = folder(tmp_path, "RobertaConfig", **SIZES)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("model_type")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="says no model_type, and that it is a RobertaModel"):
+        load_encoder(path, dropout=0.0, max_tokens=30)
