@@ -258,6 +258,8 @@ class Transformers(Extractor):
             with open(os.path.join(self.weights, "config.json"), encoding="utf-8") as file:
                 config = json.load(file)
             config = config.get("vision_config", config)
+            if "neck_hidden_sizes" in config:  # its last map is widened, or not
+                return None
             found = config["hidden_sizes"][-1] if "hidden_sizes" in config else config.get("hidden_size")
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None  # of a name on a hub, or of a folder of which the extractor says what is wrong

@@ -65,6 +65,15 @@ KINDS = {
         {"size": {"shortest_edge": 64}, "crop_pct": 0.875},
         None,
     ),
+    "mobilevit": (  # its last map is wider than its layers
+        "MobileViTModel",
+        lambda: transformers.MobileViTConfig(
+            image_size=64, hidden_sizes=[8, 8, 16], neck_hidden_sizes=[8, 8, 8, 8, 8, 16, 24], num_attention_heads=2
+        ),
+        "BitImageProcessor",
+        SHORTEST | {"crop_size": {"height": 64, "width": 64}},
+        None,
+    ),
     # Of 64 patches it would read 16 in any order, and these look like a map of 4 x 4.
     "vit_mae": ("ViTMAEModel", lambda: transformers.ViTMAEConfig(image_size=64, **VIT), "ViTImageProcessor", SQUARE, (1, 8, 8)),
     "hiera": (
@@ -130,6 +139,8 @@ def test_the_librarys_own_outputs(tmp_path, photos, kind):
     model, places = make_checkpoint(tmp_path, kind), KINDS[kind][4]
     native, extractor = extract(photos, weights=str(tmp_path), grid="native")
     pooled, _ = extract(photos, weights=str(tmp_path), grid=3)
+    told = GridsTransformers(engine="transformers", weights=str(tmp_path)).width("grids")
+    assert told in (None, native[0]["features"].shape[-1])
     assert extractor.attributes["engine"] == "transformers" and extractor.attributes["grid"] == "native"
     assert extractor.attributes["model"] in (kind, f"{kind}_vision_model") and len(extractor.weights_digest) == 64
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
