@@ -60,7 +60,7 @@ def add_receipts(parser: argparse.ArgumentParser) -> None:
 
 
 def add_shard(parser: argparse.ArgumentParser, *, one_by_default: bool = False) -> None:
-    """`feature`, `images`, `store`, `receipt`, `shard`, `shards`, `compression`: what every producer of rows takes.
+    """`feature`, `images`, `store`, `receipt`, `shard`, `shards`, `compression`, `wanted`: what every producer of rows takes.
 
     Args:
         one_by_default: without `--shard` and `--shards` the store is made in one.
@@ -73,6 +73,7 @@ def add_shard(parser: argparse.ArgumentParser, *, one_by_default: bool = False) 
     parser.add_argument("--shard", default=0, help="0-based", **needed)
     parser.add_argument("--shards", default=1, help="how many shards the store is made in", **needed)
     parser.add_argument("--compression", choices=COMPRESSIONS, default=COMPRESSIONS[0], help="(default: %(default)s)")
+    add_mapping(parser, "--wanted", "how many numbers a visual token must have, by what takes so many", default={})
 
 
 def add_results(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -24,6 +24,7 @@ rule import_shard:
         shards=PLAN.shards,
         store=PLAN.store,
         compression=PLAN.compression,
+        wanted=PLAN.wanted,
     message:
         "Imports {wildcards.feature} of {wildcards.dataset}, shard {wildcards.shard}"
     shell:
@@ -38,6 +39,7 @@ rule import_shard:
             --receipt {output.receipt:q} \
             --recipe {params.recipe} \
             --compression {params.compression} \
+            {params.wanted:q} \
             > {log:q} 2>&1
         """
 

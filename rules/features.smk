@@ -27,6 +27,7 @@ rule extract_shard:
         shards=PLAN.shards,
         store=PLAN.store,
         compression=PLAN.compression,
+        wanted=PLAN.wanted,
         on_bad_image=PLAN.on_bad_image,
     message:
         "Extracts {wildcards.feature} of {wildcards.dataset}, shard {wildcards.shard}"
@@ -42,6 +43,7 @@ rule extract_shard:
             --settings {params.settings:q} \
             --recipe {params.recipe} \
             --compression {params.compression} \
+            {params.wanted:q} \
             --on-bad-image {params.on_bad_image:q} \
             --threads {threads} \
             --workers {threads} \

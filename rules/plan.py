@@ -32,6 +32,7 @@ from rules.checkpoints import Checkpoints, alternatives
 from rules.reasons import Reasons
 from rules.shown import Shown
 from settings import Settings, used_weights
+from settings.fits import wanted_widths
 
 Wildcards = Any
 CONFIGURATION = ".snakemake/check.json"  # where Snakemake keeps its own notes
@@ -268,6 +269,12 @@ class Plan(Checkpoints, Shown, Reasons):
     def import_source(self, wildcards: Wildcards) -> str:
         """Format and options of an import, as the command takes them."""
         return self.settings.datasets[wildcards.dataset].import_source(wildcards.feature)
+
+    def wanted(self, wildcards: Wildcards, output: Any) -> list[str]:
+        """What checkpoints take, where only the first job tells how wide the features are. As a function of `output` it is no reason to run
+        again."""
+        found = wanted_widths(self.settings, wildcards.dataset, wildcards.feature)
+        return ["--wanted", json.dumps(found)] if found else []
 
     def extraction_threads(self, wildcards: Wildcards) -> int:
         """Shards are extracted side by side; more than four threads for one network are seldom well used."""

@@ -60,6 +60,8 @@ rule import_run:
         layout.log(WORK, "import_run/{run}"),
     wildcard_constraints:
         run=PLAN.imported_runs,
+    # What is wrong with a file is told before hours are spent on what it would read.
+    priority: 1
     conda:
         "../envs/pipeline.yaml"
     threads: 1

@@ -251,6 +251,21 @@ def _words(file: str, run: Run, found: Published) -> Iterator[str]:
         )
 
 
+def wanted_widths(settings: Settings, dataset: str, feature: Feature) -> dict[str, int]:
+    """What takes a dataset's visual tokens and how wide, where only making them tells how wide they are: for the jobs that do."""
+    if feature not in VISUAL or tokens(settings, dataset, feature).width is not None:
+        return {}
+    found = {}
+    for name, run in settings.runs.items():
+        if run.checkpoint is not None and run.visual == feature and dataset in dict(reads(settings, name)).values():
+            try:
+                width = published(run.checkpoint).img_dim
+            except UserError:  # which its import tells
+                continue
+            found |= {} if width is None else {f"runs.{name}.checkpoint {run.checkpoint}": width}
+    return found
+
+
 # --- run folders
 
 

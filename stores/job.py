@@ -62,13 +62,15 @@ class ShardJob:
         take_over: an image's content and the source decide its row, so that of a former store will do (see `stores.former`).
         itself: the very store that is to be made will do as well, if it is there.
         startup_seconds: spent before, for the receipt.
+        wanted: how many numbers a visual token must have, by what takes so many: none of its rows would be of use else.
 
     Attributes:
         plan, rows, arrays: of the job. parts: (index of the Zarr shard, its rows) of all it has to write.
         seconds: for the receipt, see `write_receipt`; the job keeps "write" and "total". device: for the receipt, in words.
 
     Raises:
-        UserError: no such shard, or the store's name does not end in `.zarr`; nothing has been touched then.
+        UserError: no such shard, the store's name does not end in `.zarr`, or the source's tokens are not as wide as `wanted`;
+            nothing has been touched then.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ShardJob:
         take_over: bool = False,
         itself: bool = False,
         startup_seconds: float = 0.0,
+        wanted: Mapping[str, int] | None = None,
     ) -> None:
         self._start = time.perf_counter() - startup_seconds
         self.images, self.store, self.receipt, self.shard = images, store, receipt, shard
@@ -99,6 +102,12 @@ class ShardJob:
         self._notes: dict[str, Any] = {}
         self._writing: Future[None] | None = None
         check_store_path(store)
+        for who, width in (wanted or {}).items():
+            if (found := source.arrays["features"].shape[-1]) != width:
+                raise UserError(
+                    f"{source.feature} have {found} numbers a visual token, but {who} takes {width}; name the network, or the files, whose "
+                    "features it was trained on"
+                )
 
     def __str__(self) -> str:
         return f"{self.description['feature']} {self.shard + 1}/{self.plan.shards}"

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from catalog.index import ImageRows
 from core.console import UserError
 from model.checkpoint import load_reference, main
 from model.runs import load_run
@@ -16,6 +18,9 @@ from model.words import write_word_vocabulary
 from rules.check import notes
 from rules.plan import Plan
 from settings import load_settings
+from stores.features import region_arrays
+from stores.job import ShardJob
+from stores.schema import Source
 from tests.unit.model.test_checkpoint import reference_checkpoint
 from tests.unit.model.test_checkpoint_kinds import SCORE, Exploit, grid_cnn, region, words, write
 
@@ -85,6 +90,29 @@ def test_features_of_another_width_are_known_before_any_job(config):
     )
     config["features"] = {"regions": {"engine": "detectron2", "config": "some.yaml", "weights": "vse.pth"}}
     load_settings(config)
+
+
+def test_where_only_the_network_tells_its_width_the_first_job_does(config):
+    config["features"] = {"regions": {"engine": "detectron2", "config": "some.yaml", "weights": "vse.pth"}}
+    config["datasets"]["scenes"] = {"source": "scenes", "splits": {"test": 2}}
+    config["testsets"]["other"] = {"dataset": "scenes"}
+    plan = Plan(load_settings(config))
+    flag, widths = plan.wanted(SimpleNamespace(dataset="scenes", feature="regions"), None)
+    assert flag == "--wanted" and json.loads(widths) == {
+        "runs.vse.checkpoint vse.pth": 7,
+        "runs.scan.checkpoint scan.pth": 7,
+    }
+    for dataset, feature in (("seven", "regions"), ("scenes", "panoptic"), ("scenes", "grids")):
+        assert plan.wanted(SimpleNamespace(dataset=dataset, feature=feature), None) == []
+    images = ImageRows(["a"], "digest", ["a.jpg"], [(1, 1)])
+    source = Source("regions", region_arrays(3, 9, ()), {}, "digest", {})
+    place = {"store": Path("regions.zarr"), "receipt": Path("0.json"), "shard": 0, "shards": 1}
+    ShardJob(source, images, **place, wanted={"runs.a": 9})
+    with pytest.raises(
+        UserError, match="regions have 9 numbers a visual token, but runs.vse.checkpoint vse.pth takes 7; name"
+    ):
+        ShardJob(source, images, **place, wanted=json.loads(widths))
+    assert not Path("regions.zarr").exists()
 
 
 @pytest.mark.parametrize(("width", "told"), [(512, True), (7, False)])
