@@ -15,7 +15,7 @@ from settings import load_settings
 
 ORDER = (
     (
-        "input output log benchmark wildcard_constraints localrule conda threads resources params message shell"  # as read from above
+        "input output log benchmark wildcard_constraints localrule priority conda threads resources params message shell"  # as read from above
     ).split()
 )
 
