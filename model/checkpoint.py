@@ -50,7 +50,7 @@ def import_checkpoint(
     seg_map_encoding: str = "raw",
     heads: int | None = None,
     void_value: int | None = None,
-    score: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     vocabulary: str | Path | None = None,
     lowercase: str | None = None,
     max_tokens: int | None = None,
@@ -70,7 +70,7 @@ def import_checkpoint(
     Args:
         kind: whose it must be (see `model.settings.KINDS`); None: of any.
         class_order, seg_map_encoding, void_value: see `load_reference`; of 3SHNet alone. heads: attention heads of its BERT.
-        score: how SCAN scores, in place of what the file says; see `load_scan`.
+        options: in place of the file's own, by the names of SCAN's and VSE-infinity's authors; see `load_scan`.
         lowercase: of words, see `model.settings.WordText`; None: as the kind's authors. max_tokens: longer captions are cut;
             None: 128 word pieces, 512 words. by_workflow: made by the workflow, which then also needs a vocabulary.
         visual, grids: what it is to read, and the extractor of grids (config section `features.grids`), if that is known:
@@ -94,7 +94,11 @@ def import_checkpoint(
         network = load_reference(path, class_order, seg_map_encoding, heads=heads, void_value=void_value)
         source |= {"class_order": class_order, "seg_map_encoding": seg_map_encoding}
     else:
-        network = load_scan(path, options=score) if found == "scan" else load_vse_infinity(path, heads=heads)
+        network = (
+            load_scan(path, options=options)
+            if found == "scan"
+            else load_vse_infinity(path, heads=heads, options=options)
+        )
     if network.text.config().get("kind") == "none" and (by_workflow or vocabulary is not None):
         raise UserError(f"{path} holds no text encoder, which could read captions; get the checkpoint of both encoders")
     lowercase = lowercase or ("ascii" if found == "scan" else "text")
@@ -230,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--vocabulary", type=Path, help="vocab.txt or *_vocab.json of its text encoder")
     command.add_argument("--heads", type=int, help="attention heads of its BERT (default: 64 features each)")
     command.add_argument("--void-value", type=int, help="what a 3SHNet reads where a class map has none (default: 133)")
-    add_mapping(command, "--score", "how SCAN scores pairs, where its file does not say it: cross_attn, agg_func, ...")
+    add_mapping(
+        command, "--options", "of SCAN and VSE-infinity, where the file has lost its own: cross_attn, ..., no_imgnorm"
+    )
     command.add_argument("--lowercase", choices=("text", "ascii"), help="of words (default: as the kind's authors)")
     command.add_argument("--max-tokens", type=int, help="longer captions are cut (default: 128 word pieces, 512 words)")
     command.add_argument(

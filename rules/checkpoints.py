@@ -12,7 +12,7 @@ from core import layout
 from core.console import UserError
 from core.section import canonical
 from extractors.settings import CHECKPOINT_CNNS, Extractor
-from model.checkpoints.heads import SCORE
+from model.checkpoints.heads import SCORE, SWITCHES
 from model.runs import imported_by_hand, read_config
 from model.settings import DEFAULT_KIND
 from settings import Settings
@@ -86,14 +86,16 @@ class Checkpoints:
         if run.model.kind == "3shnet":
             flags += ["--class-order", run.model.class_order, "--seg-map-encoding", run.model.seg_map_encoding]
         # What no file holds, where somebody said it.
-        said = [(run.model, "void_value"), (run.text, "heads"), (run.text, "max_tokens"), (run.text, "lowercase")]
-        for section, key in said:
+        beside = [(run.model, "void_value"), (run.text, "heads"), (run.text, "max_tokens"), (run.text, "lowercase")]
+        for section, key in beside:
             if key in section.model_fields_set and (
                 key != "lowercase" or run.text.lowercase != _LOWERCASE[run.model.kind]
             ):
                 flags += [f"--{key.replace('_', '-')}", str(getattr(section, key))]
-        score = {key: getattr(run.model, key) for key in SCORE if key in run.model.model_fields_set}
-        return flags + (["--score", json.dumps(score, sort_keys=True)] if score else [])
+        said = run.model.model_fields_set
+        options = {key: getattr(run.model, key) for key in SCORE if key in said}
+        options |= {off: not getattr(run.model, key) for off, key in SWITCHES.items() if key in said}
+        return flags + (["--options", json.dumps(options, sort_keys=True)] if options else [])
 
     def checkpoint_reads(self, wildcards: Wildcards, output: Any) -> list[str]:
         """What a run of a checkpoint is to be scored on: one that brings its own CNN is told at once from another's cells.

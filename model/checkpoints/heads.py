@@ -20,7 +20,8 @@ FAMILIES = (
 AUTHORS = "3SHNet's, VSE-infinity's or SCAN's authors"
 #: Options of SCAN that decide about the score and leave no trace in the weights.
 SCORE = ("cross_attn", "raw_feature_norm", "agg_func", "lambda_lse", "lambda_softmax")
-_MISSING_OPTIONS = {"no_imgnorm": "normalise_images", "no_txtnorm": "normalise_captions"}
+#: Options of SCAN and VSE-infinity that switch something off, and the setting of `model` that is true without them.
+SWITCHES = {"no_imgnorm": "normalise_images", "no_txtnorm": "normalise_captions"}
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,4 @@ def _said(kind: str | None, image: dict[str, tuple[int, ...]], head: Head) -> It
         yield "model.weight_norm", "fc.weight_v" in image
         yield from ((f"model.{name}", head.options[name]) for name in SCORE if name in head.options)
     if kind in ("vse_infinity", "scan"):
-        yield from ((f"model.{ours}", not head.options.get(theirs, False)) for theirs, ours in _MISSING_OPTIONS.items())
+        yield from ((f"model.{ours}", not head.options[off]) for off, ours in SWITCHES.items() if off in head.options)

@@ -42,7 +42,7 @@ def load_scan(
     if missing := [name for name in SCORE if name not in given]:
         raise UserError(
             f"{path} does not say how SCAN scores pairs: its options lack {', '.join(missing)}; the same weights score "
-            "differently under others, so name those it was trained with (options=...)"
+            "differently under others, so name those it was trained with: model: {cross_attn: ...} of the run, --options, in Python options="
         )
     score = {name: float(value) if isinstance(value := given[name], int) else value for name in SCORE}
     section = validated(ScanModel, score, place=f"the options of {path}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from core.checkpoints import read_checkpoint, split_cnn
 from model.checkpoints.heads import family
@@ -14,7 +16,11 @@ IMAGE_PREFIXES = {"fc": "projection", "mlp": "mlp", "gpool.gru": "pool.gru", "gp
 
 
 def load_vse_infinity(
-    path: str | Path, vocabulary: str | Path | None = None, *, heads: int | None = None
+    path: str | Path,
+    vocabulary: str | Path | None = None,
+    *,
+    heads: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> VSEInfinity:
     """Load a checkpoint of VSE-infinity's authors, without running anything that is in it.
 
@@ -23,6 +29,7 @@ def load_vse_infinity(
     Args:
         path: a `model_best.pth` of theirs. vocabulary: of its words (`*_precomp_vocab.json`), to be checked against it.
         heads: attention heads of its BERT; they leave no trace in the weights, so by default 64 features each.
+        options: in place of the file's own: no_imgnorm, no_txtnorm.
 
     Returns:
         The network in eval mode on the CPU. Sizes are read from the weights, `no_imgnorm` and `no_txtnorm` from the options.
@@ -31,7 +38,8 @@ def load_vse_infinity(
         UserError: not such a file, a vocabulary that does not fit, or keys that are missing, unexpected or of unexpected
             shape: all of them are listed.
     """
-    image_state, text_state, options = read_checkpoint(path, "VSE-infinity's authors")
+    image_state, text_state, own = read_checkpoint(path, "VSE-infinity's authors")
+    given = own | dict(options or {})
     if (found := family(image_state)) != "vse_infinity":
         raise wrong_family(path, "vse_infinity", found)
     _, head, problems = split_cnn(image_state)
@@ -44,9 +52,9 @@ def load_vse_infinity(
             "embed_size": embed_size,
             **pool_sizes(image),
             "mlp": any(key.startswith("mlp.") for key in image),
-            "normalise_images": not options.get("no_imgnorm", False),
+            "normalise_images": not given.get("no_imgnorm", False),
         }
-        normalise = not options.get("no_txtnorm", False)
+        normalise = not given.get("no_txtnorm", False)
         text_sizes, text, unknown = read_text(text_state, pooled=True, normalise=normalise, heads=heads)
         problems += [f"text encoder: unexpected {key}" for key in unknown]
     return loaded(

@@ -203,6 +203,7 @@ def test_what_a_checkpoint_does_not_hold_goes_on_to_work(config, tmp_path):
         in mistakes(config)[0]
     )
     scan["model"] |= SCORE | {"lambda_lse": 5.0}
+    config["runs"]["vse"]["model"]["normalise_images"] = False
     scan["text"] = {"kind": "bigru", "lowercase": "text", "max_tokens": 9}
     reference_checkpoint(tmp_path / "region.pth", bert_width=96)
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")))
@@ -217,11 +218,14 @@ def test_what_a_checkpoint_does_not_hold_goes_on_to_work(config, tmp_path):
     config["testsets"] = {}
     settings = load_settings(config, check_files=False)
     flags = {run: Plan(settings).checkpoint_flags(SimpleNamespace(run=run)) for run in ("vse", "scan", "region")}
-    assert flags["vse"] == ["--kind", "vse_infinity", "--vocabulary", "vse_words.json"]
-    assert flags["scan"][4:9] == ["--max-tokens", "9", "--lowercase", "text", "--score"]
+    assert flags["vse"][:4] == ["--kind", "vse_infinity", "--vocabulary", "vse_words.json"]
+    assert flags["vse"][4:] == ["--options", '{"no_imgnorm": true}']
+    assert flags["scan"][4:9] == ["--max-tokens", "9", "--lowercase", "text", "--options"]
     assert json.loads(flags["scan"][9]) == SCORE | {"lambda_lse": 5.0}
     assert flags["region"][-4:] == ["--void-value", "0", "--heads", "3"]
     main(["import", "scan.pth", "run", *flags["scan"], "--by-workflow"])
+    main(["import", "vse.pth", "other", *flags["vse"], "--by-workflow"])
+    assert not load_run("other")[0].image.sizes.normalise_images
     network, _, tokenizer = load_run("run")
     assert network.image.sizes.agg_func == "Max" and (tokenizer.lowercase, tokenizer.max_tokens) == ("text", 9)
     assert load_reference("region.pth", void_value=0).image.sizes.void_value == 0
