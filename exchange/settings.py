@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -22,3 +23,8 @@ class Export(Section):
     class_order: Literal["upsnet", "coco"] = "upsnet"
     seg_maps: Literal["raw", "standardised"] = "raw"
     repeat_images: bool = False
+
+    def mistakes(self) -> Iterator[str]:
+        files = list(self.names.values())
+        if twice := [name for name in dict.fromkeys(files) if files.count(name) > 1]:
+            yield f"names: {twice[0]!r} would be the files of {files.count(twice[0])} splits; give each its own"

@@ -50,6 +50,7 @@ class CrossChecks:
             yield from self._published("region_names", file, "names")
         if self.check_files:
             yield from unwritable(self.settings.results)
+        yield from self._section("export", self.settings.export)
         for feature in FEATURES:
             yield from self._extractor(feature)
         for name, run in self.settings.runs.items():
@@ -71,6 +72,13 @@ class CrossChecks:
                 "images; set results, or images, to another folder"
             )
         yield from self._section(f"datasets.{name}", dataset)
+        splits, names = (
+            dataset.known_splits() if not self.doubtful("datasets", name) else None,
+            self.settings.export.names,
+        )
+        for split in sorted(splits or ()):
+            if names.get(split, split) in (splits or set()) - {split, *names}:
+                yield f"export.names.{split}: {names[split]!r} is another split of dataset {name!r}, and both would be the same files; rename it"
 
     def _run(self, name: str, run: Run) -> Iterator[str]:
         where = f"runs.{name}"

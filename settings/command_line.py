@@ -21,7 +21,12 @@ def check_command_line(words: Sequence[str]) -> None:
 def _files(paths: Sequence[str]) -> Iterator[str]:
     for path in paths:
         if not os.path.isfile(path):
-            what = "is a folder" if os.path.isdir(path) else "does not exist"
+            pipe = (
+                "is a pipe or a device, and is read more than once: write a file"
+                if os.path.exists(path)
+                else "does not exist"
+            )
+            what = "is a folder" if os.path.isdir(path) else pipe
             yield f"--configfile: {path!r} {what}; correct the path (a target stands before --configfile, as in `snakemake train --configfile FILE`)"
             continue
         try:

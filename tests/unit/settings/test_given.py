@@ -107,3 +107,24 @@ def test_a_seed_is_one_that_torch_takes(config, value, fine):
         return
     with pytest.raises(UserError, match="seed: 9223372036854775808 - should be less than"):
         load_settings(config, check_files=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"val": "dev", "test": "dev"}, "export.names: 'dev' would be the files of 2 splits"),
+        (
+            {"val": "train"},
+            "export.names.val: 'train' is another split of dataset 'scenes', and both would be the same files",
+        ),
+        ({"val": "test", "test": "val"}, None),
+        ({"val": "val", "other": "train2"}, None),
+    ],
+)
+def test_an_export_gives_each_split_its_own_files(config, names, message):
+    config["export"] = {"names": names}
+    if message is None:
+        assert load_settings(config, check_files=False).export.names == names
+        return
+    with pytest.raises(UserError, match=message):
+        load_settings(config, check_files=False)
