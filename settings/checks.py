@@ -15,7 +15,7 @@ from core.kinds import wrong_file
 from core.messages import did_you_mean
 from core.section import Section
 from evaluation.settings import Ensemble, Testset
-from model.settings import Run
+from model.settings import KINDS, Run
 from published.registry import PREFIX, named_entry, resolve
 from search.settings import Search
 from settings.fits import checkpoint_faults, folder_faults, other_features
@@ -112,7 +112,8 @@ class CrossChecks:
 
     def _fits(self, name: str, run: Run) -> Iterator[str]:
         """What its checkpoint says of the settings beside it, and of what it is scored on."""
-        if run.checkpoint.startswith(PREFIX) and named_entry(run.checkpoint) is None:
+        unknown = run.checkpoint.startswith(PREFIX) and named_entry(run.checkpoint) is None
+        if unknown or run.model.kind not in KINDS:
             return  # told beside this
         published = self.settings.published
         file = resolve(run.checkpoint, published.folder, published.files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from extractors.settings import CHECKPOINT_CNNS
 from model.checkpoints.heads import AUTHORS, SCORE, Published, published
 from model.runs import imported_by_hand
 from model.settings import Run
+from published.registry import PREFIX, named_entry, resolve
 
 Settings = Any  # settings.Settings, which imports this file
 #: Numbers of a visual token by dataset and feature, where somebody knows more than the configuration.
@@ -169,7 +171,7 @@ def _of_another_kind(file: str, run: Run, found: Published) -> str:
 
 
 def _cells(settings: Settings, name: str, file: str) -> Iterator[str]:
-    """The head of a grid checkpoint on other tokens than the cells of its own CNN, as far as that is said: `model.checkpoint.recognise` is exact."""
+    """The head of a grid checkpoint on other tokens than the cells of its own CNN; `model.checkpoint.recognise` says it of a command."""
     grids = settings.features.grids
     fix = f"features.grids: {{architecture: {' or '.join(CHECKPOINT_CNNS)}, weights: {file}, grid: native}}"
     if settings.runs[name].visual != "grids":
@@ -183,8 +185,16 @@ def _cells(settings: Settings, name: str, file: str) -> Iterator[str]:
         for _, dataset in reads(settings, name)
         if dataset in settings.datasets
     )
-    if extracted and getattr(grids, "architecture", "") not in CHECKPOINT_CNNS:
-        yield f"checkpoint: {file} reads the cells of its own CNN, but features.grids are those of {grids.shown()}; write {fix}"
+    weights = getattr(grids, "weights", None) or ""
+    unknown = weights.startswith(PREFIX) and named_entry(weights) is None  # told elsewhere
+    weights = "" if unknown else resolve(weights, settings.published.folder, settings.published.files)
+    given = ""
+    if getattr(grids, "architecture", "") not in CHECKPOINT_CNNS:
+        given = grids.shown()
+    elif os.path.isfile(weights) and not filecmp.cmp(weights, file, shallow=False):  # which ends where they differ
+        given = f"{grids.shown()} with weights {weights}"
+    if extracted and given:
+        yield f"checkpoint: {file} reads the cells of its own CNN, but features.grids are those of {given}; write {fix}"
 
 
 def _contradicted(file: str, run: Run, found: Published) -> Iterator[str]:
@@ -224,6 +234,7 @@ def _words(file: str, run: Run, found: Published) -> Iterator[str]:
     from model.words import MASK, read_words
 
     if found.words is None:
+        yield f"checkpoint: {file} holds no text encoder, which could read captions; get the checkpoint of both encoders"
         return
     words = found.text_kind == "bigru"
     given = run.vocabulary

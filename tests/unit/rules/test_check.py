@@ -80,7 +80,9 @@ def test_all_faults_come_at_once(config, tmp_path):
 
 
 def test_checkpoints_are_looked_into_and_not_trained(config, tmp_path, capsys):
-    write(tmp_path / "grid.pth", grid_cnn(), {})
+    write(tmp_path / "grid.pth", grid_cnn(), words(pooled=True))
+    known = ["<pad>", "<start>", "<end>", "<unk>", "a", "b", "c", "d"]
+    write_word_vocabulary(tmp_path / "vocab.json", known)
     paper = {"dataset": "mine", "visual": "regions", "model": {"kind": "vse_infinity"}, "checkpoint": "grid.pth"}
     config["runs"] = {"paper": paper | {"train_split": "nowhere"}}
     (line,) = faults(config, check_files=False)

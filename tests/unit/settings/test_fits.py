@@ -268,6 +268,21 @@ def test_cells_of_another_network(config):
         "features.grids are those of architecture scenes_grids; write features.grids: {architecture: vse_grid_d"
         in mistakes(config)[0]
     )
+    write("other.pth", head | grid_cnn(), words(pooled=True))
+    config["features"] = {"grids": {"architecture": "vse_grid_detector", "weights": "other.pth"}}
+    assert "those of architecture vse_grid_detector with weights other.pth; write" in mistakes(config)[0]
+    Path("copy.pth").write_bytes(Path("grid.pth").read_bytes())
+    config["features"]["grids"]["weights"] = "copy.pth"
+    assert "takes visual tokens of 7 numbers" in mistakes(config)[0], "of its own CNN they have 2,048"
+
+
+def test_a_checkpoint_of_images_alone_is_told(config):
+    write("vse.pth", region(), {})
+    assert mistakes(config) == [
+        "runs.vse.checkpoint: vse.pth holds no text encoder, which could read captions; get the checkpoint of both encoders"
+    ]
+    config["runs"]["vse"]["model"] = {"kind": "vsee"}
+    assert len(mistakes(config)) == 2, "of an unknown kind nothing else is said"
 
 
 def test_a_run_that_somebody_put_there(config, tmp_path):
