@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from core.console import UserError
 from extractors.images import ImageBatch
 from extractors.loading import NetworkExtractor, NetworkRunner
-from stores.features import grid_arrays, grid_cells, grid_shape
+from stores.features import grid_arrays, grid_cells, grid_note, grid_shape
 
 # Raise when the algorithm changes so that stored features would differ: stores made with another number are made again.
 RECIPE = 3
@@ -44,6 +44,7 @@ class GridExtractor(NetworkExtractor):
         super().__init__(runner)
         self.grid = grid
         self.max_cells = max_cells
+        self._told: set[str] = set()
         self.stride = runner.network.grid_stride
         self.arrays = grid_arrays(grid_cells(grid, max_cells), runner.network.grid_size)
 
@@ -63,6 +64,7 @@ class GridExtractor(NetworkExtractor):
             if self.stride is not None:
                 feature = inside(feature, size, self.stride)
             shape = grid_shape(*feature.shape[1:], self.grid, self.max_cells)
+            self._tell(grid_note(*feature.shape[1:], self.grid, self.max_cells))
             pooled = F.adaptive_avg_pool2d(feature, shape)
             rows = self.empty_rows()
             count = shape[0] * shape[1]
@@ -71,6 +73,12 @@ class GridExtractor(NetworkExtractor):
             rows["grid_shapes"][:] = shape
             result.append(rows)
         return result
+
+    def _tell(self, note: str) -> None:
+        """Print a note, of its kind the first alone."""
+        if note and (kind := note.partition(",")[0]) not in self._told:
+            self._told.add(kind)
+            print(f"note: {note}", flush=True)
 
 
 EXTRACTOR = GridExtractor

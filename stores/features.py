@@ -76,3 +76,14 @@ def grid_shape(height: int, width: int, grid: int | str, max_cells: int) -> tupl
     rows, columns = max(1, int(height * factor)), max(1, int(width * factor))
     # Of a narrow map no side is less than one cell.
     return min(rows, max(1, max_cells // columns)), min(columns, max(1, max_cells // rows))
+
+
+def grid_note(height: int, width: int, grid: int | str, max_cells: int) -> str:
+    """What is to be said of a map whose cells are not kept, nor means of several of them each; "" of others."""
+    if grid == "native":
+        rows, columns = grid_shape(height, width, grid, max_cells)
+        if rows * columns < height * width:
+            return f"maps of more than {max_cells} cells are pooled, such as {height} x {width} to {rows} x {columns}; set max_cells to keep them"
+    elif min(height, width) < int(grid):
+        return f"maps with fewer cells a side than grid: {grid} are spread over it by repeating cells, such as {height} x {width}"
+    return ""

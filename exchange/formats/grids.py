@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from catalog.index import ImageRows
 from core.features import Feature
 from exchange.formats.base import PerImageReader, Rows
 from exchange.formats.checks import cells_last, channels_first, check_regions
-from stores.features import grid_arrays, grid_cells, grid_shape
+from stores.features import grid_arrays, grid_cells, grid_note, grid_shape
 
 
 class GridReader(PerImageReader):
@@ -70,6 +70,12 @@ class GridReader(PerImageReader):
                     f"has {height} rows of {width} cells for an image of {size[1]} x {size[0]} pixels; are rows and columns swapped, "
                     "or was the image not turned upright?"
                 )
+
+    def doubt(self, contents: Sequence[np.ndarray], rows: Sequence[int]) -> None:
+        """See `PerImageReader.doubt`."""
+        notes = (grid_note(*content.shape[1:], self.grid, self.max_cells) for content in contents)
+        if note := next(filter(None, notes), ""):
+            self.notes.append(f"{self.path}: {note}")
 
     def describe(self, example: np.ndarray) -> None:
         """Set `arrays` to those of maps like this one."""

@@ -59,6 +59,17 @@ def test_few_channels_and_cells_in_a_row(tmp_path):
     assert read(tmp_path, "grids", grid="native")[1]["counts"].tolist() == [50, 49]
 
 
+def test_maps_that_do_not_keep_their_cells_are_told(tmp_path):
+    for name in ("42", "7"):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).random((300, 5, 8), dtype=np.float32))
+    assert (
+        "maps of more than 20 cells are pooled, such as 5 x 8 to 3 x 5"
+        in read(tmp_path, "grids", grid="native", max_cells=20)[0].notes[0]
+    )
+    assert "fewer cells a side than grid: 7 are spread over it" in read(tmp_path, "grids", grid=7)[0].notes[0]
+    assert read(tmp_path, "grids", grid=5)[0].notes == read(tmp_path, "grids", grid="native")[0].notes == []
+
+
 def test_what_cannot_be(tmp_path):
     np.save(tmp_path / "42.npy", np.ones((3, 8), np.float32))
     for values, message in (

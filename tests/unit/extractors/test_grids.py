@@ -61,6 +61,26 @@ def test_cells_of_the_padding_are_left_out():
     assert row["grid_shapes"].tolist() == [3, 5]
 
 
+def test_maps_that_do_not_keep_their_cells_are_told_once(capsys):
+    made = network("faster_rcnn_r50_fpn", divisibility=128)
+    batch = make_batch([photo(96, 130)] * 2, [0, 1], [(96, 130)] * 2, made.meta.input)  # 3 x 5 cells
+    for settings, note in (
+        ({"grid": "native", "max_cells": 15}, ""),
+        (
+            {"grid": "native", "max_cells": 8},
+            "note: maps of more than 8 cells are pooled, such as 3 x 5 to 2 x 3; set max_cells to keep them\n",
+        ),
+        ({"grid": 3}, ""),
+        (
+            {"grid": 4},
+            "note: maps with fewer cells a side than grid: 4 are spread over it by repeating cells, such as 3 x 5\n",
+        ),
+    ):
+        extractor = GridExtractor(NetworkRunner(made, "x"), **settings)
+        assert len(extractor(batch)) == len(extractor(batch)) == 2
+        assert capsys.readouterr().out == note
+
+
 def test_no_images_give_no_rows():
     made = network("scenes_grids")
     assert GridExtractor(NetworkRunner(made, "x"))(make_batch([], [], [], made.meta.input)) == []
