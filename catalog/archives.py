@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from catalog.files import SUFFIXES, is_image, left_out
+from catalog.files import SUFFIXES, is_hidden, is_image, left_out
 from catalog.index import listing
 from core.console import UserError, progress
 from core.encodings import python_name, readings
@@ -37,9 +37,9 @@ _OF_PCS = (
 )  # names of which cp437 makes as much
 
 
-def is_hidden(member: str) -> bool:
-    """Whether a file of an archive, by its path there, is none of its content: hidden, or added by macOS (`__MACOSX`)."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
+def lies_hidden(member: str) -> bool:
+    """Whether a file of an archive, by its path there, is none of its content: hidden, or added by a system (`__MACOSX`)."""
+    return any(is_hidden(part) for part in PurePosixPath(member).parts)
 
 
 def _complaint(member: zipfile.ZipInfo) -> str | None:
@@ -147,7 +147,7 @@ def _harmless_images(archive: Path, opened: zipfile.ZipFile) -> tuple[list[zipfi
             problems.setdefault(complaint, []).append(member.orig_filename[:80])
             continue
         parts = PurePosixPath(member.filename).parts
-        if member.is_dir() or is_hidden(member.filename):
+        if member.is_dir() or lies_hidden(member.filename):
             continue
         if not is_image(member.filename):
             others.append(member.filename)

@@ -37,6 +37,17 @@ _READ_WHOLE = 1 << 26  # bytes of a folder
 _NAMED = 5  # files of a kind that are left out
 
 
+#: Folders that systems and network drives put among the user's own: small pictures of each photograph, what was thrown away.
+_OF_SYSTEMS = {
+    "@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information",
+}  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's: macOS puts a `._photo.jpg` beside every `photo.jpg` on foreign disks."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
 def is_archive(path: str) -> bool:
     """Whether images are packed in a zip file."""
     return path.lower().endswith(".zip")
@@ -53,8 +64,7 @@ def files_below(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterato
         return
     with entries:
         for entry in entries:
-            # Hidden files are no photographs: macOS puts a `._photo.jpg` beside every `photo.jpg` on foreign disks.
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir():
                 yield from files_below(entry.path, (*above, here))

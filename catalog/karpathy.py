@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from catalog.annotations import UNLISTED, Annotations
-from catalog.archives import is_hidden
+from catalog.archives import lies_hidden
 from catalog.files import image_files
 from catalog.index import check_image_ids, listing
 from catalog.names import NUMBER, as_name, normal, note_name
@@ -227,7 +227,7 @@ def _read_entries(annotations: str, member: str | None) -> list[dict[str, Any]]:
     try:
         if zipfile.is_zipfile(annotations):
             with zipfile.ZipFile(annotations) as archive:
-                names = [n for n in archive.namelist() if n.lower().endswith(".json") and not is_hidden(n)]
+                names = [n for n in archive.namelist() if n.lower().endswith(".json") and not lies_hidden(n)]
                 if member is None and len(names) == 1:
                     member = names[0]
                 if member not in names:

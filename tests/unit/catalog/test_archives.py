@@ -49,6 +49,7 @@ def test_images_are_unpacked_and_nothing_else(pack, tmp_path):
             "script.sh": b"rm -rf /",
             "train/.hidden.png": picture(),
             "__MACOSX/train/._a.png": b"rubbish",
+            "train/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg": b"rubbish",
         }
     )
     output = tmp_path / "out" / "images"

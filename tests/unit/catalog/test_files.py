@@ -30,6 +30,14 @@ def test_images_only_in_an_order_that_does_not_depend_on_the_disk(folder):
     assert found(folder) == ["a.png", "b/1.jpeg", "b/2.JPG", "b.webp"]
 
 
+def test_what_systems_put_among_photographs_is_none(folder):
+    """Network drives keep small pictures and a bin beside the photographs."""
+    for name in ("@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "b/#recycle/old.jpg", "$RECYCLE.BIN/x.png", "__MACOSX/a.png"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"x")
+    assert found(folder) == ["a.png", "b/1.jpeg", "b/2.JPG", "b.webp"]
+
+
 def test_linked_folders_are_entered_once(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "c.png").write_bytes(b"x")
