@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from model.runs import imported_by_hand, read_config
 from model.settings import DEFAULT_KIND
 from settings import Settings
 from settings.fits import folder_faults, reads
+from stores.places import place_of
 
 Wildcards = Any
 _LOWERCASE = {"scan": "ascii", "vse_infinity": "text", "3shnet": "text"}  # as the import has it by itself
@@ -62,7 +64,18 @@ class Checkpoints:
         return {run for run in self.settings.runs if imported_by_hand(layout.run_folder(self.results, run))}
 
     def kept_runs(self) -> list[str]:
-        """Runs that somebody imported. UserError if one is of another kind than the configuration says, or cannot read its test sets."""
+        """Runs that somebody imported. UserError if one is of another kind than the configuration says, or cannot read its test sets; or
+        if a run that was trained lies where a checkpoint is to be imported."""
+        for run in self.settings.runs:
+            folder = layout.run_folder(self.results, run)
+            # Snakemake removes what is there before the import could refuse.
+            state = os.path.join(layout.state_of(folder), layout.STATE)
+            trained = os.path.exists(state) or place_of(folder).size(layout.HISTORY) is not None
+            if self._origin(run) == "checkpoint" and trained:
+                raise UserError(
+                    f"runs.{run}.checkpoint: {folder} holds a run that was trained here, which the import would remove; call this run "
+                    "otherwise, or move the folder away"
+                )
         kept = [run for run in self.settings.runs if self._origin(run) == "kept"]
         for run in kept:
             folder = layout.run_folder(self.results, run)

@@ -466,9 +466,15 @@ def test_what_somebody_imported_is_made_by_no_job(kinds):
     state = folder.with_name("vse.state")
     state.mkdir()
     (state / "state.pt").touch()
-    assert plan(kinds).kept_runs() == ["t2i"], "of a training of ours the history was lost"
+    # Of a training of ours the history was lost: nobody put it there, but it must not be removed for a checkpoint either.
+    told = "runs.vse.checkpoint: results/runs/vse holds a run that was trained here, which the import would remove"
+    with pytest.raises(UserError, match=told):
+        plan(kinds).kept_runs()
     (state / "state.pt").unlink()
     (folder / "history.csv").touch()
+    with pytest.raises(UserError, match=told):
+        plan(kinds).kept_runs()
+    del kinds["runs"]["vse"]["checkpoint"], kinds["runs"]["vse"]["vocabulary"]
     assert plan(kinds).kept_runs() == ["t2i"]
 
 
