@@ -239,22 +239,31 @@ def _examined(model: nn.Module, folder: Path, max_tokens: int) -> tuple[LibraryC
             "beside it or before it (padding is not masked); choose another encoder"
         )
     longest, padding = ids.shape[1], _padding(model)
-    said = getattr(model.config, "max_position_embeddings", None) or longest
-    packing = Packing.of(valid.sum(1), longest, ids.device)
+    said = _positions(model) or longest
+    # Packed as one row more tokens than there are positions: some models take its length for a caption's.
+    copies = 1 + said // int(valid.sum()) if said <= _MANY else 1
+    many, expected = ids.repeat(copies, 1), padded[valid].repeat(copies, 1)
+    packing = Packing.of(valid.sum(1).repeat(copies), longest, ids.device)
     published = {"library": plain(model.config), "hidden_size": padded.shape[2]}
     for first in (0,) if padding is None or longest + padding >= said else (0, padding + 1):
         try:
             _register()
             with attending(model, PACKED), torch.no_grad():
-                rows = _packed(model, ids, packing, first)
+                rows = _packed(model, many, packing, first)
         except Exception:  # an encoder that cannot be packed may raise anything
             rows = None
-        if rows is not None and _same(rows, padded[valid]):
+        if rows is not None and _same(rows, expected):
             return LibraryConfig(**published, packed=True, first_position=first), longest
     return LibraryConfig(**published, packed=False), longest
 
 
-_FEW, _FEWER = 8, 4  # tokens
+_FEW, _FEWER, _MANY = 8, 4, 1024  # tokens
+
+
+def _positions(model: nn.Module) -> int | None:
+    """As its configuration says; None: as many as wanted, or under another name."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _padding(model: nn.Module) -> int | None:
@@ -277,8 +286,7 @@ def _long_and_short(model: nn.Module, max_tokens: int) -> tuple[Tensor, Tensor, 
     What a caption's length or its neighbour's decides about (windows, positions that scale) shows in the longest.
     """
     size, padding = _pieces(model) or getattr(model.config, "vocab_size", 2), _padding(model)
-    said = getattr(model.config, "max_position_embeddings", None)
-    most = min(max_tokens, said) if isinstance(said, int) and said > 0 else max_tokens
+    most = min(max_tokens, _positions(model) or max_tokens)
     named = (value for key, value in model.config.to_dict().items() if "position" in key and type(value) is int)
     lengths = {min(most, n - less) for n in (*named, most) for less in (0, 1 + (padding or 0))}
     for longest in sorted((n for n in lengths if n >= _FEWER), reverse=True):

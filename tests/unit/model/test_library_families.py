@@ -48,6 +48,7 @@ FAMILIES = {  # the library's configuration, its sizes, the most tokens that it 
     "roberta": ("RobertaConfig", SIZES, 38),
     "esm": ("EsmConfig", SIZES | {"mask_token_id": 4}, 38),
     "squeezebert": ("SqueezeBertConfig", SIZES | {"embedding_size": 32, "q_groups": 2, "k_groups": 2, "v_groups": 2}, 40),
+    "xlnet": ("XLNetConfig", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "vocab_size": 40, "pad_token_id": 1}, 50),
     "roformer": ("RoFormerConfig", SIZES, 40),
     "jina_v3": ("JinaEmbeddingsV3Config", SIZES, 40),
     "deberta-v3": ("DebertaV2Config", SIZES | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True}, 40),
@@ -75,6 +76,18 @@ def test_all_positions_are_read_and_all_that_counts_learns(family, tmp_path):
     ends = (".key.bias", ".k_proj.bias", "key_proj.bias")
     keys = [part for name, part in encoder.named_parameters() if name.endswith(ends)]
     assert all(part.requires_grad == (family in RELATIVE) for part in keys)
+
+
+@pytest.mark.parametrize("family", ["siglip", "chinese_clip", "bert"])
+def test_a_packed_row_may_be_longer_than_any_caption(family, tmp_path):
+    """Some models refuse a row that has more tokens than they have positions, however short its captions are."""
+    kind, sizes, _ = FAMILIES.get(family, ("BertConfig", SIZES, 40))
+    encoder, reader = load_encoder(folder(tmp_path, kind, **sizes), dropout=0.0, max_tokens=8)
+    ids, lengths = (torch.from_numpy(part) for part in reader.encode(["w1 w2 w3"] * 20))
+    assert encoder.config.packed == (family == "bert") and lengths.sum() > 40
+    with torch.no_grad():
+        found = encoder.eval()(ids, lengths)
+        torch.testing.assert_close(found, encoder(ids[:1], lengths[:1]).expand_as(found))
 
 
 def test_all_dropouts_are_replaced_and_layers_never_dropped(tmp_path):
