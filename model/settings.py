@@ -211,7 +211,17 @@ class WordText(Section):
 
     def missing(self) -> Iterator[str]:
         if self.vocabulary is not None:
-            yield from wrong_file("vocabulary", self.vocabulary, "correct the path, or leave it out")
+            wrong = list(wrong_file("vocabulary", self.vocabulary, "correct the path, or leave it out"))
+            yield from wrong or _no_words(self.vocabulary)
+
+
+def _no_words(path: str) -> Iterator[str]:
+    from model.words import WordTokenizer
+
+    try:
+        WordTokenizer.from_file(path)
+    except UserError as error:
+        yield f"vocabulary: {error}"
 
 
 def _kind(section: Any) -> str:

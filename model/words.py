@@ -159,7 +159,11 @@ class WordTokenizer:
     @classmethod
     def from_file(cls, path: str | Path, *, lowercase: str = "text", max_tokens: int = 128) -> WordTokenizer:
         """Read a vocabulary of SCAN's (`.json`), or the words line by line."""
-        return cls(read_words(path), lowercase=lowercase, max_tokens=max_tokens)
+        words = read_words(path)
+        try:
+            return cls(words, lowercase=lowercase, max_tokens=max_tokens)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def record(self) -> dict[str, Any]:
         """What `from_file` takes again beside the file that `save` writes."""

@@ -231,7 +231,8 @@ def _contradicted(file: str, run: Run, found: Published) -> Iterator[str]:
 
 def _words(file: str, run: Run, found: Published) -> Iterator[str]:
     """A vocabulary that is not the text encoder's, or none where only the user has it."""
-    from model.words import MASK, read_words
+    from model.vocabulary import vocabulary_fault
+    from model.words import MASK, WordTokenizer, read_words
 
     if found.words is None:
         yield f"checkpoint: {file} holds no text encoder, which could read captions; get the checkpoint of both encoders"
@@ -250,9 +251,12 @@ def _words(file: str, run: Run, found: Published) -> Iterator[str]:
     if not os.path.isfile(given):
         return
     try:
-        there = read_words(given)
+        there = WordTokenizer.from_file(given).vocabulary if words else read_words(given)
     except UserError as error:
         yield f"vocabulary: {error}"
+        return
+    if not words and (fault := vocabulary_fault(there)):
+        yield f"vocabulary: {given} {fault}; name the vocab.txt that the BERT in {file} was trained with"
         return
     masked = found.kind != "scan" and words and MASK not in there
     if len(there) + masked != found.words:

@@ -257,6 +257,24 @@ def test_a_vocabulary_that_does_not_fit(config):
     assert mistakes(config)[0].startswith("runs.scan.vocabulary: cannot read the vocabulary scan.pth")
 
 
+def test_a_vocabulary_that_is_none_is_known_before_a_training(config):
+    Path("words.pkl").write_bytes(b"\x80\x02}q\x00.")
+    Path("words.txt").write_text("a\nb\n")
+    run = {
+        "dataset": "seven",
+        "visual": "regions",
+        "train_split": "test",
+        "val_split": None,
+        "training": {"batch_size": 2},
+    }
+    for name, file in (("pickle", "words.pkl"), ("lines", "words.txt"), ("right", "vse_words.json")):
+        text = {"kind": "bigru", "vocabulary": file}
+        config["runs"][name] = run | {"model": {"kind": "scan"}, "text": text}
+    pickled, lines = mistakes(config)
+    assert pickled.startswith("runs.pickle.text.vocabulary: cannot read the vocabulary words.pkl")
+    assert lines.startswith("runs.lines.text.vocabulary: words.txt: the vocabulary has 'a' where '<pad>' is expected")
+
+
 def test_cells_of_another_network(config):
     head = {f"image_encoder.{key}": value for key, value in region().items() if not key.startswith("mlp.")}
     write("grid.pth", head | grid_cnn(), words(pooled=True))
