@@ -48,6 +48,7 @@ def encode(
     """
     from model.data import Features, read_split
     from model.embed import embed_captions, embed_images, score_pairs
+    from model.odd_captions import odd_captions
     from model.runs import load_run
     from stores import open_store
 
@@ -71,6 +72,8 @@ def encode(
         raise UserError(
             f"run {run} in {run_dir} has no vocabulary, so it cannot read captions: import it again with --vocabulary"
         )
+    for note in odd_captions(tokenizer, items.captions, items.caption_ids):
+        print(f"note: {note}", flush=True)
     import torch
 
     network = network.to(device)

@@ -58,6 +58,7 @@ def train_run(
 
     from model.build import new_network
     from model.data import Features, TrainingPairs, read_split
+    from model.odd_captions import odd_captions
     from model.pretrained import provenance
     from model.training.loop import train
     from model.training.mishaps import memory_explained
@@ -96,6 +97,8 @@ def train_run(
         keep_last=recipe.keep_last_batch,
         seed=seed,
     )
+    for note in odd_captions(tokenizer, training.captions, training.caption_ids, pairs.pieces):
+        print(f"note: training: {note}", flush=True)
     pretrained = {"pretrained": provenance(settings.text.pretrained)} if settings.text.pretrained else {}
     train(
         network,
