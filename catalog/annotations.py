@@ -10,6 +10,7 @@ import pyarrow as pa
 from catalog.index import CAPTIONS_SCHEMA, IMAGES_SCHEMA, describe_images, listing
 from core.text import spoilt
 
+_OFTEN, _SHARE = 10, 0.05  # times that a caption may be there, and share of the images; COCO's commonest is at 0.0003
 UNLISTED = "unlisted"  # split of images that belong to none
 
 
@@ -50,7 +51,7 @@ class Annotations:
                 setattr(self, name, [getattr(self, name)[k] for k in kept])
 
     def note_spoilt(self) -> None:
-        """Note captions that an earlier program or conversion seems to have spoilt."""
+        """Note captions that an earlier program or conversion seems to have spoilt, and one that very many images have."""
         found: dict[str, list[str]] = {}
         for caption_id, text in zip(self.caption_ids, self.texts, strict=True):
             # Of hundreds of thousands few can be.
@@ -58,6 +59,12 @@ class Annotations:
             if odd and (what := spoilt(text)):
                 found.setdefault(what, []).append(caption_id)
         self.notes += [listing(what, ids) for what, ids in found.items()]
+        for text, count in Counter(self.texts).most_common(1):
+            if count > max(_OFTEN, _SHARE * len(self.image_ids)):
+                shown = repr(text if len(text) <= 60 else f"{text[:60]}...")
+                self.notes.append(
+                    f"{count} captions are the same, {shown}: retrieval cannot tell their images apart; was a column filled by mistake?"
+                )
 
     def images(self, workers: int) -> pa.Table:
         """The images table of the index. workers: threads that read the files."""

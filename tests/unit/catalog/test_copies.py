@@ -71,7 +71,7 @@ def test_of_many_copies_a_few_are_named(tmp_path, capsys):
     for k in range(40):
         shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / f"gone{k}.png")
     with open(tmp_path / "captions.csv", "a") as file:
-        file.writelines(f"\ngone{k},text,test" for k in range(40))
+        file.writelines(f"\ngone{k},text {k},test" for k in range(40))
     (note,) = indexed(tmp_path, capsys)[1]
     assert "a (train) = gone0 (test)" in note and "and 37 more" in note and len(note) < 300
 

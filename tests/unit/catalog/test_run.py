@@ -91,3 +91,22 @@ def test_captions_that_a_conversion_has_spoilt_are_noted(tmp_path, capsys):
     )
     assert lost.startswith("1 captions hold U+FFFD") and lost.endswith("'e#0'")
     assert f"note: {twice}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("same", "told"), [(10, False), (11, True)])
+def test_a_caption_of_very_many_images_is_noted(tmp_path, same, told):
+    (tmp_path / "images").mkdir()
+    for k in range(30):
+        (tmp_path / "images" / f"{k}.png").write_bytes(b"x")
+    rows = [f"{k}.png,{'a dog' if k < same else f'cat {k}'}" for k in range(30)]
+    (tmp_path / "c.csv").write_text("\n".join(["image,caption", *rows]))
+    found = index(
+        tmp_path, {"source": "folder", "images": str(tmp_path / "images"), "captions": str(tmp_path / "c.csv")}
+    )
+    assert found.notes == (
+        (
+            f"{same} captions are the same, 'a dog': retrieval cannot tell their images apart; was a column filled by mistake?",
+        )
+        if told
+        else ()
+    )
