@@ -209,10 +209,14 @@ class Check:
         print(f"features.{feature}: {section.weights} fits {section.architecture}", flush=True)
 
     def _encoder(self, name: str, run: Run) -> None:
+        import numpy as np
+
         from model.pretrained import load_encoder
 
         text = run.text
         encoder, tokenizer = load_encoder(text.pretrained, dropout=text.dropout, max_tokens=text.max_tokens)
+        augmentation = {"augmentation": run.training.word_augmentation, "generator": np.random.default_rng(0)}
+        tokenizer.batch(tokenizer.split(["a"]), np.arange(1), **augmentation)  # not every tokenizer can
         how = "packed" if encoder.config.packed else "padded"
         read = f"reads {tokenizer.max_tokens} tokens at most, {how}"
         print(f"runs.{name}: {text.pretrained} {read}", flush=True)

@@ -271,6 +271,8 @@ def test_models_of_the_library_are_tried(config, tmp_path, capsys):
     assert not [line for line in faults(config) if "grids" in line or "runs.r" in line]
     printed = capsys.readouterr().out
     assert "vit is a vit model that can be run" in printed and f"reads {most} tokens at most, packed" in printed
+    (tmp_path / "encoder/tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    assert any("neither a mask nor an unknown token" in line for line in faults(config))
     folder(tmp_path / "encoder", "BigBirdConfig", **SIZES, block_size=4, num_random_blocks=1)
     content = json.loads((tmp_path / "vit/preprocessor_config.json").read_text())
     (tmp_path / "vit/preprocessor_config.json").write_text(json.dumps(content | {"resample": 9}))
