@@ -49,6 +49,10 @@ class VisionBackbone(nn.Module):
         if "noise" in self._options:  # of masked autoencoders, whose published share would be left out at random
             model.config.mask_ratio = 0.0
         blank, again = (self.grid(torch.zeros(1, 3, 48, 64))[0] for _ in range(2))
+        if not torch.isfinite(blank).all():
+            raise UserError(
+                f"{_PLACE}: {name} gives values that are not finite: its weights or config.json are damaged; copy it again"
+            )
         if not torch.equal(blank, again):
             raise UserError(
                 f"{_PLACE}: the {model.config.model_type!r} model {name} makes something else of one image each time; choose another "
@@ -141,13 +145,13 @@ def load_backbone(folder: Path, name: str) -> VisionBackbone:
         raise
     except Exception as error:  # what models raise that want other inputs than images
         raise UserError(
-            f"{_PLACE}: the {model.config.model_type!r} model {name} does not read images alone ({type(error).__name__}: {error}); "
+            f"{_PLACE}: the {model.config.model_type!r} model {name} does not read images alone ({type(error).__name__}: {first_line(error)}); "
             "choose a vision backbone"
         ) from error
 
 
 def _loaded(folder: Path, whole: Any) -> tuple[nn.Module, dict[str, list[str]]]:
-    """The model of a configuration, or its vision side, and the keys of weights that are missing or too many.
+    """The model of a configuration, or its vision side, and the keys of weights that do not fit.
 
     Some vision sides the library cannot make alone, or finds no weights for: those are taken from the whole model.
     """
@@ -155,20 +159,22 @@ def _loaded(folder: Path, whole: Any) -> tuple[nn.Module, dict[str, list[str]]]:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     config = getattr(whole, "vision_config", whole)
+    whole._attn_implementation = None  # what it was run with elsewhere may not be here
+    options = {"dtype": torch.float32, "local_files_only": True}
+    # Not to load them anyway, but to be told which they are.
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     tries = [one for one in ((config,) if config is whole else (config, whole)) if type(one) in MODEL_MAPPING]
     for one in tries or [config]:
-        model, report = AutoModel.from_pretrained(
-            folder, config=one, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
+        model, report = AutoModel.from_pretrained(folder, config=one, **options)
         over = left_over(model.state_dict(), report["unexpected_keys"], model.base_model_prefix)
-        missing, prefix = report["missing_keys"], ""
+        missing, others, prefix = report["missing_keys"], report["mismatched_keys"], ""
         if one is not config:
             model, prefix = model.vision_model, "vision_model."
         # The pooled vector is not read, and many checkpoints come without its weights.
         missing = [k for k in missing if k.startswith(prefix) and "pooler" not in k and ".head." not in f".{k}"]
         if not missing:
             break
-    return model, {"missing": missing, "of a layer too many": over}
+    return model, {"missing": missing, "of another shape": [name for name, *_ in others], "of a layer too many": over}
 
 
 def transformers_runner(*, weights: str, revision: str | None = None) -> TransformersRunner:

@@ -191,7 +191,7 @@ def load_library_encoder(folder: Path, *, dropout: float, max_tokens: int = 512)
             for key in found["missing_keys"]
             if "pooler" not in key and (not within or key.startswith("text_model."))
         ],
-        "has another shape": list(found["mismatched_keys"]),
+        "has another shape": [name for name, *_ in found["mismatched_keys"]],
         "is of a layer too many": left_over(loaded.state_dict(), found["unexpected_keys"], loaded.base_model_prefix),
     }
     for what, keys in wrong.items():

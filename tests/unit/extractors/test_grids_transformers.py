@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from core.console import UserError
@@ -188,6 +189,22 @@ def test_weights_of_more_or_fewer_layers_than_the_configuration(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
         with pytest.raises(UserError, match=f"do not fit its config.json; {what}"):
             extract([], weights=str(tmp_path))
+
+
+def test_weights_of_another_shape_or_damaged(tmp_path):
+    make_checkpoint(tmp_path, "vit")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_size": 64}))
+    with pytest.raises(UserError, match="of another shape: .*position_embeddings"):
+        extract([], weights=str(tmp_path))
+    elsewhere = {"attn_implementation": "flash_attention_2", "gradient_checkpointing": True}
+    (tmp_path / "config.json").write_text(json.dumps(config | elsewhere))
+    extract([], weights=str(tmp_path))
+    state = load_file(tmp_path / "model.safetensors")
+    state["layernorm.bias"][0] = float("nan")
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="values that are not finite"):
+        extract([], weights=str(tmp_path))
 
 
 def test_what_is_drawn_anew_each_time_is_refused(tmp_path, monkeypatch):
