@@ -38,10 +38,12 @@ def _fraction(image_id: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _read_split_files(split_files: dict[str, str], names: Names) -> tuple[dict[str, str], list[str]]:
-    """Split by image id, and what is wrong with the files."""
+def _read_split_files(
+    split_files: dict[str, str], names: Names, missing_images: str
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Split by image id, what is wrong with the files, and what of them was left out."""
     chosen: dict[str, str] = {}
-    problems = []
+    problems, notes, missing = [], [], False
     for split, file in split_files.items():
         unknown, unread, ambiguous, moved = [], [], [], []
         listed = list(filter(None, map(str.strip, re.split(r"\r\n|\r|\n", decode_text(file)))))
@@ -52,19 +54,23 @@ def _read_split_files(split_files: dict[str, str], names: Names) -> tuple[dict[s
             if image_id is None:
                 ambiguous.append(name)
             elif not image_id:
-                (unread if names.unread(name) else unknown).append(name)
+                (unread if names.unread(name) else unknown).append(names.unread(name) or name)
             elif chosen.setdefault(image_id, split) != split:
                 moved.append(f"{name} ({chosen[image_id]})")
         for what, found in (
             ("names of images that are not in the folder", unknown),
-            (f"names of {_UNREAD}", [names.unread(name) for name in unread]),
+            (f"names of {_UNREAD}", unread),
             ("names that fit several files (write the path below the folder)", ambiguous),
             ("images that another split has", moved),
         ):
-            if found:
+            absent = found is unknown or found is unread
+            if found and absent and missing_images == "drop":
+                notes.append(f"split file {file}: {listing(f'{what}, left out', found)}")
+            elif found:
+                missing = missing or absent
                 hint = names.hint(found[0]) if found is unknown else ""
                 problems.append(f"split file {file}: {listing(what, found)}{hint}")
-    return chosen, problems
+    return chosen, problems + [_SET_MISSING_IMAGES] * missing, notes
 
 
 def image_ids(relative: list[str]) -> tuple[list[str], list[str]]:
@@ -251,8 +257,8 @@ def read_folder(
     texts: dict[str, list[tuple[str, str]]] = {i: [] for i in ids}
     chosen_split: dict[str, str] = {}
     if split_files:
-        chosen_split, wrong_names = _read_split_files(split_files, names)
-        problems += wrong_names
+        chosen_split, wrong_names, left = _read_split_files(split_files, names, missing_images)
+        problems, notes = problems + wrong_names, notes + left
         split = UNLISTED
     if captions is not None:
         path = Path(captions)

@@ -280,6 +280,14 @@ def test_splits_by_file(folder, tmp_path):
         read_folder(str(folder), split_files=files)
     assert "test.txt: 1 names of images that are not in the folder: 'z'" in str(error.value)
     assert "test.txt: 1 images that another split has: 'a (train)'" in str(error.value)
+    assert "set missing_images: drop" in str(error.value)
+    (tmp_path / "test.txt").write_text("b\nz\nnotes.txt\n")
+    left = read_folder(str(folder), split_files=files, missing_images="drop")
+    assert left.splits == found.splits
+    assert [note.partition("test.txt: ")[2] for note in left.notes[-2:]] == [
+        "1 names of images that are not in the folder, left out: 'z'",
+        "1 names of files that are there, but of a type that is not read (convert them, to JPEG or PNG say), left out: 'notes.txt'",
+    ]
     (tmp_path / "test.txt").write_text("\n")
     with pytest.raises(UserError, match="test.txt: names no image; fill it, or leave split_files.test out"):
         read_folder(str(folder), split_files=files)
