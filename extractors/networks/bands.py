@@ -1,12 +1,8 @@
-"""Convolutions and products on CPUs that round less, for networks whose scores must agree to 1e-5.
+"""Sums in double precision on CPUs, for networks whose scores must agree to 1e-5.
 
-3x3: over channels-last maps oneDNN adds the 9 C products of each value one after the other; over contiguous ones it adds them in
-parts, which rounds less: of 256 channels 1.7e-7 of the values instead of 6.0e-7, of 512 1.9e-7 instead of 7.6e-7. Bands of rows
-that stay in the cache are copied to and from contiguous memory, which costs a tenth of a wide convolution's time; copies of whole
-maps would cost a third.
-
-1x1, deformable and fully connected: a product of matrices, which is added up in double precision and rounded once: 2.5e-8 instead
-of 1.8e-7 (1,024 channels), for twice its time. Of a ResNet's hundred layers these sums make most of the noise.
+The sums of convolutions and connected layers make most of a deep network's noise: oneDNN adds the 9 C products of a 3x3 convolution
+one after the other, in float32, and is off by 6.0e-7 of the values (256 channels). Here they are the same functions, added up in double
+precision and rounded once, which leaves 2.5e-8, whatever the processor. It takes two (1x1) to five times (3x3) as long.
 """
 
 from __future__ import annotations
@@ -19,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_VALUES_AT_ONCE = 2**20  # of the input
-_FEWEST_ROWS = 4
-_DOUBLES_AT_ONCE = 2**18  # of factors and sums
+_FACTORS_AT_ONCE = 2**20  # of a band of rows, as one matrix: they stay in the cache
+_DOUBLES_AT_ONCE = 2**18  # of factors and sums of a product
 _FEWEST_SUMS = 256  # or each weight would be fetched too often
 _this_thread = threading.local()
 
@@ -41,34 +36,39 @@ def roundings_are_usual() -> bool:
     return getattr(_this_thread, "usual", False)
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, C, H, W), (C', C, 3, 3), (C',) -> (B, C', H, W) channels-last: padding 1, stride 1; without gradients."""
-    batch, channels, height, width = x.shape
-    weight = weight.contiguous()
-    result = torch.empty(
-        (batch, len(weight), height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
-    together = max(1, _VALUES_AT_ONCE // max(1, channels * height * width))
-    rows = max(_FEWEST_ROWS, _VALUES_AT_ONCE // max(1, channels * width)) if together == 1 else height
-    for images, out in zip(x.split(together), result.split(together), strict=True):
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """As `F.conv2d` of float32, channels-last: (B, C, H, W), (C', C / groups, kh, kw), (C',) -> (B, C', H', W')."""
+    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    reach = [(side - 1) * step + 1 for side, step in zip(weight.shape[2:], dilation, strict=True)]
+    height, width = ((n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, stride, strict=True))
+    result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
+    factors, start = weight.double(), None if bias is None else bias.double()
+    rows = max(1, _FACTORS_AT_ONCE // max(1, width * x.shape[1] * weight[0, 0].numel()))
+    for image, out in zip(padded.split(1), result.split(1), strict=True):
         for top in range(0, height, rows):
-            end = min(top + rows, height)
-            band = images[:, :, max(0, top - 1) : end + 1].contiguous()
-            if top == 0 or end == height:
-                band = F.pad(band, (0, 0, int(top == 0), int(end == height)))
-            out[:, :, top:end] = F.conv2d(band, weight, bias, padding=(0, 1))
+            part = out[:, :, top : top + rows]
+            band = image[:, :, top * stride[0] :][:, :, : (part.shape[2] - 1) * stride[0] + reach[0]]
+            part.copy_(F.conv2d(band.double(), factors, start, stride, 0, dilation, groups))
     return result
 
 
 def conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
-    """(B, C, H, W), (C', C, 1, 1), (C',) -> (B, C', H', W') channels-last: no padding; without gradients."""
+    """As `conv2d`, faster: (B, C, H, W), (C', C, 1, 1), (C',) -> (B, C', H', W'), no padding."""
     pixels = x[:, :, :: stride[0], :: stride[1]].permute(0, 2, 3, 1)
     sums = product(pixels.reshape(-1, x.shape[1]), weight.flatten(1), bias)
     return sums.view(*pixels.shape[:3], len(weight)).permute(0, 3, 1, 2)
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(N, K), (M, K), (M,) float32 -> (N, M) float32, added up in double precision; without gradients."""
+    """As `F.linear` of float32: (N, K), (M, K), (M,) -> (N, M)."""
     result = rows.new_empty(len(rows), len(weight))
     factors = weight.T.double().contiguous()
     start = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from extractors.networks.bands import conv1x1, conv3x3, product, roundings_are_usual
+from extractors.networks.bands import conv1x1, conv2d, product, roundings_are_usual
 from extractors.networks.deform import deform_conv2d
 
 
@@ -108,12 +108,9 @@ class Conv2d(nn.Conv2d):
         return F.relu_(x) if self.relu else x
 
     def _rounded_less(self, x: Tensor) -> Tensor:
-        shape = (self.kernel_size, self.padding, self.groups)
-        if shape == ((1, 1), (0, 0), 1):
+        if (self.kernel_size, self.padding, self.groups) == ((1, 1), (0, 0), 1):
             return conv1x1(x, self.weight, self.bias, self.stride)
-        if shape == ((3, 3), (1, 1), 1) and self.stride == self.dilation == (1, 1):
-            return conv3x3(x, self.weight, self.bias)
-        return super().forward(x)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Linear(nn.Linear):

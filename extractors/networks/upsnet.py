@@ -196,10 +196,11 @@ class UPSNet(nn.Module):
         self.max_overlap = max_overlap
         self.stuff_area_limit = stuff_area_limit
         self.num_stuff = len(meta.stuff_categories)
-        for part in (backbone, proposal_generator, roi_heads):
+        # Or scores and boxes would move by more than the original's do between its versions. Masks have digits to spare.
+        for part in (backbone, proposal_generator, roi_heads.box_head, roi_heads.box_predictor):
             for layer in part.modules():
                 if isinstance(layer, Conv2d | DeformConv2d | Linear):
-                    layer.rounds_less = True  # or scores would move by more than the original's do between its versions
+                    layer.rounds_less = True
 
     @usual_rounding()
     @torch.inference_mode()
