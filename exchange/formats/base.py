@@ -161,6 +161,17 @@ class PerImageReader(Reader):
     def doubt(self, contents: Sequence[Any], rows: Sequence[int]) -> None:
         """Add to `notes` what is odd about the contents of some images, each of which by itself may be right."""
 
+    def _doubt_equal(self, features: Sequence[np.ndarray], rows: Sequence[int]) -> None:
+        """Add to `notes` that some images have the features of another: a program may have written one image's for all."""
+        seen: dict[bytes, int] = {}
+        for values, row in zip(features, rows, strict=True):
+            if (first := seen.setdefault(values.tobytes(), row)) != row:
+                one, other = self.names[first][0], self.names[row][0]
+                self.notes.append(
+                    f"{one!r} and {other!r} have the very same features in {self.path}; are they the same picture?"
+                )
+                return
+
     def _usual(self, otherwise: str) -> Any:
         """The content of an image with the layout that most of the first usable ones have: one odd file must not decide for all.
 

@@ -73,6 +73,7 @@ class GridReader(PerImageReader):
 
     def doubt(self, contents: Sequence[np.ndarray], rows: Sequence[int]) -> None:
         """See `PerImageReader.doubt`."""
+        self._doubt_equal(contents, rows)
         notes = (grid_note(*content.shape[1:], self.grid, self.max_cells) for content in contents)
         if note := next(filter(None, notes), ""):
             self.notes.append(f"{self.path}: {note}")

@@ -48,6 +48,7 @@ class RegionReader(PerImageReader):
 
     def doubt(self, contents: Sequence[tuple[Rows, tuple[int, int] | None]], rows: Sequence[int]) -> None:
         """See `PerImageReader.doubt`. Among many regions of several images some reach the border."""
+        self._doubt_equal([found["features"] for found, _ in contents], rows)
         shares = [
             reach(found["boxes"], self.sizes[row])
             for (found, _), row in zip(contents, rows, strict=True)

@@ -295,10 +295,17 @@ def test_boxes_that_are_all_far_from_the_border_are_told(tmp_path):
     for scale, told in ((1, False), (0.5, True)):
         for name in names:
             boxes = np.tile(np.array([10, 20, 640, 470], "f4"), (12, 1)) * scale
-            np.savez(tmp_path / f"{name}.npz", x=np.ones((12, 16), "f4"), bbox=boxes)
+            np.savez(tmp_path / f"{name}.npz", x=np.full((12, 16), 1 + int(name), "f4"), bbox=boxes)
         reader = open_reader("regions", {"format": "npz", "path": str(tmp_path)}, images)
         assert bool(reader.notes) == told
     assert reader.notes[0].startswith(f"boxes of 3 images in {tmp_path} get 50% across them at most: of images that")
+
+
+def test_features_that_were_written_for_several_images_are_noted(tmp_path):
+    for name, image, size in zip(NAMES, [IMAGES[0], IMAGES[1], IMAGES[0]], SIZES, strict=True):
+        write_npz(tmp_path / f"{name}.npz", image, size)
+    (note,) = read({"format": "npz", "path": str(tmp_path)})[0].notes
+    assert note == f"'42' and 'photos/x' have the very same features in {tmp_path}; are they the same picture?"
 
 
 def test_boxes_may_end_a_pixel_beyond_the_image_and_lie_on_their_side(tmp_path):

@@ -61,7 +61,7 @@ def test_few_channels_and_cells_in_a_row(tmp_path):
 
 def test_maps_that_do_not_keep_their_cells_are_told(tmp_path):
     for name in ("42", "7"):
-        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).random((300, 5, 8), dtype=np.float32))
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(int(name)).random((300, 5, 8), dtype=np.float32))
     assert (
         "maps of more than 20 cells are pooled, such as 5 x 8 to 3 x 5"
         in read(tmp_path, "grids", grid="native", max_cells=20)[0].notes[0]
