@@ -12,6 +12,8 @@ A command is its function: `main(argv)` puts the flags together and hands them o
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,18 @@ def command(name: str, doc: str, **options: Any) -> argparse.ArgumentParser:
 def add_mapping(parser: Any, flag: str, what: str, **options: Any) -> None:
     """A flag that takes settings, read into a dict."""
     parser.add_argument(flag, type=partial(read_mapping, flag=flag), help=f"{what}: {_MAPPING}", **options)
+
+
+def number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number of at least `least`, and of `most` at most."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?\d+", text) or int(text) < least or (most is not None and int(text) > most):
+            limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {limit}")
+        return int(text)
+
+    return read
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:

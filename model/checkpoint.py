@@ -17,7 +17,7 @@ from core.checkpoints import cnn_architecture, read_checkpoint, split_cnn
 from core.console import UserError, run_cli
 from core.features import VISUAL
 from core.files import digest_file
-from core.flags import add_mapping
+from core.flags import add_mapping, number
 from core.layout import HISTORY, VOCABULARY
 from model.checkpoints.heads import AUTHORS, family
 from model.checkpoints.reading import word_tokenizer_of, wrong_family
@@ -46,8 +46,8 @@ def import_checkpoint(
     run_dir: str | Path,
     *,
     kind: str | None = None,
-    class_order: str = "upsnet",
-    seg_map_encoding: str = "raw",
+    class_order: str | None = None,
+    seg_map_encoding: str | None = None,
     heads: int | None = None,
     void_value: int | None = None,
     options: Mapping[str, Any] | None = None,
@@ -77,8 +77,8 @@ def import_checkpoint(
             what a grid checkpoint cannot be scored on is then told at once.
 
     Raises:
-        UserError: the file does not fit, is of another kind or on other visual tokens, or `run_dir` holds a run that was
-            trained, or another checkpoint that somebody imported.
+        UserError: the file does not fit, is of another kind or on other visual tokens, something is said that a file of its kind
+            does not have, or `run_dir` holds a run that was trained, or another checkpoint that somebody imported.
     """
     from model.runs import imported_by_hand, read_config, save_run
 
@@ -89,7 +89,14 @@ def import_checkpoint(
     if there.get("digest") != digest:
         what = f"{there['imported']}, imported here" if "imported" in there else "a run that somebody put there"
         raise UserError(f"{run_dir} holds {what}; import {path} into another folder")
+    said = {"class_order": class_order, "seg_map_encoding": seg_map_encoding, "void_value": void_value}
+    for name, value in said.items() if found != "3shnet" else [("options", options)]:
+        if value is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} {value}: {path} is of kind {found}, which has no such choice; leave it out"
+            )
     source: dict[str, Any] = {"imported": Path(path).name, "digest": digest}
+    class_order, seg_map_encoding = class_order or "upsnet", seg_map_encoding or "raw"
     if found == "3shnet":
         network = load_reference(path, class_order, seg_map_encoding, heads=heads, void_value=void_value)
         source |= {"class_order": class_order, "seg_map_encoding": seg_map_encoding}
@@ -101,6 +108,11 @@ def import_checkpoint(
         )
     if network.text.config().get("kind") == "none" and (by_workflow or vocabulary is not None):
         raise UserError(f"{path} holds no text encoder, which could read captions; get the checkpoint of both encoders")
+    for name, value, unit in (("heads", heads, "pieces"), ("lowercase", lowercase, "words")):
+        if value is not None and _unit(network) != unit:
+            raise UserError(
+                f"--{name} {value}: {path} reads {_unit(network)}, of which there is no such choice; leave it out"
+            )
     lowercase = lowercase or ("ascii" if found == "scan" else "text")
     tokenizer = _tokenizer_of(
         network, Path(path), vocabulary, masked=found != "scan", lowercase=lowercase, max_tokens=max_tokens
@@ -229,16 +241,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("path", type=Path, metavar="REF.pth")
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     command.add_argument("--kind", choices=("3shnet", "vse_infinity", "scan"), help="whose it must be (default: any)")
-    command.add_argument("--class-order", choices=("upsnet", "coco"), default="upsnet")
-    command.add_argument("--seg-map-encoding", choices=("raw", "standardised"), default="raw")
+    command.add_argument("--class-order", choices=("upsnet", "coco"), help="of a 3SHNet (default: upsnet)")
+    command.add_argument("--seg-map-encoding", choices=("raw", "standardised"), help="of a 3SHNet (default: raw)")
     command.add_argument("--vocabulary", type=Path, help="vocab.txt or *_vocab.json of its text encoder")
-    command.add_argument("--heads", type=int, help="attention heads of its BERT (default: 64 features each)")
-    command.add_argument("--void-value", type=int, help="what a 3SHNet reads where a class map has none (default: 133)")
+    command.add_argument("--heads", type=number(1), help="attention heads of its BERT (default: 64 features each)")
+    command.add_argument(
+        "--void-value", type=number(0, 255), help="what a 3SHNet reads where a class map has none (default: 133)"
+    )
     add_mapping(
         command, "--options", "of SCAN and VSE-infinity, where the file has lost its own: cross_attn, ..., no_imgnorm"
     )
     command.add_argument("--lowercase", choices=("text", "ascii"), help="of words (default: as the kind's authors)")
-    command.add_argument("--max-tokens", type=int, help="longer captions are cut (default: 128 word pieces, 512 words)")
+    command.add_argument(
+        "--max-tokens", type=number(3), help="longer captions are cut (default: 128 word pieces, 512 words)"
+    )
     command.add_argument(
         "--visual", choices=VISUAL, help="what it is to read, to be compared with what it was trained on"
     )

@@ -191,10 +191,15 @@ def _cells(settings: Settings, name: str, file: str) -> Iterator[str]:
     given = ""
     if getattr(grids, "architecture", "") not in CHECKPOINT_CNNS:
         given = grids.shown()
-    elif os.path.isfile(weights) and not filecmp.cmp(weights, file, shallow=False):  # which ends where they differ
+    elif os.path.isfile(weights) and not _same(weights, file):
         given = f"{grids.shown()} with weights {weights}"
     if extracted and given:
         yield f"checkpoint: {file} reads the cells of its own CNN, but features.grids are those of {given}; write {fix}"
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two files hold the same; of those that differ little is read, and nothing of one."""
+    return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
 
 
 def _contradicted(file: str, run: Run, found: Published) -> Iterator[str]:
@@ -222,8 +227,9 @@ def _contradicted(file: str, run: Run, found: Published) -> Iterator[str]:
         ]
         if lacking:
             yield f"checkpoint: {file} does not say how SCAN scores pairs: name {', '.join(lacking)} as it was trained with"
-    heads, hidden = getattr(run.text, "heads", 1), found.says.get("text.hidden_size", 0)
-    if "heads" in run.text.model_fields_set and hidden % heads:
+    hidden = found.says.get("text.hidden_size", 0)
+    heads = run.text.heads if "heads" in run.text.model_fields_set else max(1, hidden // 64)
+    if text_kind == "bert" and hidden % heads:
         yield f"text.heads: {heads}, but the BERT in {file} is {hidden} wide, which is no multiple of it; write those it was trained with"
     if "vocabulary" in run.text.model_fields_set:
         yield "text.vocabulary: is that of a run that is trained; of a checkpoint write vocabulary beside it"

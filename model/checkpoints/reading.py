@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from core.checkpoints import read_checkpoint
 from core.console import UserError
+from core.messages import did_you_mean
 from model.build import network_from
+from model.checkpoints.heads import SWITCHES
 from model.library_encoder import LibraryConfig, bert_config
 from model.network import RetrievalNetwork
 from model.text import WordEncoder
@@ -89,11 +91,17 @@ def _sizes_of_bert(weights: Mapping[str, Tensor], heads: int | None) -> LibraryC
 
     layers = {int(match[1]) for key in weights if (match := re.match(r"bert\.model\.encoder\.layer\.(\d+)\.", key))}
     hidden = rows("embeddings.LayerNorm.weight")
+    heads = heads or max(1, hidden // 64)
+    if hidden % heads:
+        raise UserError(
+            f"its BERT is {hidden} wide, which {heads} attention heads do not divide; name as many as it was trained with (text.heads, "
+            "--heads, in Python heads=)"
+        )
     return bert_config(
         vocabulary_size=rows("embeddings.word_embeddings.weight"),
         hidden_size=hidden,
         layers=max(layers, default=-1) + 1,
-        heads=heads or max(1, hidden // 64),
+        heads=heads,
         intermediate_size=rows("encoder.layer.0.intermediate.dense.bias") if layers else 4 * hidden,
         max_positions=rows("embeddings.position_embeddings.weight"),
         token_types=rows("embeddings.token_type_embeddings.weight"),
@@ -135,11 +143,25 @@ def word_tokenizer_of(
     return WordTokenizer(words, lowercase=lowercase, max_tokens=max_tokens)
 
 
+def options_of(own: Mapping[str, Any], given: Mapping[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
+    """A file's own options, with those `given` in their place. UserError: one that is not `known`, or a switch that is no true or false."""
+    for name, value in (given or {}).items():
+        if name not in known:
+            raise UserError(
+                f"options: {name!r} is none of {', '.join(known)}; {did_you_mean(name, known, 'leave it out')}"
+            )
+        if name in SWITCHES and not isinstance(value, bool):
+            raise UserError(f"options: {name} is {value!r}; write true or false")
+    return dict(own) | dict(given or {})
+
+
 @contextmanager
 def sizes_told(path: str | Path, problems: list[str]) -> Iterator[None]:
     """Within, sizes are read from a file's weights: a UserError where one is missing or has another number of dimensions."""
     try:
         yield
+    except UserError as error:
+        raise misfit(path, [*problems, str(error)]) from error
     except KeyError as error:
         raise misfit(path, [*problems, f"missing the weights for {error}"]) from error
     except (IndexError, ValueError) as error:  # of a shape

@@ -9,8 +9,8 @@ from typing import Any
 from core.checkpoints import read_checkpoint
 from core.console import UserError
 from core.messages import validated
-from model.checkpoints.heads import SCORE, family
-from model.checkpoints.reading import loaded, read_text, renamed, sizes_told, wrong_family
+from model.checkpoints.heads import SCORE, SWITCHES, family
+from model.checkpoints.reading import loaded, options_of, read_text, renamed, sizes_told, wrong_family
 from model.scan import SCAN
 from model.settings import ScanModel
 
@@ -38,7 +38,7 @@ def load_scan(
     image_state, text_state, own = read_checkpoint(path, "SCAN's authors")
     if (found := family(image_state)) != "scan":
         raise wrong_family(path, "scan", found)
-    given = own | dict(options or {})
+    given = options_of(own, options, (*SCORE, *SWITCHES))
     if missing := [name for name in SCORE if name not in given]:
         raise UserError(
             f"{path} does not say how SCAN scores pairs: its options lack {', '.join(missing)}; the same weights score "

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoints import read_checkpoint, split_cnn
-from model.checkpoints.heads import family
-from model.checkpoints.reading import loaded, pool_sizes, read_text, renamed, sizes_told, wrong_family
+from model.checkpoints.heads import SWITCHES, family
+from model.checkpoints.reading import loaded, options_of, pool_sizes, read_text, renamed, sizes_told, wrong_family
 from model.vse_infinity import VSEInfinity
 
 # Prefixes of the authors' image encoder -> ours. Source: their `lib/encoders.py`.
@@ -39,7 +39,7 @@ def load_vse_infinity(
             shape: all of them are listed.
     """
     image_state, text_state, own = read_checkpoint(path, "VSE-infinity's authors")
-    given = own | dict(options or {})
+    given = options_of(own, options, tuple(SWITCHES))
     if (found := family(image_state)) != "vse_infinity":
         raise wrong_family(path, "vse_infinity", found)
     _, head, problems = split_cnn(image_state)

@@ -239,6 +239,35 @@ def test_odd_options_and_a_missing_encoder_are_told(tmp_path):
         import_checkpoint(write(tmp_path / "scan.pth", scan, {}, **SCORE), tmp_path / "run", by_workflow=True)
 
 
+def test_what_is_said_beside_a_file_counts_or_is_refused(tmp_path, capsys):
+    scan = {"fc.weight": torch.randn(6, 7), "fc.bias": torch.randn(6)}
+    scored = write(tmp_path / "scan.pth", scan, words(pooled=False), **SCORE)
+    vse = write(tmp_path / "vse.pth", region(), words(pooled=True))
+    authors = tmp_path / "region.pth"
+    reference_checkpoint(authors, bert_width=96)
+    for path, flags, told in (
+        (
+            vse,
+            ["--class-order", "coco"],
+            "--class-order coco: .* is of kind vse_infinity, which has no such choice; leave",
+        ),
+        (scored, ["--void-value", "0"], "--void-value 0: .* is of kind scan"),
+        (authors, ["--options", '{"no_imgnorm": true}'], "--options .*: .* is of kind 3shnet"),
+        (vse, ["--heads", "2"], "--heads 2: .* reads words, of which there is no such choice"),
+        (authors, ["--lowercase", "ascii"], "--lowercase ascii: .* reads pieces"),
+        (authors, ["--heads", "7"], "its BERT is 96 wide, which 7 attention heads do not divide; name as many"),
+        (scored, ["--options", '{"agg_fun": "Max"}'], "options: 'agg_fun' is none of .*; did you mean 'agg_func'"),
+        (vse, ["--options", '{"no_imgnorm": "yes"}'], "options: no_imgnorm is 'yes'; write true or false"),
+    ):
+        with pytest.raises(UserError, match=told):
+            main(["import", str(path), str(tmp_path / "run"), *flags])
+    for flags in (["--heads", "0"], ["--max-tokens", "2"], ["--void-value", "256"], ["--heads", "two"]):
+        with pytest.raises(SystemExit):
+            main(["import", str(authors), str(tmp_path / "run"), *flags])
+        assert f"argument {flags[0]}: '{flags[1]}' is no whole number" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_in_a_file_is_run(tmp_path, capsys):
     for load in (load_vse_infinity, load_scan):
         torch.save({"model": [region(), {}], "opt": Exploit()}, tmp_path / "evil.pth")
