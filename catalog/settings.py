@@ -17,7 +17,7 @@ from catalog.files import folder_state, is_archive
 from catalog.layout import BOXES_FILE, H5_IDS, array_path, layout_files
 from core.console import UserError
 from core.features import FEATURES, VISUAL, Feature
-from core.kinds import wrong_file
+from core.kinds import why_missing, wrong_file
 from core.section import FilePath, GridKept, Name, Positive, RegionsKept, Section, Seed, canonical
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class ImagesDataset(DatasetSection):
         for feature in self.imported():
             path = self.imports[feature].path
             if not os.path.exists(path):
-                yield f"imports.{feature}.path: {path!r} does not exist; correct the path"
+                yield f"imports.{feature}.path: {path!r} does not exist{why_missing(path)}; correct the path"
 
     def missing_annotations(self) -> Iterator[str]:
         """What is wrong with the files beside the images."""
@@ -471,7 +471,7 @@ class PrecomputedDataset(DatasetSection):
 
 def _no_folder(key: str, path: str) -> Iterator[str]:
     if not os.path.isdir(path):
-        yield f"{key}: folder {path!r} does not exist; correct the path or create it"
+        yield f"{key}: folder {path!r} does not exist{why_missing(path)}; correct the path or create it"
 
 
 def _existing(paths: Iterable[str]) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 
 _AGAIN = "download the file itself again"
@@ -34,6 +37,7 @@ _DOCUMENTS = (
 _PLAIN = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".yaml", ".yml")
 _TEXTS = (b"{", b"[", b"not found", b"access denied", b"error", b"entry not found")
 _PHONES = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # how HEIC begins, which phones also call .jpg
+_LISTED = 1000  # names of a folder that are looked at for one that is alike
 _HEADER = 100 << 20  # bytes; the most that a .safetensors file may have
 _NEVER_EMPTY = (".zip", ".parquet", ".json")
 _TENSORS = (".pth", ".pth.tar", ".pt", ".bin", ".pkl", ".safetensors", ".npy", ".npz", ".h5", ".hdf5")
@@ -78,12 +82,37 @@ def other_kind(path: str | os.PathLike[str]) -> str:
 def wrong_file(key: str, path: str | os.PathLike[str], fix: str = "correct the path") -> Iterator[str]:
     """Why the file that a key of the configuration names cannot be meant, as far as its first bytes tell."""
     if not os.path.exists(path):
-        leads = "is a link that leads nowhere" if os.path.islink(path) else "does not exist"
+        leads = "is a link that leads nowhere" if os.path.islink(path) else f"does not exist{why_missing(path)}"
         yield f"{key}: file {path!r} {leads}; {fix}"
     elif not os.path.isfile(path) and not os.path.isdir(path):
         yield f"{key}: {path!r} is no file but a pipe or a device; {fix}"
     elif what := other_kind(path):
         yield f"{key}: file {path!r} is {what}"
+
+
+def why_missing(path: str | os.PathLike[str]) -> str:
+    """What a path that leads nowhere seems to be instead: "" or a clause in brackets."""
+    name = os.fspath(path)
+    if "://" in name:
+        return " (an address: download what is there)"
+    if "$" in name:
+        return " (variables are not filled in: write the path itself)"
+    if any(unicodedata.category(character) in ("Cf", "Cc") for character in name):
+        return " (it holds characters that cannot be seen)"
+    for other, how in (
+        (name.strip(), "without the blanks around it"),
+        (name.replace("\\", "/"), "with / between folders"),
+    ):
+        if other != name and os.path.exists(other):
+            return f" (there is one {how})"
+    above, own = os.path.split(name)
+    try:
+        known = [entry.name for entry in itertools.islice(os.scandir(above or os.curdir), _LISTED)]
+    except OSError:
+        known = []
+    alike = difflib.get_close_matches(own.casefold(), {one.casefold() for one in known}, n=1, cutoff=0.8)
+    near = next((one for one in known if alike and one.casefold() == alike[0]), None)
+    return f" (did you mean {os.path.join(above, near)!r}?)" if near else ""
 
 
 def stated_architecture(path: str | os.PathLike[str]) -> str | None:

@@ -16,7 +16,7 @@ from catalog.karpathy import read_karpathy
 from catalog.precomputed import open_array
 from catalog.tables import read_table
 from core.console import UserError
-from core.kinds import other_kind
+from core.kinds import other_kind, why_missing, wrong_file
 from exchange.importing import open_reader
 from extractors.networks.checkpoint import read_state
 from model.settings import Text
@@ -171,3 +171,27 @@ def test_paths_of_encoders_are_no_names_on_a_hub(tmp_path, name, message):
     (tmp_path / "FILE").write_bytes(b"x")
     (line,) = Text(pretrained=str(tmp_path / name) if name == "FILE" else name).missing()
     assert line.startswith("pretrained: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("https://x.y/photos.zip", "an address: download"),
+        ("$HOME/photos", "variables are not filled in"),
+        ("photos\u200b", "characters that cannot be seen"),
+        ("photos ", "there is one without the blanks around it"),
+        ("data\\photos.csv", "there is one with / between folders"),
+        ("Photos", "did you mean 'photos'?"),
+        ("data/photo.csv", "did you mean 'data/photos.csv'?"),
+        ("elsewhere", ""),
+        ("nowhere/photos", ""),
+    ],
+)
+def test_why_a_path_leads_nowhere(tmp_path, monkeypatch, path, why):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/photos.csv").touch()
+    assert why in why_missing(path) and bool(why) == bool(why_missing(path))
+    (line,) = wrong_file("captions", path)
+    assert why in line and line.startswith(f"captions: file {path!r} does not exist")
