@@ -222,7 +222,6 @@ def _examined(model: nn.Module, folder: Path, max_tokens: int) -> tuple[LibraryC
         (short * torch.randn(short.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
         with torch.no_grad():
             alone = padded_states(model, ids[1:, :_FEWER], valid[1:, :_FEWER])
-            again = padded_states(model, ids, valid)
     except Exception as error:  # what models raise that want other inputs
         raise UserError(
             f"text.pretrained: the {model.config.model_type!r} model in {folder} does not read text alone "
@@ -233,31 +232,53 @@ def _examined(model: nn.Module, folder: Path, max_tokens: int) -> tuple[LibraryC
         raise UserError(
             f"text.pretrained: {folder} gives values that are not finite: its weights or config.json are damaged; copy it again"
         )
-    if padded.ndim != 3 or not (_same(alone[0], padded[1, :_FEWER]) and _same(again, padded)):
+    longest, padding = ids.shape[1], _padding(model)
+    published = {"library": plain(model.config), "hidden_size": padded.shape[-1]}
+    independent = padded.ndim == 3 and _same(alone[0], padded[1, :_FEWER])
+    if independent:
+        said = _positions(model) or longest
+        for first in (0,) if padding is None or longest + padding >= said else (0, padding + 1):
+            if _packs(model, ids, valid, padded[valid], first):
+                return LibraryConfig(**published, packed=True, first_position=first), longest
+        with torch.no_grad():
+            independent = _same(padded_states(model, ids, valid), padded)
+    if not independent:
         raise UserError(
             f"text.pretrained: what the {model.config.model_type!r} model in {folder} makes of a caption depends on the captions "
             "beside it or before it (padding is not masked); choose another encoder"
         )
-    longest, padding = ids.shape[1], _padding(model)
-    said = _positions(model) or longest
-    # Packed as one row more tokens than there are positions: some models take its length for a caption's.
-    copies = 1 + said // int(valid.sum()) if said <= _MANY else 1
-    many, expected = ids.repeat(copies, 1), padded[valid].repeat(copies, 1)
-    packing = Packing.of(valid.sum(1).repeat(copies), longest, ids.device)
-    published = {"library": plain(model.config), "hidden_size": padded.shape[2]}
-    for first in (0,) if padding is None or longest + padding >= said else (0, padding + 1):
-        try:
-            _register()
-            with attending(model, PACKED), torch.no_grad():
-                rows = _packed(model, many, packing, first)
-        except Exception:  # an encoder that cannot be packed may raise anything
-            rows = None
-        if rows is not None and _same(rows, expected):
-            return LibraryConfig(**published, packed=True, first_position=first), longest
     return LibraryConfig(**published, packed=False), longest
 
 
-_FEW, _FEWER, _MANY = 8, 4, 1024  # tokens
+_FEW, _FEWER = 8, 4  # tokens
+
+
+@torch.no_grad()
+def _packs(model: nn.Module, ids: Tensor, valid: Tensor, expected: Tensor, first: int) -> bool:
+    """Whether captions that are packed have the states (N, H) that are expected; first: position of their first tokens."""
+    _register()
+    lengths = valid.sum(1)
+    try:
+        with attending(model, PACKED):
+            return _same(
+                _packed(model, ids, Packing.of(lengths, ids.shape[1], ids.device), first), expected
+            ) and _long_rows(model, ids, lengths, first)
+    except Exception:  # an encoder that cannot be packed may raise anything
+        return False
+
+
+def _long_rows(model: nn.Module, ids: Tensor, lengths: Tensor, first: int) -> bool:
+    """Whether a row may have more tokens than there are positions: tried by one without numbers, if the model lets itself be."""
+    copies = 1 + (_positions(model) or 0) // int(lengths.sum())
+    ids, lengths = ids.repeat(copies, 1), lengths.repeat(copies)
+    try:
+        with torch.device("meta"):
+            twin = new_model(plain(model.config)).eval()
+        with attending(twin, PACKED):
+            _packed(twin, ids.to("meta"), Packing.of(lengths, ids.shape[1], torch.device("meta")), first)
+    except Exception:  # for want of numbers too
+        _packed(model, ids, Packing.of(lengths, ids.shape[1], ids.device), first)
+    return True
 
 
 def _positions(model: nn.Module) -> int | None:
