@@ -104,12 +104,16 @@ class Check:
         for feature in _extracted(self.settings):
             with self._listing(f"features.{feature}"):
                 self._extractor(feature)
+        tried = []  # runs of an ensemble share their encoder
         for name, run in self.settings.runs.items():
             if run.checkpoint is None:
                 self.faults += other_features(self.settings, name, self.widths)
                 if run.text.pretrained is not None and os.path.isdir(run.text.pretrained):
-                    with self._listing(f"runs.{name}"):
-                        self._encoder(name, run)
+                    asked = (run.text, run.training.word_augmentation > 0)
+                    if asked not in tried:
+                        with self._listing(f"runs.{name}"):
+                            self._encoder(name, run)
+                    tried.append(asked)
             elif os.path.isfile(run.checkpoint):
                 with self._listing():
                     self._checkpoint(name, run)

@@ -268,8 +268,11 @@ def test_models_of_the_library_are_tried(config, tmp_path, capsys):
     config["features"] = {"grids": {"engine": "transformers", "weights": "vit"}}
     kind, sizes, most = FAMILIES["roberta"]
     config["runs"]["r"]["text"] = {"pretrained": folder(tmp_path / "encoder", kind, **sizes)}
+    config["runs"]["s"] = config["runs"]["r"]
     assert not [line for line in faults(config) if "grids" in line or "runs.r" in line]
+    del config["runs"]["s"]
     printed = capsys.readouterr().out
+    assert printed.count("tokens at most") == 1
     assert "vit is a vit model that can be run" in printed and f"reads {most} tokens at most, packed" in printed
     (tmp_path / "encoder/tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     assert any("neither a mask nor an unknown token" in line for line in faults(config))
