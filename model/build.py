@@ -16,10 +16,9 @@ from torch import nn
 
 from core.console import UserError
 from core.files import digest_file
-from core.messages import did_you_mean
 from model.network import RetrievalNetwork
 from model.pretrained import load_encoder
-from model.settings import DEFAULT_KIND, KINDS, Network, Recipe, Text, WordText, kind_file, kind_needs
+from model.settings import DEFAULT_KIND, KINDS, Network, OtherModel, Recipe, Text, WordText, kind_file, kind_needs
 from model.small_encoder import SmallConfig, SmallEncoder
 from model.text import CaptionEncoder, TextEncoder, WordEncoder, caption_encoder
 from model.tokenizer import CaptionTokenizer, train_vocabulary
@@ -84,18 +83,11 @@ def new_image_encoder(
     known = {field.name: field for field in fields(network.Sizes)}
     numbers = {"img_dim": img_dim, "num_categories": num_categories} | model.numbers()
     options = getattr(model, "options", {})
-    for name in options:
-        if name in numbers:
-            where = "has a key of its own" if name in model.numbers() else "follows from the stores"
-            raise UserError(f"model.options.{name}: {name} {where}; remove it from the options")
-        if name not in known:
-            others = [key for key in known if key not in numbers]
-            hint = did_you_mean(name, others, f"its options are: {', '.join(others) or 'none'}")
-            raise UserError(f"model.options.{name}: no size of the network in {model.kind}; {hint}")
+    if isinstance(model, OtherModel):
+        needed = {name: field.default is MISSING and field.default_factory is MISSING for name, field in known.items()}
+        for line in model.option_faults(needed, network.needs):
+            raise UserError(f"model.{line}")
     given = {name: value for name, value in (numbers | options).items() if name in known and value is not None}
-    for name, field in known.items():
-        if name not in given and field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(f"model.options.{name}: missing; the Sizes in {model.kind} give it no default")
     return network.ImageEncoder(network.Sizes(**given))
 
 

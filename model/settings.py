@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -141,9 +141,32 @@ class OtherModel(Model):
     def missing(self) -> Iterator[str]:
         if self.kind not in KINDS and self.kind.endswith(".py"):
             try:
-                kind_needs(self.kind)
+                needs, known = kind_needs(self.kind), _size_fields(self.kind)
             except UserError as error:
                 yield f"kind: {error}"
+                return
+            if known is not None:
+                yield from self.option_faults(known, needs)
+
+    def option_faults(self, known: Mapping[str, bool], needs: Sequence[str]) -> Iterator[str]:
+        """Options that its network's `Sizes` does not have, or lacks.
+
+        Args:
+            known: the fields of `Sizes`, and whether each must be given. needs: what it reads of an image.
+        """
+        stores = ["img_dim", "num_categories"] if "panoptic" in needs else ["img_dim"]
+        given = (*self.numbers(), *stores)
+        for name in self.options:
+            if name in given:
+                where = "follows from the stores" if name in stores else "has a key of its own"
+                yield f"options.{name}: {name} {where}; remove it from the options"
+            elif name not in known:
+                others = [key for key in known if key not in given]
+                hint = did_you_mean(name, others, f"its options are: {', '.join(others) or 'none'}")
+                yield f"options.{name}: no size of the network in {self.kind}; {hint}"
+        for name, needed in known.items():
+            if needed and name not in given and name not in self.options:
+                yield f"options.{name}: missing; the Sizes in {self.kind} give it no default"
 
 
 def _network_kind(section: Any) -> str:
@@ -425,6 +448,16 @@ def kind_needs(kind: str) -> tuple[str, ...]:
 def scores_pairs(kind: str) -> bool:
     """Whether networks of a kind score pairs of sets, as SCAN does, instead of comparing two vectors. Raises as above."""
     return _said(_class_of(kind)[1], "scores") == "pairs"
+
+
+def _size_fields(kind: str) -> dict[str, bool] | None:
+    """The fields of a kind's `Sizes`, and whether each must be given; None where the file itself does not write them out."""
+    tree = ast.parse(kind_file(kind).read_bytes())
+    sizes = next((node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "Sizes"), None)
+    if sizes is None or sizes.bases:
+        return None
+    fields = (node for node in sizes.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
+    return {node.target.id: node.value is None for node in fields if "ClassVar" not in ast.unparse(node.annotation)}
 
 
 def _class_of(kind: str) -> tuple[Path, ast.ClassDef]:

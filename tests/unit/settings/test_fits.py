@@ -12,6 +12,7 @@ import torch
 
 from catalog.index import ImageRows
 from core.console import UserError
+from model.build import network_class, new_image_encoder
 from model.checkpoint import load_reference, main
 from model.runs import load_run
 from model.words import write_word_vocabulary
@@ -273,6 +274,61 @@ def test_a_vocabulary_that_is_none_is_known_before_a_training(config):
     pickled, lines = mistakes(config)
     assert pickled.startswith("runs.pickle.text.vocabulary: cannot read the vocabulary words.pkl")
     assert lines.startswith("runs.lines.text.vocabulary: words.txt: the vocabulary has 'a' where '<pad>' is expected")
+
+
+OWN = """
+from dataclasses import dataclass
+from torch import nn
+from model.network import RetrievalNetwork
+
+@dataclass(frozen=True)
+class Sizes:
+    img_dim: int
+    embed_size: int
+    depth: int
+    slope: float = 0.1
+
+class Encoder(nn.Module):
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes = sizes
+
+class Own(RetrievalNetwork):
+    needs = ("visual",)
+    Sizes, ImageEncoder = Sizes, Encoder
+"""
+
+
+def test_sizes_that_a_network_of_ones_own_does_not_have_are_known_before_any_job(config):
+    Path("own.py").write_text(OWN)
+    run = {
+        "dataset": "seven",
+        "visual": "regions",
+        "train_split": "test",
+        "val_split": None,
+        "training": {"batch_size": 2},
+    }
+    config["runs"] = {
+        "own": run | {"model": {"kind": "own.py", "options": {"img_dim": 9, "slop": 1.0, "embed_size": 4}}}
+    }
+    told = [
+        "model.options.img_dim: img_dim follows from the stores; remove it from the options",
+        "model.options.slop: no size of the network in own.py; did you mean 'slope'?",
+        "model.options.embed_size: embed_size has a key of its own; remove it from the options",
+        "model.options.depth: missing; the Sizes in own.py give it no default",
+    ]
+    assert mistakes(config) == [f"runs.own.{line}" for line in told]
+    # The job says the same of a file that does not write its sizes out.
+    model = load_settings(config, check_files=False).runs["own"].model
+    with pytest.raises(UserError) as error:
+        new_image_encoder(network_class("own.py"), model, img_dim=7)
+    assert str(error.value) == told[0]
+    config["runs"]["own"]["model"]["options"] = {"depth": 2}
+    model = load_settings(config).runs["own"].model
+    assert new_image_encoder(network_class("own.py"), model, img_dim=7).sizes.depth == 2
+    Path("own.py").write_text(OWN.replace("class Sizes:", "class Sizes(Other):"))
+    config["runs"]["own"]["model"]["options"] = {"whatever": 2}
+    load_settings(config)
 
 
 def test_cells_of_another_network(config):
