@@ -10,7 +10,7 @@ from core.text import decode_text
 
 
 def read_names(path: str | None) -> list[str]:
-    """Names of classes in a file, one a line, the first of several between commas; none without a file that can be read."""
+    """Names of classes in a file, one a line, the first of several between commas, without the background's; none without a file that can be read."""
     try:
         return names_in(path) if path else []
     except (OSError, UserError):
@@ -24,7 +24,9 @@ def names_in(path: str) -> list[str]:
         lines.pop()
     if not lines:
         raise UserError(f"{path} holds no names; write one a line")
-    return [line.split(",")[0].strip() for line in lines]
+    names = [line.split(",")[0].strip() for line in lines]
+    # Detectors count it, stores do not: their class 0 is the first of objects.
+    return names[1:] if len(names) > 1 and names[0].strip("_").lower() in ("background", "bg") else names
 
 
 def class_names(attributes: Mapping[str, Any], otherwise: Sequence[str] = ()) -> list[str]:

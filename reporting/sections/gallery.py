@@ -264,6 +264,11 @@ def _add_layers(artefacts: Artefacts, dataset: str, pictures: Sequence[Picture],
     else:
         names = _region_names(artefacts, dataset)
         arrays = {name: regions.rows(name, rows) for name in ("boxes", "scores", "class_ids", "counts")}
+        if 0 < len(names) <= (largest := int(arrays["class_ids"].max(initial=-1))):
+            artefacts.note(
+                f"There are names of {len(names)} classes, but regions of {dataset} are of classes up to {largest}: region_names.objects is the "
+                "file of another detector, or of attributes."
+            )
         for number, picture in enumerate(pictures):
             n = int(arrays["counts"][number])
             picture.boxes = top_boxes(*(arrays[name][number][:n] for name in ("boxes", "scores", "class_ids")), names)

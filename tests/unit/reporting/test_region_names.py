@@ -1,9 +1,12 @@
 """Names of a detector's classes out of a user's file."""
 
 import pytest
+import zarr
 
 from core.console import UserError
+from reporting.artefacts import Artefacts
 from reporting.painted import SIDE, overlay
+from reporting.report import build
 from rules.plan import Plan
 from settings import load_settings
 from stores.class_names import class_names, read_names
@@ -12,6 +15,9 @@ from stores.class_names import class_names, read_names
 def test_names_are_lines_the_first_of_several(tmp_path):
     (tmp_path / "objects.txt").write_bytes("yolk\r\ngoal,goals\r\n\r\ncafé\n\n".encode())
     assert read_names(str(tmp_path / "objects.txt")) == ["yolk", "goal", "", "café"]
+    for first in ("__background__", "background", "BG"):
+        (tmp_path / "other.txt").write_text(f"{first}\nyolk\ngoal\n")
+        assert read_names(str(tmp_path / "other.txt")) == ["yolk", "goal"], "stores count classes without it"
     assert read_names(None) == read_names(str(tmp_path / "none.txt")) == []
 
 
@@ -73,3 +79,19 @@ def test_names_stand_in_the_overlays():
     texts = [frame["text"] for frame in overlay(told, ["yolk", "goal"])["frames"]]
     assert texts == ["goal +0.500: dog +0.5", "+0.500: dog +0.5", "+0.500: dog +0.5"]
     assert class_names({}, ["goal"]) == ["goal"] and class_names({"class_names": ["own"]}, ["goal"]) == ["own"]
+
+
+def test_a_file_of_another_detector_is_told(tmp_path, small_config, build_results):
+    config = build_results(tmp_path, small_config)
+    store = zarr.open_group(str(tmp_path / "scenes/features/regions.zarr"))
+    store.attrs["class_names"] = []
+    for names, told in ((3, True), (5, False)):  # there are five
+        (tmp_path / "names.txt").write_text("".join(f"name {k}\n" for k in range(names)))
+        artefacts = Artefacts(tmp_path, config | {"region_names": {"objects": str(tmp_path / "names.txt")}})
+        build(artefacts, queries=2, seed=0)
+        wrong = [
+            note
+            for note in artefacts.notes
+            if note.startswith(f"There are names of {names} classes, but regions of scenes")
+        ]
+        assert bool(wrong) == told
