@@ -18,7 +18,10 @@ from typing import IO, Any
 from core.console import UserError
 from core.kinds import wrong_file
 
-_MODULE = re.compile(r"^(module\.)+")  # one for each DataParallel around the network
+#: The architecture (see `extractors.networks`) that computes the CNN of a `backbone_source`, a word of which it contains.
+CNN_SOURCES = {"detector": "vse_grid_detector", "wsl": "vse_grid_wsl", "imagenet_resnext": "vse_grid_wsl"}
+#: What DataParallel leaves before a name, once for each around the network.
+MODULE = re.compile(r"^(module\.)+")
 _LEGACY = 0x1950A86A20F9469CFC6C  # what torch wrote first, before it wrote zips
 # Types of plain data, of which torch itself takes fewer: what it refuses beyond is told when the file is read.
 _PLAIN = {
@@ -67,11 +70,32 @@ def read_head(path: str | os.PathLike[str], authors: str) -> Head:
     states = content.get("model") if isinstance(content, dict) else None
     if not (isinstance(states, list | tuple) and len(states) == 2 and all(isinstance(s, dict) for s in states)):
         raise UserError(f"{path} is no checkpoint of {authors}: it has no `model` with two encoders' states")
-    image, text = ({_MODULE.sub("", str(key)): _shape(value) for key, value in state.items()} for state in states)
+    image, text = ({MODULE.sub("", str(key)): _shape(value) for key, value in state.items()} for state in states)
     options = content.get("opt")
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     known = dict(options) if isinstance(options, Mapping) else {}
     return Head(image, text, {key: value for key, value in known.items() if not isinstance(value, _Any)})
+
+
+def architecture_of(path: str | os.PathLike[str], width: tuple[int, ...] | None, options: Mapping[str, Any]) -> str:
+    """The architecture whose weights are the CNN of a grid checkpoint: by its options, else by its shapes.
+
+    Args:
+        width: shape of its `layer1.0.conv2.weight`; a grouped convolution's is not square.
+
+    Raises:
+        UserError: none computes it, such as that of a `backbone_source` that was never released.
+    """
+    source = options.get("backbone_source")
+    if source is None:
+        return "vse_grid_wsl" if width is not None and width[0] != width[1] else "vse_grid_detector"
+    for word, architecture in CNN_SOURCES.items():
+        if word in str(source):
+            return architecture
+    raise UserError(
+        f"{path}: its CNN is of backbone_source {source!r}, which no architecture here computes; read are "
+        + ", ".join(f"{word} ({architecture})" for word, architecture in CNN_SOURCES.items())
+    )
 
 
 def _shape(value: Any) -> tuple[int, ...]:

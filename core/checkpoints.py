@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.checkpoint_head import MODULE, architecture_of
 from core.console import UserError
 from core.kinds import wrong_file
 
-#: The architecture (see `extractors.networks`) that computes the CNN of a `backbone_source`, a word of which it contains.
-CNN_SOURCES = {"detector": "vse_grid_detector", "wsl": "vse_grid_wsl", "imagenet_resnext": "vse_grid_wsl"}
-_MODULE = re.compile(r"^(module\.)+")  # one for each DataParallel around the network
 # Grid checkpoints hold their CNN twice, under the names of torchvision and as the parts of a sequence.
 _CNN_PARTS = {
     "conv1": "base.0",
@@ -61,7 +59,7 @@ def read_checkpoint(
             raise UserError(
                 f"{path} is no checkpoint of {authors}: {wrong[0]!r} in its `model` is no tensor of weights"
             )
-    image, text = ({_MODULE.sub("", key): value for key, value in state.items()} for state in states)
+    image, text = ({MODULE.sub("", key): value for key, value in state.items()} for state in states)
     options = content.get("opt")
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     return image, text, dict(options) if isinstance(options, dict) else {}
@@ -134,14 +132,5 @@ def cnn_architecture(path: str | os.PathLike[str], cnn: Mapping[str, Tensor], op
     Raises:
         UserError: none computes it, such as that of a `backbone_source` that was never released.
     """
-    source = options.get("backbone_source")
-    if source is None:
-        width = cnn.get("layer1.0.conv2.weight")
-        return "vse_grid_wsl" if width is not None and width.shape[0] != width.shape[1] else "vse_grid_detector"
-    for word, architecture in CNN_SOURCES.items():
-        if word in str(source):
-            return architecture
-    raise UserError(
-        f"{path}: its CNN is of backbone_source {source!r}, which no architecture here computes; read are "
-        + ", ".join(f"{word} ({architecture})" for word, architecture in CNN_SOURCES.items())
-    )
+    width = cnn.get("layer1.0.conv2.weight")
+    return architecture_of(path, None if width is None else tuple(width.shape), options)

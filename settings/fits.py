@@ -15,7 +15,6 @@ from core import layout
 from core.console import UserError
 from core.features import VISUAL, Feature
 from core.section import Section
-from extractors.settings import CHECKPOINT_CNNS
 from model.checkpoints.heads import AUTHORS, SCORE, Published, published
 from model.runs import imported_by_hand
 from model.settings import Run
@@ -155,7 +154,7 @@ def checkpoint_faults(settings: Settings, name: str, file: str, known: Widths | 
     yield from _contradicted(file, run, found)
     if found.categories not in (None, NUM_CATEGORIES):
         yield f"checkpoint: {file} has {found.categories} classes, but panoptic stores have {NUM_CATEGORIES}; get the one of that many"
-    yield from _cells(settings, name, file) if found.cells else ()
+    yield from _cells(settings, name, file, found.cells) if found.cells else ()
     if not (found.cells and run.visual != "grids"):
         read = reads(settings, name)
         yield from (
@@ -170,10 +169,10 @@ def _of_another_kind(file: str, run: Run, found: Published) -> str:
     return f"checkpoint: {file} is a checkpoint of kind {found.kind}, not {run.model.kind}; write model: {{kind: {found.kind}}}"
 
 
-def _cells(settings: Settings, name: str, file: str) -> Iterator[str]:
+def _cells(settings: Settings, name: str, file: str, architecture: str) -> Iterator[str]:
     """The head of a grid checkpoint on other tokens than the cells of its own CNN; `model.checkpoint.recognise` says it of a command."""
     grids = settings.features.grids
-    fix = f"features.grids: {{architecture: {' or '.join(CHECKPOINT_CNNS)}, weights: {file}, grid: native}}"
+    fix = f"features.grids: {{architecture: {architecture}, weights: {file}, grid: native}}"
     if settings.runs[name].visual != "grids":
         yield (
             f"visual: {settings.runs[name].visual!r}, but {file} is a grid checkpoint, which reads the cells of its own CNN; write visual: "
@@ -189,7 +188,7 @@ def _cells(settings: Settings, name: str, file: str) -> Iterator[str]:
     unknown = weights.startswith(PREFIX) and named_entry(weights) is None  # told elsewhere
     weights = "" if unknown else resolve(weights, settings.published.folder, settings.published.files)
     given = ""
-    if getattr(grids, "architecture", "") not in CHECKPOINT_CNNS:
+    if getattr(grids, "architecture", "") != architecture:
         given = grids.shown()
     elif os.path.isfile(weights) and not _same(weights, file):
         given = f"{grids.shown()} with weights {weights}"

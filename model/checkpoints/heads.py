@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.checkpoint_head import Head, read_head
+from core.checkpoint_head import Head, architecture_of, read_head
 
 #: How families of checkpoints tell, in this order: a key's beginning in the image encoder's state, and whose it is.
 FAMILIES = (
@@ -29,14 +29,15 @@ class Published:
     """A checkpoint's network.
 
     Attributes:
-        kind: see `model.settings.KINDS`; None of none that is known. cells: whether it brings the CNN whose cells it reads.
+        kind: see `model.settings.KINDS`; None of none that is known. cells: the architecture of the CNN that it brings, whose cells it
+            reads; "" without one.
         img_dim: width of a visual token; categories: of 3SHNet's panoptic input. None where the file does not tell.
         words: how many its text encoder knows, <mask> included, or word pieces. None without a text encoder.
         says: settings of a run that the file decides, by key (`model.embed_size`), and their values in it.
     """
 
     kind: str | None
-    cells: bool = False
+    cells: str = ""
     img_dim: int | None = None
     categories: int | None = None
     words: int | None = None
@@ -66,12 +67,18 @@ def published(path: str | os.PathLike[str]) -> Published:
     weight = image.get("fc.weight", image.get("fc.weight_v", ()))
     return Published(
         kind,
-        cells=any(name.startswith("backbone.") for name in head.image),
+        cells=_cnn(path, head),
         img_dim=weight[1] if len(weight) == 2 else None,
         categories=_side(image, "embed_category.0.weight", 1),
         words=_side(head.text, "embed.weight", 0) or _side(head.text, "bert.embeddings.word_embeddings.weight", 0),
         says=dict(_said(kind, image, head)),
     )
+
+
+def _cnn(path: str | os.PathLike[str], head: Head) -> str:
+    if not any(name.startswith("backbone.") for name in head.image):
+        return ""
+    return architecture_of(path, head.image.get("backbone.base.4.0.conv2.weight"), head.options)
 
 
 def _side(state: dict[str, tuple[int, ...]], name: str, axis: int) -> int | None:

@@ -345,6 +345,12 @@ def test_cells_of_another_network(config):
     write("other.pth", head | grid_cnn(), words(pooled=True))
     config["features"] = {"grids": {"architecture": "vse_grid_detector", "weights": "other.pth"}}
     assert "those of architecture vse_grid_detector with weights other.pth; write" in mistakes(config)[0]
+    config["features"]["grids"] |= {"architecture": "vse_grid_wsl", "weights": "grid.pth"}
+    assert (
+        "those of architecture vse_grid_wsl; write features.grids: {architecture: vse_grid_detector, weights: grid.pth"
+        in mistakes(config)[0]
+    )
+    config["features"]["grids"]["architecture"] = "vse_grid_detector"
     Path("copy.pth").write_bytes(Path("grid.pth").read_bytes())
     config["features"]["grids"]["weights"] = "copy.pth"
     assert "takes visual tokens of 7 numbers" in mistakes(config)[0], "of its own CNN they have 2,048"
