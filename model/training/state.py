@@ -71,6 +71,8 @@ def facts(
         return split and [split.contents, split.image_ids, split.captions]
 
     features = {kind: one | {"index_digest": None} for kind, one in _deciding(pairs.features.describe()).items()}
+    # How many captions of an image count the splits tell.
+    said_by_splits = {"captions_per_image": Training.model_fields["captions_per_image"].default}
     return {
         "network": described(network),
         "origin": dict(origin or {}),
@@ -78,7 +80,7 @@ def facts(
         "splits": [of(pairs.split), of(validation)],
         "pairs": [pairs.batch_size, pairs.token_drop, pairs.word_augmentation, pairs.seed],
         "vocabulary": pairs.tokenizer.vocabulary,
-        "recipe": recipe.model_dump(exclude=Training.WITHOUT_EFFECT | {"epochs"}),
+        "recipe": recipe.model_dump(exclude=Training.WITHOUT_EFFECT | {"epochs"}) | said_by_splits,
         "seed": seed,
     }
 

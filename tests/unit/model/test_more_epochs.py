@@ -13,7 +13,7 @@ import torch
 
 from catalog.index import read_captions, read_images, write_index
 from model.training import state
-from tests.unit.model.helpers import equal, run, weights
+from tests.unit.model.helpers import equal, prepare, run, weights
 
 
 def goes_on(world, folder, capsys, **numbers):
@@ -123,6 +123,19 @@ def test_a_finished_training_is_not_repeated_where_the_workflow_asks_for_the_ver
         run(world, tmp_path, epochs=1, contents=contents)
         assert said in capsys.readouterr().err
         assert equal(weights(tmp_path), whole) and rows_of(tmp_path) == rows
+
+
+def test_as_many_captions_as_before_are_no_other_training(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("THREESHNET_REUSE", "yes")
+    run(world, tmp_path, epochs=1, contents="same")
+    capsys.readouterr()
+    run(world, tmp_path, epochs=1, contents="same", captions_per_image=9)  # which read the same ones
+    assert "trained already" in capsys.readouterr().err
+    _, pairs = prepare(world)
+    pairs.split.captions[0] = "another caption"
+    assert "(the images or captions of a split); starting afresh" in goes_on(
+        world, tmp_path, capsys, epochs=1, contents="same", prepared=(prepare(world)[0], pairs)
+    )
 
 
 def test_images_beside_the_splits_change_no_training(world, tmp_path, capsys, monkeypatch):
