@@ -12,9 +12,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from core.console import UserError
+from core.console import UserError, first_line
 from core.files import digest_file
 from model.network import RetrievalNetwork
 from model.pretrained import load_encoder
@@ -46,7 +47,24 @@ def new_network(
     # Only what augmentation may put into a caption has a place in the vocabulary: SCAN's has none.
     masked = recipe.model.kind != "scan" or recipe.training.word_augmentation > 0
     text, tokenizer = new_text_encoder(recipe.text, recipe.model, captions, masked=masked)
+    if recipe.text.pretrained and recipe.training.precision == "bf16":
+        _try_in_bf16(text, tokenizer)
     return network(image, text), tokenizer
+
+
+@torch.no_grad()
+def _try_in_bf16(text: CaptionEncoder, tokenizer: Tokenizer) -> None:
+    """UserError: the library's model cannot be run so (X-MOD's, for one, mixes types)."""
+    ids, lengths = map(torch.from_numpy, tokenizer.encode(["a b", "a"]))
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            text.eval().states(ids, lengths)  # without dropout, which would draw numbers that training would draw
+    except RuntimeError as error:
+        raise UserError(
+            f"training.precision: this text encoder cannot be run in bf16 ({first_line(error)}); set training.precision: fp32"
+        ) from error
+    finally:
+        text.train()
 
 
 def network_from(config: Mapping[str, Any]) -> RetrievalNetwork:

@@ -201,3 +201,17 @@ def test_a_configuration_that_does_not_say_of_what_is_no_bert(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="says no model_type, and that it is a RobertaModel"):
         load_encoder(path, dropout=0.0, max_tokens=30)
+
+
+def test_an_encoder_that_cannot_be_run_in_bfloat16_says_so_at_once(tmp_path):
+    from model.build import new_network
+    from model.settings import Recipe
+
+    sizes = SIZES | {"languages": ["en_XX"], "default_language": "en_XX"}
+    recipe = {"model": {"kind": "vse_infinity", "embed_size": 8}, "training": {"precision": "bf16"}}
+    recipe["text"] = {"pretrained": folder(tmp_path, "XmodConfig", **sizes), "max_tokens": 20}
+    with pytest.raises(UserError, match="set training.precision: fp32"):
+        new_network(Recipe(**recipe), [], img_dim=8)
+    recipe["training"]["precision"] = "fp32"
+    network, _ = new_network(Recipe(**recipe), [], img_dim=8)
+    assert network.text.bert.config.packed
