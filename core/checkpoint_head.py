@@ -23,12 +23,14 @@ CNN_SOURCES = {"detector": "vse_grid_detector", "wsl": "vse_grid_wsl", "imagenet
 #: What DataParallel leaves before a name, once for each around the network.
 MODULE = re.compile(r"^(module\.)+")
 _LEGACY = 0x1950A86A20F9469CFC6C  # what torch wrote first, before it wrote zips
-# Types of plain data, of which torch itself takes fewer: what it refuses beyond is told when the file is read.
-_PLAIN = {
-    ("builtins", name)
-    for name in ("set", "frozenset", "complex", "bytearray", "bytes", "slice", "range", "int", "float", "str", "bool")
-} | {("_codecs", "encode"), *((module, "Vocabulary") for module in ("vocab", "lib.vocab", "__main__"))}
-_PLAIN_MODULES = ("torch", "numpy", "collections")
+# Names of plain data. torch itself takes fewer: what it refuses beyond is told when the file is read.
+_PLAIN = re.compile(
+    r"(?:builtins|__builtin__)\.(?:set|frozenset|complex|bytearray|bytes|slice|range|int|float|str|bool)"
+    r"|_codecs\.encode|(?:vocab|lib\.vocab|__main__)\.Vocabulary|collections\.(?:OrderedDict|Counter|defaultdict)"
+    r"|numpy\.(?:dtype|ndarray|\w*(?:int|float|bool)\w*)|numpy\.dtypes\.\w+|numpy\._?core\.multiarray\.(?:scalar|_reconstruct)"
+    r"|torch\.(?:\w+Storage|Size|device|Tensor|(?:b?float|u?int|complex|bool|half|double|long|short|q|cdouble|cfloat)\w*)"
+    r"|torch\._utils\._rebuild_\w+|torch\.(?:storage|nn\.parameter|_tensor|serialization|torch_version)\.\w+"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def read_head(path: str | os.PathLike[str], authors: str) -> Head:
     options = content.get("opt")
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     known = dict(options) if isinstance(options, Mapping) else {}
-    return Head(image, text, {key: value for key, value in known.items() if not isinstance(value, _Any)})
+    return Head(image, text, {key: value for key, value in known.items() if isinstance(value, str | int | float)})
 
 
 def architecture_of(path: str | os.PathLike[str], width: tuple[int, ...] | None, options: Mapping[str, Any]) -> str:
@@ -181,11 +183,11 @@ _READ = {
 
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        module = {"__builtin__": "builtins"}.get(module, module)  # as Python 2 called it
         if (module, name) in _READ:
             return _READ[module, name]
-        if module.split(".")[0] in _PLAIN_MODULES or (module, name) in _PLAIN:
+        if _PLAIN.fullmatch(f"{module}.{name}"):
             return _Any
+        module = {"__builtin__": "builtins"}.get(module, module)  # as Python 2 called it
         raise _NotPlainError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:

@@ -161,6 +161,10 @@ def test_whose_a_checkpoint_is(config, tmp_path):
             {"model": [region(), words(pooled=True)], "opt": Exploit()},
             "holds more than weights: it asks for builtins.print",
         ),
+        (
+            {"model": [region(), words(pooled=True)], "hub": Download()},
+            "holds more than weights: it asks for torch.hub.download_url_to_file",
+        ),
         ({"state_dict": {}}, "is no checkpoint of 3SHNet's, VSE-infinity's or SCAN's authors"),
         ({"model": [{"conv.weight": torch.ones(1)}, {}]}, "its image encoder is of no kind that is known"),
     ):
@@ -274,6 +278,11 @@ def test_a_vocabulary_that_is_none_is_known_before_a_training(config):
     pickled, lines = mistakes(config)
     assert pickled.startswith("runs.pickle.text.vocabulary: cannot read the vocabulary words.pkl")
     assert lines.startswith("runs.lines.text.vocabulary: words.txt: the vocabulary has 'a' where '<pad>' is expected")
+
+
+class Download:
+    def __reduce__(self):
+        return torch.hub.download_url_to_file, ("http://127.0.0.1:9/x", "x")
 
 
 OWN = """
