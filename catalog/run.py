@@ -75,9 +75,10 @@ def index(
                 )
     lacking = sorted((section.known_splits() or set()) - {"all", *rows["split"].to_pylist()})
     if empty := [split for split in needed if split in lacking and not images_alone()]:
-        lines = "".join(f"\n  {note}" for note in found.notes)
+        why = "".join(f"\n  {note}" for note in found.notes)
         raise UserError(
-            f"datasets.{dataset}: no image is left of split {', '.join(empty)}, which runs or test sets read:{lines}"
+            f"datasets.{dataset}: no image is left of split {', '.join(empty)}, which runs or test sets read"
+            + (f":{why}" if why else f": of {rows.num_rows} images; give it a larger share, or more images")
         )
     if lacking and (note := f"no images of split {', '.join(lacking)}") not in found.notes:
         found.notes.append(note)

@@ -98,5 +98,10 @@ def test_a_split_that_somebody_reads_must_not_be_empty(tmp_path, capsys, monkeyp
     ):
         indexed(tmp_path, capsys, "--needed", "train", "val", missing_images="drop")
     assert "no images of split val" in indexed(tmp_path, capsys, "--needed", "train", missing_images="drop")[1]
+    drawn = {"captions": None, "splits": {"train": 1.0, "val": 1e-9}}
+    with pytest.raises(
+        UserError, match="no image is left of split val, .*: of 5 images; give it a larger share, or more images"
+    ):
+        indexed(tmp_path, capsys, "--needed", "val", **drawn)
     monkeypatch.setenv(IMAGES_ALONE, "yes")  # for features alone no split is read
     assert "no images of split val" in indexed(tmp_path, capsys, "--needed", "val", missing_images="drop")[1]
