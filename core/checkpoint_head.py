@@ -35,7 +35,8 @@ _PLAIN = re.compile(
 
 @dataclass(frozen=True)
 class Head:
-    """Attributes: image, text: shapes of each encoder's tensors, by name without `module.`. options: plain values, by name."""
+    """Attributes: image, text: shapes of each encoder's tensors, by name without `module.`. options: their
+    values by name, None of what is no text or number (numpy's are objects)."""
 
     image: dict[str, tuple[int, ...]]
     text: dict[str, tuple[int, ...]]
@@ -76,7 +77,9 @@ def read_head(path: str | os.PathLike[str], authors: str) -> Head:
     options = content.get("opt")
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     known = dict(options) if isinstance(options, Mapping) else {}
-    return Head(image, text, {key: value for key, value in known.items() if isinstance(value, str | int | float)})
+    return Head(
+        image, text, {key: value if isinstance(value, str | int | float) else None for key, value in known.items()}
+    )
 
 
 def architecture_of(path: str | os.PathLike[str], width: tuple[int, ...] | None, options: Mapping[str, Any]) -> str:

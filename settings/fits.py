@@ -219,11 +219,7 @@ def _contradicted(file: str, run: Run, found: Published) -> Iterator[str]:
         if said != value:
             yield f"{key}: {said!r}, but {file} was trained with {value!r}, which decides; write that, or leave it out"
     if found.kind == "scan":
-        lacking = [
-            f"model.{key}"
-            for key in SCORE
-            if f"model.{key}" not in found.says and key not in run.model.model_fields_set
-        ]
+        lacking = [f"model.{key}" for key in SCORE if key not in found.options | run.model.model_fields_set]
         if lacking:
             yield f"checkpoint: {file} does not say how SCAN scores pairs: name {', '.join(lacking)} as it was trained with"
     hidden = found.says.get("text.hidden_size", 0)

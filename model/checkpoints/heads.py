@@ -33,6 +33,7 @@ class Published:
             reads; "" without one.
         img_dim: width of a visual token; categories: of 3SHNet's panoptic input. None where the file does not tell.
         words: how many its text encoder knows, <mask> included, or word pieces. None without a text encoder.
+        options: names of those in the file.
         says: settings of a run that the file decides, by key (`model.embed_size`), and their values in it.
     """
 
@@ -41,6 +42,7 @@ class Published:
     img_dim: int | None = None
     categories: int | None = None
     words: int | None = None
+    options: frozenset[str] = frozenset()
     says: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -71,6 +73,7 @@ def published(path: str | os.PathLike[str]) -> Published:
         img_dim=weight[1] if len(weight) == 2 else None,
         categories=_side(image, "embed_category.0.weight", 1),
         words=_side(head.text, "embed.weight", 0) or _side(head.text, "bert.embeddings.word_embeddings.weight", 0),
+        options=frozenset(head.options),
         says=dict(_said(kind, image, head)),
     )
 
@@ -112,6 +115,10 @@ def _said(kind: str | None, image: dict[str, tuple[int, ...]], head: Head) -> It
         yield "model.mlp", any(name.startswith("mlp.") for name in image)
     if kind == "scan":
         yield "model.weight_norm", "fc.weight_v" in image
-        yield from ((f"model.{name}", head.options[name]) for name in SCORE if name in head.options)
+        yield from ((f"model.{name}", head.options[name]) for name in SCORE if head.options.get(name) is not None)
     if kind in ("vse_infinity", "scan"):
-        yield from ((f"model.{ours}", not head.options[off]) for off, ours in SWITCHES.items() if off in head.options)
+        yield from (
+            (f"model.{ours}", not head.options[off])
+            for off, ours in SWITCHES.items()
+            if head.options.get(off) is not None
+        )

@@ -207,6 +207,9 @@ def test_what_a_checkpoint_does_not_hold_goes_on_to_work(config, tmp_path):
         "scan.pth does not say how SCAN scores pairs: name model.cross_attn, model.raw_feature_norm"
         in mistakes(config)[0]
     )
+    by_numpy = SCORE | {"lambda_lse": np.float64(5), "lambda_softmax": np.int64(4)}
+    write("numpy.pth", {"fc.weight": torch.randn(6, 7), "fc.bias": torch.randn(6)}, words(8, pooled=False), **by_numpy)
+    load_settings(config | {"runs": {"scan": scan | {"checkpoint": "numpy.pth"}}})
     scan["model"] |= SCORE | {"lambda_lse": 5.0}
     config["runs"]["vse"]["model"]["normalise_images"] = False
     scan["text"] = {"kind": "bigru", "lowercase": "text", "max_tokens": 9}
