@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
@@ -292,6 +293,11 @@ def folder_faults(folder: Path) -> Iterator[str]:
             yield f"{path} holds no object of settings; {COPY}"
         elif reads(config) == "text":
             yield f"{folder} is a {config.get('model_type')!r} model, which reads text; choose one that reads images"
+            return
+        elif "pretrained_cfg" in config:  # timm's, which says there how images are brought to it
+            if find_spec("timm") is None:
+                yield f"{folder} is a model of the package timm, which is not installed here; pip install timm"
+            yield from weight_faults(folder)
             return
     if not any((folder / name).is_file() for name in _PROCESSORS):
         yield f"{folder} lacks {_PROCESSORS[0]}, which says how images are brought to the model; {COPY}"

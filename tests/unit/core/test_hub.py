@@ -51,7 +51,7 @@ def test_what_a_model_reads(config, what):
     assert reads(config) == what
 
 
-def test_folders_of_the_wrong_kind_are_known_before_any_job(tmp_path):
+def test_folders_of_the_wrong_kind_are_known_before_any_job(tmp_path, monkeypatch):
     def lines(section):
         return [line.replace(str(tmp_path), "F") for line in section.missing()]
 
@@ -66,6 +66,12 @@ def test_folders_of_the_wrong_kind_are_known_before_any_job(tmp_path):
     assert lines(Text(pretrained=str(tmp_path))) == [
         "pretrained: F is a 'vit' model, which reads images; choose a text encoder"
     ]
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
+    monkeypatch.setattr("extractors.settings.find_spec", lambda name: None)
+    assert lines(grids) == ["weights: F is a model of the package timm, which is not installed here; pip install timm"]
+    monkeypatch.setattr("extractors.settings.find_spec", lambda name: "there")
+    assert lines(grids) == []
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": 9}')
     (tmp_path / "processor_config.json").write_text("{}")
     assert lines(grids) == []
     (tmp_path / "model.safetensors").write_bytes(WHOLE[:-1])
