@@ -16,7 +16,10 @@ from core.hub import COPY, reads, weight_faults
 from core.kinds import other_kind
 from model.vocabulary import SPECIAL_TOKENS, read_vocabulary, vocabulary_fault
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model"),
+)
 _DECIDING = re.compile(
     r"(config|tokenizer_config|special_tokens_map|added_tokens|tokenizer|vocab)\.json|merges\.txt|vocab\.txt|.*\.model|"
     r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"

@@ -19,7 +19,14 @@ from model.library_encoder import LibraryEncoder, load_library_encoder
 from model.library_tokenizer import load_library_tokenizer
 from model.tokenizer import CaptionTokenizer
 
-_DESCRIPTIONS = ["config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZER_FILES]
+_DESCRIPTIONS = [
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    *TOKENIZER_FILES,
+]
 
 
 def load_encoder(name: str, *, dropout: float, max_tokens: int) -> tuple[LibraryEncoder, CaptionTokenizer]:
