@@ -62,12 +62,7 @@ def encode(
     items = read_split(images, captions, split, dropped=sorted(features.dropped))
     features.check_index(items.index_digest)
     check_same_extractor(config.get("features"), features.describe(), run=run)
-    expected = network.image.sizes.img_dim
-    if features.img_dim != expected:
-        raise UserError(
-            f"run {run} takes features of width {expected}, but those of {visual} have width {features.img_dim}; "
-            "extract the data set's features with the network that made those it was trained on (features: architecture, weights)"
-        )
+    features.check_network(network, run)
     if tokenizer is None:
         raise UserError(
             f"run {run} in {run_dir} has no vocabulary, so it cannot read captions: import it again with --vocabulary"

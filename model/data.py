@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from core.console import UserError
 from model.parallel import processes as all_processes
 from model.parallel import share
 from model.tokenizer import CaptionTokenizer, Pieces
+
+if TYPE_CHECKING:
+    from model.network import RetrievalNetwork
 
 # What is read of each store that a network may need.
 ARRAYS = {"visual": ("features", "counts"), "panoptic": ("seg_maps", "category_onehots", "seg_features")}
@@ -165,6 +168,20 @@ class Features:
                 raise UserError(
                     f"the {kind} store ({_name(store)}) was made from another index (digest {made_from[:12]}) than "
                     f"the one given ({digest[:12]}); extract its features again"
+                )
+
+    def check_network(self, network: RetrievalNetwork, run: str) -> None:
+        """UserError if a network takes visual tokens of another width, or maps of other classes. run: its name, for messages."""
+        sizes = network.image.sizes
+        wanted = getattr(sizes, "num_categories", None)
+        for kind, takes, has, what in (
+            ("visual", sizes.img_dim, self.img_dim, "features of width {}"),
+            ("panoptic", wanted, self.num_categories, "panoptic features of {} classes"),
+        ):
+            if kind in self.stores and None not in (takes, has) and takes != has:
+                raise UserError(
+                    f"run {run} takes {what.format(takes)}, but {_name(self.stores[kind])} holds {what.format(has)}; extract the data set's "
+                    "features with the network that made those it was trained on (features: architecture, weights), or name another run"
                 )
 
     def describe(self) -> dict[str, Any]:

@@ -276,10 +276,7 @@ def explain_image(
     if image_id in features.dropped:
         raise UserError(f"--image-id: {image_id!r} could not be read when features were made; choose another")
     check_same_extractor(config.get("features"), features.describe(), run=str(config.get("run") or run))
-    if features.img_dim != network.image.sizes.img_dim:
-        raise UserError(
-            f"--visual: {visual} holds features of width {features.img_dim}; the run takes {network.image.sizes.img_dim}"
-        )
+    features.check_network(network, str(config.get("run") or run))
     rows = np.array([row])
     found = explain(network.to(opened), tokenizer, features, rows, sentence)
     size = (table["width"][row].as_py(), table["height"][row].as_py())

@@ -121,11 +121,7 @@ def _load(name: str, run: Mapping[str, str], digest: str) -> tuple[Any, dict[str
     panoptic = open_store(run["panoptic"]) if "panoptic" in network.needs else None
     features = Features(open_store(run["visual"]), panoptic, index_digest=digest)
     check_same_extractor(config.get("features"), features.describe(), run=name)
-    if features.img_dim != network.image.sizes.img_dim:
-        raise UserError(
-            f"run {name} takes features of width {network.image.sizes.img_dim}, those of {run['visual']} have "
-            f"{features.img_dim}; name a store of features like those it was trained on"
-        )
+    features.check_network(network, name)
     return network, config, tokenizer, features
 
 

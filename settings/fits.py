@@ -303,5 +303,7 @@ def folder_faults(
     if feature in VISUAL and feature != visual:
         yield f"visual: {visual!r}, but the run in {folder} reads {feature}; write visual: {feature}"
         return
+    if image.get("num_categories", NUM_CATEGORIES) != NUM_CATEGORIES:
+        yield f"model: the run in {folder} reads {image['num_categories']} classes, but panoptic stores have {NUM_CATEGORIES}; name another run"
     for line in other_widths(settings, read, visual, image.get("img_dim"), f"the run in {folder} takes"):
         yield f"visual: {line}"

@@ -273,7 +273,11 @@ def test_the_kind_of_features_is_checked_and_imported_runs_pass(world):
 
 
 def test_features_of_another_width_are_an_error(world):
+    from dataclasses import replace
+
+    from model.data import Features
     from model.runs import load_run, save_run
+    from stores import open_store
 
     network, _, tokenizer = load_run(world["paths"]["run_dir"])
     save_run(world["paths"]["run_dir"], network, tokenizer, config={"run": "imported", "features": None})
@@ -282,8 +286,13 @@ def test_features_of_another_width_are_an_error(world):
     wide = {"features": np.zeros((9, TOKENS, WIDTH + 2), np.float16), "counts": world["arrays"]["counts"]}
     other = path.with_name("wide.zarr")
     write_store(other, attributes["index_digest"], ids, wide, "regions", "visual")
-    with pytest.raises(UserError, match="takes features of width 10, but those of .* have width 12"):
+    with pytest.raises(UserError, match=r"takes features of width 10, but .*wide\.zarr holds features of width 12"):
         encode(**world["paths"] | {"visual": other}, split="test")
+    network.image.sizes = replace(network.image.sizes, num_categories=100)
+    features = Features(open_store(path), open_store(world["paths"]["panoptic"]))
+    told = "takes panoptic features of 100 classes, but .* holds panoptic features of .* classes"
+    with pytest.raises(UserError, match=told):
+        features.check_network(network, "tiny")
 
 
 def test_diverged_weights_are_an_error(world):

@@ -404,6 +404,12 @@ def test_a_run_that_somebody_put_there(config, tmp_path):
     content |= {"image": {"img_dim": 7}, "features": {"visual": {"feature": "grids"}}}
     (run / "config.json").write_text(json.dumps(content))
     assert "reads grids; write visual: grids" in mistakes(config)[0]
-    del content["features"]
+    content |= {"image": {"img_dim": 7, "num_categories": 100}, "features": None}
+    (run / "config.json").write_text(json.dumps(content))
+    assert (
+        "imported.other.model: the run in results/runs/kept reads 100 classes, but panoptic stores have 133"
+        in mistakes(config)[0]
+    )
+    content["image"] = {"img_dim": 7}
     (run / "config.json").write_text(json.dumps(content))
     assert Plan(load_settings(config)).kept_runs() == ["kept"]
