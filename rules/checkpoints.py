@@ -85,9 +85,22 @@ class Checkpoints:
                 raise UserError(
                     f"runs.{run}.model.kind: {said!r}, but {folder} holds a network of kind {found!r}; write that"
                 )
-            for line in folder_faults(self.settings, reads(self.settings, run), visual, folder, config):
+            read = reads(self.settings, run)
+            for line in (
+                *self._unlike(run, folder, config),
+                *folder_faults(self.settings, read, visual, folder, config),
+            ):
                 raise UserError(f"runs.{run}.{line}")
         return kept
+
+    def _unlike(self, run: str, folder: str, config: dict[str, Any]) -> Iterator[str]:
+        """Settings of a network that somebody wrote, and that the run in the folder has otherwise; it is scored as it is."""
+        model, sizes = self.settings.runs[run].model, config.get("image")
+        # What is said to be so beside a checkpoint is compared with that, and dropout is of training.
+        said = model.model_fields_set - {"kind", "dropout"} if self.settings.runs[run].checkpoint is None else ()
+        for key in sorted(said):
+            if isinstance(sizes, dict) and key in sizes and sizes[key] != getattr(model, key):
+                yield f"model.{key}: {getattr(model, key)!r}, but the run in {folder} has {sizes[key]!r}; write that, or leave it out"
 
     def checkpoint_inputs(self, wildcards: Wildcards) -> dict[str, str]:
         run = self.settings.runs[wildcards.run]

@@ -396,6 +396,14 @@ def test_a_run_that_somebody_put_there(config, tmp_path):
         match="runs.kept.visual: the run in results/runs/kept takes visual tokens of 9 numbers, but testsets.t has",
     ):
         Plan(load_settings(config)).kept_runs()
+    content["image"] |= {"embed_size": 6, "mlp": False}
+    (run / "config.json").write_text(json.dumps(content))
+    config["runs"]["kept"]["model"] = {"kind": "vse_infinity", "mlp": True}
+    with pytest.raises(
+        UserError, match="runs.kept.model.mlp: True, but the run in results/runs/kept has False; write that, or"
+    ):
+        Plan(load_settings(config)).kept_runs()
+    config["runs"]["kept"]["model"] = {"kind": "vse_infinity", "embed_size": 6}
     search = {"dataset": "seven", "imported": {"other": {"folder": "results/runs/kept", "visual": "regions"}}}
     config |= {"search": {"mine": search}, "testsets": {}}
     assert mistakes(config)[0].startswith(
