@@ -314,6 +314,9 @@ def _long_and_short(model: nn.Module, max_tokens: int) -> tuple[Tensor, Tensor, 
         ids = torch.randint(size, (2, longest), generator=torch.Generator().manual_seed(0))
         if padding is not None:
             ids = torch.where(ids == padding, (padding + 1) % size, ids)
+        mask = getattr(model.config, "mask_token_id", None)
+        if isinstance(mask, int) and mask < size:
+            ids[1, 1] = mask  # some weigh a text by how much of it is masked
         valid = torch.arange(longest) < torch.tensor([[longest], [_FEWER]])
         ids = ids.where(valid, torch.tensor(padding or 0))
         try:
