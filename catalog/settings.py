@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
@@ -85,6 +86,10 @@ class DatasetSection(Section):
     def origin(self, feature: Feature) -> str:
         """In words, whose an imported feature is, as the configuration says."""
         raise NotImplementedError
+
+    def shapes(self, feature: Feature) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Of each array of an imported feature, by file, the shape that an image has; nothing where that takes more than files' heads."""
+        return {}
 
     def width(self, feature: Feature) -> int | None:
         """How many numbers a visual token of an imported feature has; None where that takes more than a look at one file's head."""
@@ -436,15 +441,19 @@ class PrecomputedDataset(DatasetSection):
         return self.provenance
 
     def width(self, feature: Feature) -> int | None:
+        shapes = self.shapes(feature).get("features", {}).values() if feature in VISUAL else ()
+        return next((shape[1] if len(shape) == 2 else None for shape in shapes), None)
+
+    def shapes(self, feature: Feature) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Of each array of a feature, by file, the shape that an image has, as the files' heads say; of those that can be read."""
         from catalog.precomputed import open_array
 
-        for file in self._arrays(layout_files(feature).values()) if feature in VISUAL else ():
-            try:
-                shape = open_array(Path(file)).shape
-            except UserError:  # which the index tells
-                continue
-            return shape[2] if len(shape) == 3 else None
-        return None
+        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        for array, name in layout_files(feature).items():
+            for file in self._arrays([name]):
+                with suppress(UserError):  # which the index tells
+                    found.setdefault(array, {})[file] = open_array(Path(file)).shape[1:]
+        return found
 
     def import_source(self, feature: Feature) -> str:
         usual = {"captions_per_image"} if self.captions_per_image == 5 else set()

@@ -18,7 +18,7 @@ from evaluation.settings import Ensemble, Testset
 from model.settings import KINDS, Run
 from published.registry import PREFIX, named_entry, resolve
 from search.settings import Search
-from settings.fits import checkpoint_faults, folder_faults, other_features
+from settings.fits import checkpoint_faults, folder_faults, odd_shapes, other_features
 
 if TYPE_CHECKING:
     from settings.salvage import Salvage
@@ -72,6 +72,8 @@ class CrossChecks:
                 "images; set results, or images, to another folder"
             )
         yield from self._section(f"datasets.{name}", dataset)
+        if self.check_files:
+            yield from under(f"datasets.{name}", odd_shapes(dataset))
         splits, names = (
             dataset.known_splits() if not self.doubtful("datasets", name) else None,
             self.settings.export.names,

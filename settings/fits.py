@@ -50,6 +50,19 @@ def tokens(settings: Settings, name: str, feature: Feature, known: Widths | None
     return Tokens(place, f"{feature} of dataset {name!r} ({maker})", width)
 
 
+def odd_shapes(dataset: Any) -> Iterator[str]:
+    """Precomputed arrays that no store can hold: of other shapes than a panoptic store's, or of several in the splits."""
+    from stores.features import PANOPTIC_ARRAYS
+
+    for feature in dataset.imported():
+        for array, shapes in dataset.shapes(feature).items():
+            wanted = PANOPTIC_ARRAYS[array].shape if feature == "panoptic" else next(iter(shapes.values()))
+            for file, shape in shapes.items():
+                if shape != wanted:
+                    first = "panoptic stores have" if feature == "panoptic" else f"{next(iter(shapes))} has"
+                    yield f"folder: {file} has arrays of shape {shape} for an image, {first} {wanted}; correct the files"
+
+
 def _sealed_width(seal: str, made: dict[str, Any]) -> int | None:
     """That of a store that is there and of this maker; what lies in a bucket is not asked for."""
     try:

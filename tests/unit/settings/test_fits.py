@@ -343,6 +343,17 @@ def test_sizes_that_a_network_of_ones_own_does_not_have_are_known_before_any_job
     load_settings(config)
 
 
+def test_precomputed_arrays_that_no_store_holds_are_known_before_any_job(config):
+    for prefix, width, classes in (("test", 7, 133), ("dev", 8, 80)):
+        np.save(f"seven/{prefix}_ims.npy", np.ones((2, 3, width), "f4"))
+        np.save(f"seven/{prefix}_cat_onehots.npy", np.ones((2, classes), "u1"))
+    config["datasets"]["seven"] |= {"splits": {"test": "test", "val": "dev"}, "features": ["regions", "panoptic"]}
+    assert mistakes(config) == [
+        "datasets.seven.folder: seven/dev_ims.npy has arrays of shape (3, 8) for an image, seven/test_ims.npy has (3, 7); correct the files",
+        "datasets.seven.folder: seven/dev_cat_onehots.npy has arrays of shape (80,) for an image, panoptic stores have (133,); correct the files",
+    ]
+
+
 def test_cells_of_another_network(config):
     head = {f"image_encoder.{key}": value for key, value in region().items() if not key.startswith("mlp.")}
     write("grid.pth", head | grid_cnn(), words(pooled=True))
