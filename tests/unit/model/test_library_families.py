@@ -46,7 +46,7 @@ FAMILIES = {  # the library's configuration, its sizes, the most tokens that it 
     "chinese_clip": ("ChineseCLIPConfig", {"text_config": SIZES, "vision_config": SEES | {"patch_size": 8}}, 40),
     "bart": ("BartConfig", BART | {k: SIZES[k] for k in ("vocab_size", "pad_token_id", "max_position_embeddings")}, 40),
     "roberta": ("RobertaConfig", SIZES, 38),
-    "esm": ("EsmConfig", SIZES | {"mask_token_id": 4, "token_dropout": True, "initializer_range": 0.3}, 38),
+    "esm": ("EsmConfig", SIZES | {"mask_token_id": 4, "token_dropout": True, "initializer_range": 0.3, "vocab_size": 4000}, 38),
     "squeezebert": ("SqueezeBertConfig", SIZES | {"embedding_size": 32, "q_groups": 2, "k_groups": 2, "v_groups": 2}, 40),
     "xlnet": ("XLNetConfig", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "vocab_size": 40, "pad_token_id": 1}, 50),
     "roformer": ("RoFormerConfig", SIZES, 40),
