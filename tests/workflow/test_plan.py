@@ -44,7 +44,7 @@ def test_a_target_runs_what_it_needs_and_no_more(make_workflow, repository):
     stages = ["render_scenes", "index_dataset", "extract_shard", "seal_store", "train_model", "encode_testset"]
     stages += ["compute_metrics", "compute_ensemble", "write_tables"]
     assert set(jobs_of(result)) == set(stages)
-    flags = f"--protocols cxc --positives {shlex.quote(str(positives))}"
+    flags = f"--protocols cxc --positives {shlex.quote(positives.name)}"
     assert result.stdout.count(flags) == 3 and result.stdout.count("python -m evaluation.metrics") == 4
     assert result.stdout.count("--processes 1 ") == 2
 
