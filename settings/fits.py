@@ -39,15 +39,11 @@ def tokens(settings: Settings, name: str, feature: Feature, known: Widths | None
     dataset = settings.datasets[name]
     if feature in dataset.imported():
         place, maker, width = f"datasets.{name}", "files", dataset.width(feature)
-        made = {"engine": "import", "provenance": dataset.origin(feature)}
     else:
         section = settings.features[feature]
         place, maker, width = f"features.{feature}", section.shown(), section.width(feature)
-        made = section.model_dump(exclude={"batch_size"})
-    width = (known or {}).get((name, feature), width) or _sealed_width(
-        layout.sealed(settings.results, name, feature), made
-    )
-    return Tokens(place, f"{feature} of dataset {name!r} ({maker})", width)
+        width = width or _sealed_width(layout.sealed(settings.results, name, feature), section)
+    return Tokens(place, f"{feature} of dataset {name!r} ({maker})", (known or {}).get((name, feature), width))
 
 
 def odd_shapes(dataset: Any) -> Iterator[str]:
@@ -63,12 +59,15 @@ def odd_shapes(dataset: Any) -> Iterator[str]:
                     yield f"folder: {file} has arrays of shape {shape} for an image, {first} {wanted}; correct the files"
 
 
-def _sealed_width(seal: str, made: dict[str, Any]) -> int | None:
-    """That of a store that is there and of this maker; what lies in a bucket is not asked for."""
+def _sealed_width(seal: str, section: Any) -> int | None:
+    """That of a store that is there and of this extractor, whose files are no younger; what lies in a bucket is not asked for."""
     try:
+        written = os.path.getmtime(seal)
         found = json.loads(Path(seal).read_text(encoding="utf-8"))["attributes"]
         stored, width = found["extractor"], found["arrays"]["features"]["shape"][-1]
+        made = section.model_dump(exclude={"batch_size"})
         same = all(stored.get(key, value) == value for key, value in made.items())
+        same = same and all(os.path.getmtime(file) <= written for file in section.files() if os.path.exists(file))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return width if same and isinstance(width, int) else None

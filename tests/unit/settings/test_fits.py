@@ -1,6 +1,7 @@
 """What a checkpoint, or a file's head, says against the configuration is known before any job, and without torch."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,9 @@ def test_a_store_that_is_there_says_its_width(config, tmp_path, width, told):
         (store / "zarr.json").write_text(json.dumps({"attributes": found}))
         if told and engine == "detectron2":
             assert "(detectron2's some.yaml) of 512" in mistakes(config)[0]
+            later = (store / "zarr.json").stat().st_mtime + 9
+            os.utime("vse.pth", (later, later))  # whose weights were replaced since, so that it will be made again
+            load_settings(config)
         else:
             load_settings(config)
 
