@@ -117,6 +117,13 @@ def _no_names(key: str, path: str) -> Iterator[str]:
         yield f"{key}: {error}"
 
 
+#: Backbones of transformers by what of their config.json is the width of a cell; of others only building them tells.
+_STAGES = ("convnext", "convnextv2", "resnet")
+_ONE_WIDTH = (
+    *("vit", "deit", "beit", "dinov2", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model"),
+    *("swin", "swinv2"),
+)
+
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 
@@ -259,9 +266,8 @@ class Transformers(Extractor):
             with open(os.path.join(self.weights, "config.json"), encoding="utf-8") as file:
                 config = json.load(file)
             config = config.get("vision_config", config)
-            if "neck_hidden_sizes" in config:  # its last map is widened, or not
-                return None
-            found = config["hidden_sizes"][-1] if "hidden_sizes" in config else config.get("hidden_size")
+            found = config["hidden_sizes"][-1] if config["model_type"] in _STAGES else config["hidden_size"]
+            found = found if config["model_type"] in (*_STAGES, *_ONE_WIDTH) else None
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None  # of a name on a hub, or of a folder of which the extractor says what is wrong
         return found if isinstance(found, int) and feature == "grids" else None

@@ -1,10 +1,12 @@
 """Extractor sections: what an engine needs and what a feature keeps, each declared once."""
 
+import json
+
 import pytest
 
 from core.features import FEATURES
 from core.section import canonical
-from extractors.settings import ENGINES, Features
+from extractors.settings import ENGINES, Features, GridsTransformers
 
 ARCHITECTURES = {"regions": "scenes_regions", "grids": "scenes_grids", "panoptic": "scenes_panoptic"}
 
@@ -43,3 +45,18 @@ def test_settings_are_handed_on_as_version_0_1_did():
         '{"architecture":"grid_x101","batch_size":8,"engine":"native","grid":7,"max_cells":608,"precision":"fp32",'
         '"weights":"w.safetensors"}'
     )
+
+
+def test_a_backbone_says_its_width_in_its_folder(tmp_path):
+    section = GridsTransformers(engine="transformers", weights=str(tmp_path))
+    assert section.width("grids") is None
+    for content, width in (
+        ({"model_type": "dinov2", "hidden_size": 384}, 384),
+        ({"model_type": "clip", "vision_config": {"model_type": "clip_vision_model", "hidden_size": 768}}, 768),
+        ({"model_type": "convnext", "hidden_sizes": [96, 192]}, 192),
+        ({"model_type": "mobilevit", "hidden_sizes": [144, 240], "hidden_size": 7}, None),  # whose last map has another
+        ({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}, None),
+        ([], None),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert section.width("grids") == width and section.width("panoptic") is None
