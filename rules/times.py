@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from core import layout
@@ -74,13 +74,15 @@ def restore_times(results: str) -> None:
                 write_record(path, record)
 
 
-def forget_records(results: str, paths: Iterable[str]) -> None:
+def forget_records(results: str, paths: Collection[str]) -> None:
     """What Snakemake is to forget of files is not to come back."""
-    found = _noted(results)
-    for name in {os.path.relpath(path, results) for path in paths} & found.keys():
-        found[name].pop(_RECORD, None)
-    if found:
-        _write(results, found)
+    found = _noted(results) if paths else {}
+    forgotten = [
+        found[name].pop(_RECORD, None) for name in {os.path.relpath(path, results) for path in paths} & found.keys()
+    ]
+    if any(forgotten):
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            _write(results, found)
 
 
 def _write(results: str, found: dict[str, dict[str, Any]]) -> None:

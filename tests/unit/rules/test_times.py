@@ -146,6 +146,10 @@ def test_in_a_folder_of_another_name_too(results, remembered):
 
 
 def test_what_was_made_anew_or_is_to_be_forgotten_does_not_come_back(results, remembered):
+    notes = (results / "times.json").stat()
+    for none in ([], ["results/none"]):
+        forget_records("results", none)
+    assert (results / "times.json").stat() == notes, "nothing to forget, nothing to write"
     forget_records("results", [f"results/{MADE[2]}", "results/none"])
     shutil.rmtree(results.parent / ".snakemake")
     restore_times("results")
