@@ -19,7 +19,9 @@ from core.console import UserError
 from core.text import decode_text, has_control, is_list, one_line
 
 _UNREAD = "files that are there, but of a type that is not read (convert them, to JPEG or PNG say)"
-_SPLIT = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,63}")  # files of an export begin with it
+_SPLIT = re.compile(
+    r"[^./\\\x00-\x1f-][^/\\\x00-\x1f]{0,63}"
+)  # files of an export begin with it; a dash begins an option
 _SET_MISSING_IMAGES = "to go on without those images, set missing_images: drop"
 
 
@@ -165,7 +167,7 @@ def _read_captions(
         ("images with captions in two splits", moved),
         ("splits that differ in capitals or Unicode form alone (write each in one way)", _alike(found.splits.values())),
         (
-            "splits whose names cannot be part of a file's name (no slashes, no dot in front, 64 characters at most)",
+            "splits whose names cannot be part of a file's name (no slashes, no dot or dash in front, 64 characters at most)",
             [name for name in dict.fromkeys(found.splits.values()) if not _SPLIT.fullmatch(name)],
         ),
     ):
