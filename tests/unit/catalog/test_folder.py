@@ -302,8 +302,8 @@ def test_splits_by_file(folder, tmp_path):
         ),
         ([("a", "x", "e\u0301"), ("b", "y", "\u00e9")], "2 splits that differ in capitals or Unicode form alone"),
         (
-            [("a", "x", "../up"), ("b", "y", ".x")],
-            r"2 splits whose names cannot be part of a file's name .*: '\.\./up', '\.x'",
+            [("a", "x", "../up"), ("b", "y", ".x"), ("more/c", "z", "-y")],
+            r"3 splits whose names cannot be part of a file's name .*: '\.\./up', '\.x', '-y'",
         ),
         ([("a", "['one dog', 'a dog']", "train")], "1 captions that are not text .*: 'line 1 .a.'"),
         ([("a", '["one dog"]', "train")], "1 captions that are not text .*: 'line 1 .a.'"),
