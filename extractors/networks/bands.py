@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_FACTORS_AT_ONCE = 2**20  # of a band of rows, as one matrix: they stay in the cache
+_FACTORS_AT_ONCE = 2**21  # of a band of rows, as one matrix: little memory, yet threads seldom wait for each other
 _DOUBLES_AT_ONCE = 2**18  # of factors and sums of a product
 _FEWEST_SUMS = 256  # or each weight would be fetched too often
 _this_thread = threading.local()
