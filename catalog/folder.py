@@ -19,9 +19,8 @@ from core.console import UserError
 from core.text import decode_text, has_control, is_list, one_line
 
 _UNREAD = "files that are there, but of a type that is not read (convert them, to JPEG or PNG say)"
-_SPLIT = re.compile(
-    r"[^./\\\x00-\x1f-][^/\\\x00-\x1f]{0,63}"
-)  # files of an export begin with it; a dash begins an option
+# Files of an export begin with a split's name; a dash begins an option.
+_SPLIT = re.compile(r"[^./\\\x00-\x1f-][^/\\\x00-\x1f]{0,63}")
 _SET_MISSING_IMAGES = "to go on without those images, set missing_images: drop"
 
 

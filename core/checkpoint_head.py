@@ -70,16 +70,25 @@ def read_head(path: str | os.PathLike[str], authors: str) -> Head:
             f"{path} is no file that PyTorch wrote, or cut off ({type(error).__name__}: {error}); copy or download it again "
             "(nothing in it was run)"
         ) from error
+    *states, options = encoders_of(content, path, authors)
+    image, text = ({MODULE.sub("", str(key)): _shape(value) for key, value in state.items()} for state in states)
+    return Head(
+        image, text, {key: value if isinstance(value, str | int | float) else None for key, value in options.items()}
+    )
+
+
+def encoders_of(content: Any, path: str | os.PathLike[str], authors: str) -> tuple[dict, dict, dict[str, Any]]:
+    """The image and the text encoder's state, names as they are, and the options of what was loaded from a checkpoint.
+
+    Raises:
+        UserError: it has no two encoders.
+    """
     states = content.get("model") if isinstance(content, dict) else None
     if not (isinstance(states, list | tuple) and len(states) == 2 and all(isinstance(s, dict) for s in states)):
         raise UserError(f"{path} is no checkpoint of {authors}: it has no `model` with two encoders' states")
-    image, text = ({MODULE.sub("", str(key)): _shape(value) for key, value in state.items()} for state in states)
     options = content.get("opt")
     options = vars(options) if isinstance(options, argparse.Namespace) else options
-    known = dict(options) if isinstance(options, Mapping) else {}
-    return Head(
-        image, text, {key: value if isinstance(value, str | int | float) else None for key, value in known.items()}
-    )
+    return *states, dict(options) if isinstance(options, dict) else {}
 
 
 def architecture_of(path: str | os.PathLike[str], width: tuple[int, ...] | None, options: Mapping[str, Any]) -> str:

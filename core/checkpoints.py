@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.checkpoint_head import MODULE, architecture_of
+from core.checkpoint_head import MODULE, architecture_of, encoders_of
 from core.console import UserError
 from core.kinds import wrong_file
 
@@ -51,18 +51,14 @@ def read_checkpoint(
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises nearly anything on a broken file
         raise UserError(f"{path} {refusal(error)} (nothing in it was run)") from error
-    states = content.get("model") if isinstance(content, dict) else None
-    if not (isinstance(states, list | tuple) and len(states) == 2 and all(isinstance(s, dict) for s in states)):
-        raise UserError(f"{path} is no checkpoint of {authors}: it has no `model` with two encoders' states")
+    *states, options = encoders_of(content, path, authors)
     for state in states:
         if wrong := [str(key) for key, value in state.items() if not (isinstance(key, str) and _is_dense(value))]:
             raise UserError(
                 f"{path} is no checkpoint of {authors}: {wrong[0]!r} in its `model` is no tensor of weights"
             )
     image, text = ({MODULE.sub("", key): value for key, value in state.items()} for state in states)
-    options = content.get("opt")
-    options = vars(options) if isinstance(options, argparse.Namespace) else options
-    return image, text, dict(options) if isinstance(options, dict) else {}
+    return image, text, options
 
 
 def _is_dense(value: Any) -> bool:

@@ -65,6 +65,11 @@ def at_least_single(inputs: Tensor) -> Tensor:
     return inputs if inputs.dtype == torch.float64 else inputs.float()
 
 
+def factor_type(device: torch.device, usual: torch.dtype) -> torch.dtype:
+    """What the factors of products are rounded to on a device: `usual`, but under autocast that one's."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else usual
+
+
 def l2_normalise(inputs: Tensor, eps: float = 1e-8) -> Tensor:
     """x / (||x|| + eps) over the last dimension, in float32 at least."""
     inputs = at_least_single(inputs)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from model.layers import at_least_single
+from model.layers import at_least_single, factor_type
 
 
 class RetrievalNetwork(nn.Module):
@@ -56,7 +56,7 @@ class RetrievalNetwork(nn.Module):
         Returns:
             (B, E) float32, L2-normalised; float64 of a network in float64.
         """
-        (visual,), panoptic = self._here(visual, dtype=self._multiplied()), self._here(*panoptic)
+        (visual,), panoptic = self._here(visual, dtype=self._factor_type()), self._here(*panoptic)
         return self.image(visual, *self._mask(lengths, visual), *panoptic)
 
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -129,10 +129,10 @@ class RetrievalNetwork(nn.Module):
         moved = [part.to(weight.device, non_blocking=True) for part in inputs]
         return [part.to(dtype or weight.dtype) if part.is_floating_point() else part for part in moved]
 
-    def _multiplied(self) -> torch.dtype:
-        """What the factors of products are rounded to: done once, instead of by each layer that reads them."""
-        rounded = torch.is_autocast_enabled(self.device.type)
-        return torch.get_autocast_dtype(self.device.type) if rounded else next(self.parameters()).dtype
+    def _factor_type(self) -> torch.dtype:
+        """Of what products read: rounded once, instead of by each layer."""
+        weight = next(self.parameters())
+        return factor_type(weight.device, weight.dtype)
 
     def _mask(self, lengths: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Which places of `items` (B, L, ...) are valid, (B, L) bool on their device; and the lengths in host memory."""

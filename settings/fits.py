@@ -6,6 +6,7 @@ import filecmp
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,16 +282,18 @@ def _words(file: str, run: Run, found: Published) -> Iterator[str]:
 
 def wanted_widths(settings: Settings, dataset: str, feature: Feature) -> dict[str, int]:
     """What takes a dataset's visual tokens and how wide, where only making them tells how wide they are: for the jobs that do."""
-    if feature not in VISUAL or tokens(settings, dataset, feature).width is not None:
-        return {}
+    takers = {
+        name: run.checkpoint
+        for name, run in settings.runs.items()
+        if run.checkpoint is not None and run.visual == feature and dataset in dict(reads(settings, name)).values()
+    }
     found = {}
-    for name, run in settings.runs.items():
-        if run.checkpoint is not None and run.visual == feature and dataset in dict(reads(settings, name)).values():
-            try:
-                width = published(run.checkpoint).img_dim
-            except UserError:  # which its import tells
-                continue
-            found |= {} if width is None else {f"runs.{name}.checkpoint {run.checkpoint}": width}
+    if not takers or tokens(settings, dataset, feature).width is not None:  # asked for every shard
+        return found
+    for name, checkpoint in takers.items():
+        with suppress(UserError):  # which its import tells
+            width = published(checkpoint).img_dim
+            found |= {} if width is None else {f"runs.{name}.checkpoint {checkpoint}": width}
     return found
 
 

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from model.layers import factor_type
+
 reference = F.linear
 _ROWS = 1024  # of a usual batch: the layout hardly depends on them
 
@@ -64,4 +66,4 @@ def available(device: torch.device) -> bool:
 
 def _dtype() -> torch.dtype:
     """What products are computed in."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    return factor_type(torch.device("cpu"), torch.float32)
