@@ -1,4 +1,4 @@
-"""Shared by the unit tests: a browser."""
+"""Shared by the unit tests: a browser, and a folder to work in."""
 
 import os
 from pathlib import Path
@@ -21,3 +21,11 @@ def shot(browser, tmp_path):
     folder = Path(os.environ.get("THREESHNET_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     return lambda name: browser.save_screenshot(str(folder / f"{name}.png"))
+
+
+@pytest.fixture
+def working_folder(tmp_path, monkeypatch, repository):
+    """A new folder to be in, as Snakemake is started from one, with the embedded weights in their place."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(repository / "weights")
+    return tmp_path

@@ -12,18 +12,18 @@ class One(Section):
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """`work`, where we are, `data` in it, both also behind links, and `other` beside it."""
-    for name in ("work/data", "other"):
+def place(tmp_path, monkeypatch):
+    """`here`, where we are, `data` in it, both also behind links, and `other` beside it."""
+    for name in ("here/data", "other"):
         (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "linked").symlink_to("work")
-    (tmp_path / "work" / "elsewhere").symlink_to("../other")
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "linked").symlink_to("here")
+    (tmp_path / "here" / "elsewhere").symlink_to("../other")
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "path", ["data", "./data/", "{}/work/data", "{}/work//data/.", "{}/linked/data", "~/work/data", "~/linked/data"]
+    "path", ["data", "./data/", "{}/here/data", "{}/here//data/.", "{}/linked/data", "~/here/data", "~/linked/data"]
 )
 def test_a_path_below_the_working_folder_is_a_relative_one(path, tmp_path):
     assert One(path=path.format(tmp_path)).path == "data"
@@ -32,11 +32,11 @@ def test_a_path_below_the_working_folder_is_a_relative_one(path, tmp_path):
 @pytest.mark.parametrize(
     ("path", "plain"),
     [
-        ("{}/work/new/x.csv", "new/x.csv"),  # yet to be made
-        ("{}/work/elsewhere/x.csv", "elsewhere/x.csv"),  # where a link leads may change
+        ("{}/here/new/x.csv", "new/x.csv"),  # yet to be made
+        ("{}/here/elsewhere/x.csv", "elsewhere/x.csv"),  # where a link leads may change
         ("{}/other/x.csv", "{}/other/x.csv"),
-        ("{}/working/x.csv", "{}/working/x.csv"),
-        ("{}/work/", "{}/work"),
+        ("{}/hereby/x.csv", "{}/hereby/x.csv"),
+        ("{}/here/", "{}/here"),
         ("../other", "../other"),
         ("s3://bucket/x", "s3://bucket/x"),
         ("/", "/"),
@@ -44,4 +44,4 @@ def test_a_path_below_the_working_folder_is_a_relative_one(path, tmp_path):
 )
 def test_other_paths_stay(path, plain, tmp_path):
     assert One(path=path.format(tmp_path)).path == plain.format(tmp_path)
-    assert Path(One(path=f"{tmp_path}/work/a/../data").path) == Path("a/../data")
+    assert Path(One(path=f"{tmp_path}/here/a/../data").path) == Path("a/../data")

@@ -23,12 +23,7 @@ from settings import load_settings
 from settings.checks import unwritable
 from tests.unit.model.test_checkpoint_kinds import grid_cnn, region, words, write
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch, repository):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "weights").symlink_to(repository / "weights")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("working_folder")
 
 
 @pytest.fixture
@@ -241,7 +236,7 @@ def test_a_results_folder_that_cannot_be_written(tmp_path, monkeypatch):
     assert Path.cwd() == tmp_path
 
 
-def test_features_of_photographs_by_detectors_of_drawings_are_told_at_the_start(config, folder, repository):
+def test_features_of_photographs_by_detectors_of_drawings_are_told_at_the_start(config, working_folder, repository):
     def told(**features):
         return Plan(load_settings(config | {"features": features})).unfamiliar()
 
@@ -249,7 +244,7 @@ def test_features_of_photographs_by_detectors_of_drawings_are_told_at_the_start(
     assert note.startswith(
         "datasets.mine: weights/ has seen nothing but the renderer's drawings, so its panoptic of other pictures"
     )
-    shutil.copy(repository / "weights/scenes_panoptic.safetensors", folder / "mine.safetensors")
+    shutil.copy(repository / "weights/scenes_panoptic.safetensors", working_folder / "mine.safetensors")
     assert told(panoptic={"engine": "native", "architecture": "scenes_panoptic", "weights": "mine.safetensors"}) == []
     config["datasets"]["mine"].pop("imports")
     assert "so its regions and panoptic of" in told()[0]

@@ -19,11 +19,9 @@ from settings import load_settings
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch, repository):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "weights").symlink_to(repository / "weights")
+def folder(working_folder):
     new_process()
-    return tmp_path
+    return working_folder
 
 
 def new_process():

@@ -26,14 +26,18 @@ from stores.schema import Source
 from tests.unit.model.test_checkpoint import reference_checkpoint
 from tests.unit.model.test_checkpoint_kinds import SCORE, Exploit, grid_cnn, region, words, write
 
+#: A run on the few rows of `config`.
+TRAINED = {
+    "dataset": "seven",
+    "visual": "regions",
+    "train_split": "test",
+    "val_split": None,
+    "training": {"batch_size": 2},
+}
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "b", "c", "d"]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch, repository):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "weights").symlink_to(repository / "weights")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("working_folder")
 
 
 @pytest.fixture
@@ -272,16 +276,9 @@ def test_a_vocabulary_that_does_not_fit(config):
 def test_a_vocabulary_that_is_none_is_known_before_a_training(config):
     Path("words.pkl").write_bytes(b"\x80\x02}q\x00.")
     Path("words.txt").write_text("a\nb\n")
-    run = {
-        "dataset": "seven",
-        "visual": "regions",
-        "train_split": "test",
-        "val_split": None,
-        "training": {"batch_size": 2},
-    }
     for name, file in (("pickle", "words.pkl"), ("lines", "words.txt"), ("right", "vse_words.json")):
         text = {"kind": "bigru", "vocabulary": file}
-        config["runs"][name] = run | {"model": {"kind": "scan"}, "text": text}
+        config["runs"][name] = TRAINED | {"model": {"kind": "scan"}, "text": text}
     pickled, lines = mistakes(config)
     assert pickled.startswith("runs.pickle.text.vocabulary: cannot read the vocabulary words.pkl")
     assert lines.startswith("runs.lines.text.vocabulary: words.txt: the vocabulary has 'a' where '<pad>' is expected")
@@ -317,15 +314,8 @@ class Own(RetrievalNetwork):
 
 def test_sizes_that_a_network_of_ones_own_does_not_have_are_known_before_any_job(config):
     Path("own.py").write_text(OWN)
-    run = {
-        "dataset": "seven",
-        "visual": "regions",
-        "train_split": "test",
-        "val_split": None,
-        "training": {"batch_size": 2},
-    }
     config["runs"] = {
-        "own": run | {"model": {"kind": "own.py", "options": {"img_dim": 9, "slop": 1.0, "embed_size": 4}}}
+        "own": TRAINED | {"model": {"kind": "own.py", "options": {"img_dim": 9, "slop": 1.0, "embed_size": 4}}}
     }
     told = [
         "model.options.img_dim: img_dim follows from the stores; remove it from the options",
